@@ -1,0 +1,244 @@
+"""Captioned scenes of one or two coloured shapes on a plain background.
+
+A scene is a pure function of (split, seed, index). About a tenth of the arrangements, as
+(shape, colour, relation, shape, colour), are held out of training in every wording: 'A left of B' and
+'B right of A' go together. Lengths are in pixels of a picture 64 wide and scale with `size`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import blake2b
+from itertools import permutations, product
+from typing import Literal, TypeAlias
+
+from PIL import Image, ImageDraw
+
+from ldm import keyed
+from ldm.data.sources import Record
+
+Split: TypeAlias = Literal["train", "val", "held_out"]
+RGB: TypeAlias = tuple[int, int, int]
+
+COLOURS: dict[str, RGB] = {
+    "red": (220, 40, 40),
+    "green": (30, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (245, 205, 40),
+}
+BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+SHAPES = ("circle", "square", "triangle")
+SIZES: dict[str, tuple[float, float]] = {"small": (14.0, 15.0), "large": (23.0, 25.0)}
+"""Range of the side of the square that a shape fills."""
+RELATIONS: dict[str, tuple[int, int]] = {
+    "left of": (-1, 0),
+    "right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}
+"""Where the first object lies, seen from the second; y points down."""
+
+CANVAS = 64
+JITTER = {"small": 3.0, "large": 1.0}
+"""How far along the relation's axis a centre may wander: two large objects leave no more room."""
+CROSS_JITTER = 3.0
+REACH = 15.5
+"""From the picture's centre to an object's nominal centre where there are two."""
+SUPERSAMPLING = 4
+ONE_OBJECT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as its caption names it."""
+
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says; `relation` is that of the first object to the second."""
+
+    background: str
+    things: tuple[Thing, ...]
+    relation: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object is drawn: the centre and the side of its bounding square."""
+
+    x: float
+    y: float
+    across: float
+
+
+Arrangement: TypeAlias = tuple[str, str, str, str, str]
+"""colour, shape, relation, colour, shape"""
+
+
+def caption(scene: Scene) -> str:
+    """The one sentence that describes `scene`."""
+    objects = f" {scene.relation} ".join(map(str, scene.things))
+    return f"{objects} on a {scene.background} background"
+
+
+def _pattern() -> re.Pattern[str]:
+    def any_of(words: object) -> str:
+        return "(" + "|".join(words) + ")"  # type: ignore[arg-type]
+
+    thing = f"a {any_of(SIZES)} {any_of(COLOURS)} {any_of(SHAPES)}"
+    return re.compile(f"{thing}(?: {any_of(RELATIONS)} {thing})? on a {any_of(BACKGROUNDS)} background")
+
+
+_CAPTION = _pattern()
+
+
+def parse(text: str) -> Scene:
+    """The inverse of `caption`; ValueError where `text` is no such sentence."""
+    match = _CAPTION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} does not describe a demo scene")
+    *first, relation, size, colour, shape, background = match.groups()
+    things = (Thing(*first),) if relation is None else (Thing(*first), Thing(size, colour, shape))
+    return Scene(background, things, relation)
+
+
+def mirrored(scene: Scene) -> Scene:
+    """The same scene told from its second object; a scene of one object is its own mirror."""
+    if scene.relation is None:
+        return scene
+    dx, dy = RELATIONS[scene.relation]
+    opposite = next(name for name, step in RELATIONS.items() if step == (-dx, -dy))
+    return Scene(scene.background, scene.things[::-1], opposite)
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether the arrangement is kept out of training: a tenth, by a hash that both wordings share."""
+    if scene.relation is None:
+        return False
+    told = scene if scene.relation in ("left of", "above") else mirrored(scene)
+    first, second = told.things
+    text = f"{first.colour} {first.shape} {told.relation} {second.colour} {second.shape}"
+    return blake2b(text.encode(), digest_size=8).digest()[0] % 10 == 0
+
+
+@cache
+def arrangements(held_out: bool) -> tuple[Arrangement, ...]:
+    """All arrangements of two objects that differ in colour or shape, on one side of the split."""
+    objects = product(COLOURS, SHAPES)
+    found = [(*a, r, *b) for (a, b), r in product(permutations(objects, 2), RELATIONS)]
+    return tuple(a for a in found if is_held_out(_arranged(a, "white", ("small", "small"))) == held_out)
+
+
+def _arranged(arrangement: Arrangement, background: str, sizes: tuple[str, str]) -> Scene:
+    colour_a, shape_a, relation, colour_b, shape_b = arrangement
+    first, second = Thing(sizes[0], colour_a, shape_a), Thing(sizes[1], colour_b, shape_b)
+    return Scene(background, (first, second), relation)
+
+
+def every_scene(held_out: bool) -> list[Scene]:
+    """Every scene that one side of the split can tell, each once."""
+    pairs = product(arrangements(held_out), BACKGROUNDS, product(SIZES, SIZES))
+    two = [_arranged(a, background, sizes) for a, background, sizes in pairs]
+    singles = product(BACKGROUNDS, SIZES, COLOURS, SHAPES)
+    return two if held_out else [Scene(b, (Thing(*words),)) for b, *words in singles] + two
+
+
+def _scene(split: Split, u: Sequence[float]) -> Scene:
+    def pick(words: Sequence[str], number: float) -> str:
+        return words[int(number * len(words))]
+
+    background = pick(tuple(BACKGROUNDS), u[0])
+    sizes = pick(tuple(SIZES), u[1]), pick(tuple(SIZES), u[2])
+    if split != "held_out" and u[3] < ONE_OBJECT_SHARE:
+        return Scene(background, (Thing(sizes[0], pick(tuple(COLOURS), u[4]), pick(SHAPES, u[5])),))
+    choices = arrangements(split == "held_out")
+    return _arranged(choices[int(u[4] * len(choices))], background, sizes)
+
+
+def place(scene: Scene, u: Sequence[float]) -> tuple[Place, ...]:
+    """Centres and sides from three numbers in [0, 1) an object.
+
+    Objects stay 3 px from one another and from the border, and the relation's axis always dominates.
+    """
+    dx, dy = RELATIONS[scene.relation] if scene.relation else (0, 0)
+    places = []
+    for i, thing in enumerate(scene.things):
+        a, b, c = u[3 * i : 3 * i + 3]
+        low, high = SIZES[thing.size]
+        reach = REACH - 2 * REACH * i
+        along = (JITTER[thing.size] if scene.relation else CROSS_JITTER) * (2 * a - 1)
+        cross = CROSS_JITTER * (2 * b - 1)
+        x, y = (cross, along) if dy else (along, cross)
+        middle = CANVAS / 2
+        places.append(Place(middle + reach * dx + x, middle + reach * dy + y, low + (high - low) * c))
+    return tuple(places)
+
+
+def draw(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Image:
+    """The antialiased picture, size x size RGB."""
+    scale = SUPERSAMPLING * size / CANVAS
+    side = SUPERSAMPLING * size
+    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    pen = ImageDraw.Draw(picture)
+    for thing, spot in zip(scene.things, places, strict=True):
+        half = spot.across / 2
+        left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
+        right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends
+        if thing.shape == "circle":
+            pen.ellipse((left, top, right, bottom), fill=COLOURS[thing.colour])
+        elif thing.shape == "square":
+            pen.rectangle((left, top, right, bottom), fill=COLOURS[thing.colour])
+        else:
+            middle = (left + right) / 2
+            pen.polygon([(middle, top), (right, bottom), (left, bottom)], fill=COLOURS[thing.colour])
+    return picture.reduce(SUPERSAMPLING)
+
+
+class DemoScenes(Sequence[Record]):
+    """`count` drawn scenes. train and val share their arrangements, held_out has the others."""
+
+    def __init__(
+        self, split: Split = "train", count: int = 20_000, seed: int = 0, size: int = CANVAS
+    ) -> None:
+        if size < CANVAS:
+            raise ValueError(f"size is {size}, but scenes are only legible from {CANVAS} pixels")
+        self.split, self.count, self.seed, self.size = split, count, seed, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, index: int) -> tuple[Scene, tuple[Place, ...]]:
+        """What picture `index` shows and where, without drawing it."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        u = keyed.uniform(self.seed, [index], f"scene/{self.split}", (12,))[0].tolist()
+        scene = _scene(self.split, u[:6])
+        return scene, place(scene, u[6:])
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        scene, places = self.scene(index)
+        picture = draw(scene, places, self.size)
+        return Record(picture, caption(scene), {**asdict(scene), "places": [asdict(p) for p in places]})
+
+
+def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[str]:
+    """`n` distinct captions that do occur in `DemoScenes(split, count)`, drawn by `seed`.
+
+    Of "train" they are the seen captions: a training set of at least `count` scenes holds every one.
+    """
+    scenes = DemoScenes(split, count)
+    found: dict[str, None] = {}
+    for number in keyed.uniform(seed, range(8 * n), f"captions/{split}", (1,))[:, 0].tolist():
+        found[caption(scenes.scene(math.floor(number * count))[0])] = None
+        if len(found) == n:
+            return list(found)
+    raise ValueError(f"{n} distinct captions wanted, {len(found)} found among {count} {split} scenes")
