@@ -1,0 +1,29 @@
+"""One captioned picture on its way into a shard."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass
+class Record:
+    """A picture, its caption and whatever else is known of it.
+
+    `image` is a drawn picture, or the bytes of a picture file, which are kept as they are unless a resize
+    is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; its `name` is what
+    `name`.
+    """
+
+    image: Image.Image | bytes
+    caption: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Unusable(Exception):
+    """A source's record that cannot be packed: `reason` is the report's heading, `name` stands under it."""
+
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(reason, name)
+        self.reason = reason
+        self.name = name
