@@ -1,0 +1,217 @@
+"""Composing configs/ under a command line's overrides; every mistake in them becomes one sentence."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import hydra
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def compose(
+    name: str, overrides: Sequence[str], configs: Path = CONFIGS, complete: bool = True
+) -> DictConfig:
+    """The config `name` under `overrides`, its interpolations resolvable and, if `complete`, no value missing.
+
+    Raises UserError, in one sentence, for whatever is wrong with the overrides or with a config they name.
+    """
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        parsed = parse(overrides)
+        cfg = _compose(name, parsed)
+        _check_types(name, parsed, cfg)
+        return _finished(cfg, configs, complete)
+
+
+def choices(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str | None]:
+    """The command's config groups and the option each has under `overrides`."""
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return _choices(_compose(name, parse(overrides)))
+
+
+def options(group: str, configs: Path = CONFIGS) -> list[str]:
+    """The names a config group offers."""
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return _options(group)
+
+
+def sweep_points(overrides: Sequence[str], configs: Path = CONFIGS) -> list[list[str]]:
+    """Few lists of plain overrides in which every value of every swept override stands at least once."""
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        columns = [_values(o) for o in parse(overrides)]
+    columns = [c for c in columns if c]
+    return [[c[i % len(c)] for c in columns] for i in range(max(map(len, columns), default=1))]
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """At most three of `names` that `name` may have meant: alike as a whole, or in the part after the last dot."""
+    names = list(dict.fromkeys(names))
+    whole = difflib.get_close_matches(name, names, n=3)
+    leaf = name.rpartition(".")[2]
+    leaves = difflib.get_close_matches(leaf, {n.rpartition(".")[2] for n in names}, n=3, cutoff=0.75)
+    return list(dict.fromkeys(whole + [n for x in leaves for n in names if n.rpartition(".")[2] == x]))[:3]
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's reading of `overrides`; needs an initialised Hydra."""
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise UserError(f"'{text}' is not an override: write key=value, for example {text}=...")
+    try:
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise UserError(
+            f"cannot read the override '{error.override}' ({_line(error)}): close its quotes and brackets,"
+            f" and quote the whole for the shell, for example \"prompts=['a red circle, left']\""
+        ) from error
+
+
+def _compose(name: str, parsed: Sequence[Override]) -> DictConfig:
+    try:
+        return hydra.compose(name, [str(o.input_line) for o in parsed], return_hydra_config=True)
+    except MissingConfigException as error:
+        raise UserError(_missing_option(error)) from error
+    except ConfigCompositionException as error:
+        raise UserError(_refused(error, name, parsed)) from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"a config file cannot be read: {_line(error)}") from error
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    path = PurePosixPath(error.missing_cfg_file or "")
+    group, name = str(path.parent), path.name
+    if group == ".":
+        return f"no config '{name}': {_line(error)}"
+    names = _options(group)
+    return f"no {group} '{name}';{_nearest(name, names)} all: {', '.join(names) or 'none'}"
+
+
+def _refused(error: ConfigCompositionException, name: str, parsed: Sequence[Override]) -> str:
+    text = str(error)
+    if match := re.search(r"You must specify '(.+?)'", text):
+        return f"say which {match[1]}: {match[1]}=..., one of {', '.join(_options(match[1]))}"
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?:\n| requires)", text):
+        key, _, value = match[1].partition("=")
+        return (
+            f"'{match[1]}' holds a sweep: write {key}=[{value}] for a list, \"{key}='{value}'\" for a text,"
+            " or add -m to run one job a value"
+        )
+    if match := re.search(r"Could not override '(.+?)'", text):
+        return _unknown(match[1], name, parsed)
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{_line(error)}: {_line(error.__cause__)}".removeprefix(": ")
+    return _line(error)
+
+
+def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
+    base = _compose(name, [o for o in parsed if _options(o.key_or_group) and o.key_or_group != key])
+    groups = sorted(_choices(base))
+    if _options(key) or "/" in key:
+        near = _nearest(key, groups)
+        return f"no config group '{key}' in this command's config;{near} its groups: {', '.join(groups)}"
+    known = [*_flat(base), *groups]
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]
+    beside = f" keys of {parent}: {', '.join(siblings)};" if siblings else ""
+    return f"no key '{key}';{_nearest(key, known)}{beside} --cfg job lists every key"
+
+
+def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None:
+    """Refuses a word where the config has a number or a switch; 'auto' may stand anywhere."""
+    words = {o.key_or_group for o in parsed if isinstance(_value(cfg, o.key_or_group), str)} - {"hydra"}
+    words = {w for w in words if not _options(w) and not w.startswith("hydra") and _value(cfg, w) != "auto"}
+    if not words:
+        return
+    base = _compose(name, [o for o in parsed if _options(o.key_or_group)])
+    for key in sorted(words):
+        was, now = _value(base, key), _value(cfg, key)
+        if isinstance(was, bool):
+            raise UserError(
+                f"{key} is true or false, not '{now}': write for example {key}={str(was).lower()}"
+            )
+        if isinstance(was, int | float):
+            raise UserError(f"{key} is a number, not '{now}': write for example {key}={was}")
+
+
+def _finished(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
+    """`cfg` without Hydra's own node, once every interpolation has been tried."""
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir, cfg.hydra.job.num, cfg.hydra.job.id = ".", 0, "0"
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing and complete:
+            raise UserError(_missing_value(str(missing[0]), configs))
+        if not missing:
+            OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config's key '{error.full_key}' cannot be resolved: {_line(error)}") from error
+    finally:
+        HydraConfig.instance().cfg = None
+    return cfg
+
+
+def _missing_value(key: str, configs: Path) -> str:
+    """Names the key, and what it is in the words of the comment beside its `???`."""
+    pattern = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}:\s*\?\?\?\s*#\s*(.+?)\s*$", re.MULTILINE)
+    notes = {n for file in configs.rglob("*.yaml") for n in pattern.findall(file.read_text())}
+    about = f" ({notes.pop()})" if len(notes) == 1 else ""
+    return f"{key} is needed{about}: give it as {key}=..."
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        return []
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _options(group: str) -> list[str]:
+    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def _choices(cfg: DictConfig) -> dict[str, str | None]:
+    return {k: v for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        if prefix or key != "hydra":
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
+                if not child._is_interpolation():
+                    yield from _flat(child, f"{prefix}{key}.")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = nearest(name, names)
+    return f" nearest: {', '.join(near)};" if near else ""
+
+
+def _line(error: BaseException) -> str:
+    """An exception's text as one line, without OmegaConf's appendix."""
+    text = re.split(r"\n\s*(?:full_key|object_type|reference_type):", str(error))[0]
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,18 @@
+"""Every test process computes on one thread, so that `pytest -n 2` does not fight over two cores."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test that forgets to seed is still the same test tomorrow."""
+    torch.manual_seed(0)
