@@ -1,0 +1,221 @@
+"""The first stage: pixels to latents and back."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.networks.attention import AttentionBlock
+from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
+from ldm.networks.bottleneck import DiagonalGaussian, KLBottleneck
+from ldm.typing import Image, Latent
+
+Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
+"""One number for all channels, or one a channel."""
+
+
+class Level(nn.Module):
+    """The residual blocks of one size, an attention block behind each if asked for, then a change of size."""
+
+    def __init__(
+        self, in_channels: int, channels: int, num_res_blocks: int, attention: bool, resample: nn.Module
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_res_blocks
+        self.residuals = nn.ModuleList(
+            ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.attentions = nn.ModuleList(
+            AttentionBlock(channels) if attention else nn.Identity() for _ in range(num_res_blocks)
+        )
+        self.resample = resample
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        for residual, attention in zip(self.residuals, self.attentions, strict=True):
+            x = attention(residual(x))
+        return self.resample(x)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the latent's size."""
+
+    def __init__(self, channels: int, attention: bool) -> None:
+        super().__init__()
+        self.residual1 = ResidualBlock(channels, channels)
+        self.attention = AttentionBlock(channels) if attention else nn.Identity()
+        self.residual2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.residual2(self.attention(self.residual1(x)))
+
+
+class Encoder(nn.Module):
+    """The convolutional encoder of latent diffusion (Rombach et al. 2022, appendix G; Esser et al. 2021).
+
+    Args:
+        channel_mult: width of each level in units of `channels`; every level but the last halves the size.
+        attention_levels: indices of the levels with attention, 0 the finest.
+        out_channels: twice the latent's channels for a KL bottleneck.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (),
+        mid_attention: bool = True,
+        out_channels: int = 8,
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in channel_mult]
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.downsampling = 2 ** (len(widths) - 1)
+        self.conv_in = conv3x3(in_channels, channels)
+        self.down = nn.ModuleList()
+        for i, (a, b) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
+            resample = Downsample(b) if i < len(widths) - 1 else nn.Identity()
+            self.down.append(Level(a, b, num_res_blocks, i in attention_levels, resample))
+        self.middle = Middle(widths[-1], mid_attention)
+        self.norm_out = GroupNorm(widths[-1], eps=1e-6)
+        self.conv_out = conv3x3(widths[-1], out_channels)
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b m h w"]:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror with one residual block more a level; `up` runs from coarse to fine.
+
+    Arguments as in `Encoder`.
+    """
+
+    def __init__(
+        self,
+        out_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (),
+        mid_attention: bool = True,
+        in_channels: int = 4,
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in channel_mult]
+        self.in_channels = in_channels
+        self.conv_in = conv3x3(in_channels, widths[-1])
+        self.middle = Middle(widths[-1], mid_attention)
+        self.up = nn.ModuleList()
+        for i in reversed(range(len(widths))):
+            above = widths[min(i + 1, len(widths) - 1)]
+            resample = Upsample(widths[i]) if i > 0 else nn.Identity()
+            self.up.append(Level(above, widths[i], num_res_blocks + 1, i in attention_levels, resample))
+        self.norm_out = GroupNorm(widths[0], eps=1e-6)
+        self.conv_out = conv3x3(widths[0], out_channels)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that the adaptive adversarial weight is measured on."""
+        return self.conv_out.weight
+
+    def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
+        h = self.middle(self.conv_in(z))
+        for level in self.up:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Autoencoder(nn.Module):
+    """x_hat = D(z), z ~ q(z|E(x)) (Rombach et al. 2022, section 3.1).
+
+    Raw latents are what the bottleneck gives. Normalised ones, z_0, have mean 0 and std 1 a channel and are what
+    diffusion sees; Stable Diffusion's factor 0.18215 is latent_std = 1/0.18215.
+
+    Args:
+        latent_mean, latent_std: one number, or one a channel; `set_latent_statistics` measures them anew.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        bottleneck: KLBottleneck,
+        latent_mean: Statistic = 0.0,
+        latent_std: Statistic = 1.0,
+    ) -> None:
+        super().__init__()
+        given = (encoder.out_channels, decoder.in_channels)
+        if given != (bottleneck.in_channels, bottleneck.latent_channels):
+            raise ValueError(
+                f"the encoder gives {given[0]} channels and the decoder takes {given[1]}, but the bottleneck "
+                f"between takes {bottleneck.in_channels} and gives {bottleneck.latent_channels}"
+            )
+        self.encoder, self.decoder, self.bottleneck = encoder, decoder, bottleneck
+        self.latent_channels: int = bottleneck.latent_channels
+        self.downsampling: int = encoder.downsampling
+        self.register_buffer("latent_mean", torch.zeros(self.latent_channels))
+        self.register_buffer("latent_std", torch.ones(self.latent_channels))
+        self.set_latent_statistics(latent_mean, latent_std)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weight, for the adaptive adversarial weight."""
+        return self.decoder.last_layer
+
+    def freeze_encoder(self) -> None:
+        """Leave only the decoder to train, so that latents keep their meaning."""
+        self.encoder.requires_grad_(False)
+        self.bottleneck.requires_grad_(False)
+
+    def posterior(self, x: Image) -> DiagonalGaussian:
+        """q(z|x) over raw latents, x in [-1, 1]."""
+        height, width = x.shape[-2:]
+        if height % self.downsampling or width % self.downsampling:
+            raise ValueError(f"{height}x{width} pixels do not divide by the factor {self.downsampling}")
+        return self.bottleneck.posterior(self.encoder(x))
+
+    def reconstruct(self, z: Latent) -> Image:
+        """Raw latents to pixels, nominally in [-1, 1]."""
+        return self.decoder(self.bottleneck.expand(z))
+
+    def forward(self, x: Image, noise: Latent) -> tuple[Image, DiagonalGaussian]:
+        """The reconstruction from a posterior sample, and the posterior."""
+        posterior = self.posterior(x)
+        return self.reconstruct(posterior.sample(noise)), posterior
+
+    def normalize(self, z: Latent) -> Latent:
+        """z_0 = (z - latent_mean) / latent_std."""
+        return (z - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+
+    def denormalize(self, z_0: Latent) -> Latent:
+        """z = latent_std z_0 + latent_mean."""
+        return z_0 * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
+
+    def encode(self, x: Image, noise: Latent) -> Latent:
+        """z_0 of a posterior sample."""
+        return self.normalize(self.posterior(x).sample(noise))
+
+    def decode(self, z_0: Latent) -> Image:
+        """z_0 to pixels, nominally in [-1, 1]."""
+        return self.reconstruct(self.denormalize(z_0))
+
+    @torch.no_grad()
+    def set_latent_statistics(self, mean: Statistic, std: Statistic) -> None:
+        """Set the raw latents' mean and standard deviation; ValueError unless every std is positive."""
+        for buffer, values in ((self.latent_mean, mean), (self.latent_std, std)):
+            values = torch.as_tensor(list(values) if isinstance(values, Sequence) else values)
+            if values.numel() not in (1, self.latent_channels):
+                raise ValueError(f"{values.numel()} statistics for {self.latent_channels} latent channels")
+            buffer.copy_(values)
+        if not self.latent_std.is_meta and not bool((self.latent_std > 0).all()):
+            raise ValueError(f"latents must vary in every channel, not std {self.latent_std.tolist()}")

@@ -1,0 +1,91 @@
+"""What every convolutional network here is built of: norms, residual blocks, resampling."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def num_groups(channels: int) -> int:
+    """The largest divisor of `channels` up to 32: the published 32 groups wherever they fit."""
+    return max(g for g in range(1, 33) if channels % g == 0)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm in the dtype of its input, with `num_groups(channels)` groups (Wu & He 2018).
+
+    Autocast would make the output fp32 on CUDA, for the next convolution to cast back; the statistics are
+    accumulated in fp32 either way.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(num_groups(channels), channels, eps)
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over channels in the dtype of its input, for the reason of `GroupNorm` (Ba et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with every parameter zero, so that its residual branch starts as the identity."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution that keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1×1 convolution where the channels change."""
+
+    def __init__(self, in_channels: int, out_channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(in_channels, eps)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = GroupNorm(out_channels, eps)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class Downsample(nn.Module):
+    """Half the size by a convolution, padded right and bottom only as in the published autoencoders."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbours, then a convolution (Odena et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,69 @@
+"""The demo's fast pair: pixels folded into channels at once, every convolution at the latent's size."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.networks.attention import AttentionBlock
+from ldm.networks.blocks import GroupNorm, ResidualBlock, conv3x3
+
+
+def trunk(channels: int, num_res_blocks: int, mid_attention: bool) -> nn.Sequential:
+    """Residual blocks at one size, an attention block amid them if asked for."""
+    blocks: list[nn.Module] = [ResidualBlock(channels, channels) for _ in range(num_res_blocks)]
+    if mid_attention:
+        blocks.insert(num_res_blocks // 2, AttentionBlock(channels))
+    return nn.Sequential(*blocks)
+
+
+class PatchEncoder(nn.Module):
+    """Space to depth by `patch` (Shi et al. 2016), then residual blocks."""
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        patch: int = 8,
+        channels: int = 128,
+        num_res_blocks: int = 2,
+        mid_attention: bool = False,
+        out_channels: int = 32,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.downsampling = in_channels, out_channels, patch
+        self.conv_in = conv3x3(in_channels * patch**2, channels)
+        self.trunk = trunk(channels, num_res_blocks, mid_attention)
+        self.norm_out = GroupNorm(channels, eps=1e-6)
+        self.conv_out = conv3x3(channels, out_channels)
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b m h w"]:
+        h = self.trunk(self.conv_in(F.pixel_unshuffle(x, self.downsampling)))
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class PatchDecoder(nn.Module):
+    """Residual blocks, then depth to space by `patch` (Shi et al. 2016)."""
+
+    def __init__(
+        self,
+        out_channels: int = 3,
+        patch: int = 8,
+        channels: int = 128,
+        num_res_blocks: int = 2,
+        mid_attention: bool = False,
+        in_channels: int = 16,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.patch = in_channels, patch
+        self.conv_in = conv3x3(in_channels, channels)
+        self.trunk = trunk(channels, num_res_blocks, mid_attention)
+        self.norm_out = GroupNorm(channels, eps=1e-6)
+        self.conv_out = conv3x3(channels, out_channels * patch**2)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that the adaptive adversarial weight is measured on."""
+        return self.conv_out.weight
+
+    def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
+        h = self.trunk(self.conv_in(z))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
