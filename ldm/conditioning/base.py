@@ -55,7 +55,7 @@ class Compose(nn.Module):
         return len(self.conditioners)
 
     def forward(self, batch: Mapping[str, Any], u: Float[Tensor, "b n"] | None = None) -> Conditioning:
-        """The conditions of a batch; with u ~ U[0, 1), the j-th of sample i is its null if u[i, j] < dropout."""
+        """The conditions of a batch; with u ~ U[0, 1), the j-th of sample i is null if u[i, j] < dropout."""
         parts = []
         for j, conditioner in enumerate(self._each()):
             cond = conditioner(batch[conditioner.key])

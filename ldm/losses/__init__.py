@@ -1,0 +1,1 @@
+"""What the autoencoder is trained to make small: reconstruction, perceptual and adversarial losses."""

@@ -1,0 +1,132 @@
+"""Distances between pictures as seen by a frozen network, or by their local statistics."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, max_pool2d, normalize, relu
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
+from ldm import pretrained
+from ldm.typing import Image
+
+HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
+"""LPIPS's linear heads, version 0.1, inside torchmetrics."""
+
+
+class Perceptual(nn.Module, ABC):
+    """A distance of pictures, one number a picture, 0 for equal ones. Nothing in it is trained."""
+
+    @abstractmethod
+    def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+        """The distance of each pair."""
+
+    def load_pretrained(self) -> None:
+        """Loads foreign weights where it has some. UserError where they are missing."""
+        return None
+
+
+class LPIPS(Perceptual):
+    """d = sum_l mean_hw w_l . (f_l(x_hat) - f_l(x))^2, f_l VGG-16's normalised features (Zhang et al. 2018).
+
+    The linear heads w_l come with torchmetrics; `load_pretrained` finds or downloads VGG-16's weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not torchmetrics' metric: that refuses values below -1 and keeps every score.
+        self.network = torchmetrics_lpips._NoTrainLpips(pretrained=False, net="vgg", pnet_rand=True)
+        pretrained.keep_out_of_checkpoints(self, "network")
+
+    def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+        return self.network(x_hat, x)[:, 0, 0, 0]
+
+    def load_pretrained(self) -> None:
+        self.load_weights(
+            vgg=torch.load(pretrained.find("vgg16"), map_location="cpu", weights_only=True),
+            heads=torch.load(HEADS, map_location="cpu", weights_only=True),
+        )
+
+    def load_weights(self, vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
+        """Fills the network from torchvision's VGG-16 and LPIPS's heads, every tensor of it."""
+        state = dict(heads)
+        state |= {key.replace("lin", "lins."): head for key, head in heads.items()}  # torchmetrics' two names
+        for name in self.network.net.state_dict():  # slice3.12.weight is features.12.weight
+            state[f"net.{name}"] = vgg[f"features.{name.split('.', 1)[1]}"]
+        self.network.load_state_dict(state)
+
+
+class RandomVGG(Perceptual):
+    """d = mean_l mean_hw |f_l(x_hat) - f_l(x)|^2, f_l of an untrained VGG, normalised (Liu et al. 2021).
+
+    For machines without LPIPS's weights: the architecture alone helps (https://arxiv.org/abs/2103.10571).
+
+    Args:
+        channels: of each block; pictures are halved between blocks.
+        convs: 3x3 convolutions of each block; VGG-16 is (64, 128, 256, 512, 512) and (2, 2, 3, 3, 3).
+        seed: of the weights (He et al. 2015), and of biases such as a constant channel of ones would give.
+    """
+
+    def __init__(self, channels: Sequence[int], convs: Sequence[int], seed: int = 0) -> None:
+        super().__init__()
+        if len(channels) != len(convs):
+            raise ValueError(f"channels names {len(channels)} blocks and convs {len(convs)}")
+        self.convs = tuple(convs)
+        widths = [3] + [width for width, n in zip(channels, convs, strict=True) for _ in range(n)]
+        generator = torch.Generator().manual_seed(seed)
+        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            # On the CPU whatever the default device: the seed is all there is to load.
+            weight = torch.randn(after, before, 3, 3, generator=generator, device="cpu")
+            bias = torch.randn(after, generator=generator, device="cpu")
+            self.register_buffer(f"weight_{i}", weight * (2 / (9 * before)) ** 0.5, persistent=False)
+            # Without a bias features would only scale with brightness, and their length is divided out.
+            self.register_buffer(f"bias_{i}", bias * (2 / before) ** 0.5, persistent=False)
+
+    def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+        pairs = zip(self._features(x_hat), self._features(x), strict=True)
+        distances = [(normalize(a) - normalize(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
+        return torch.stack(distances).mean(0)  # layers b -> b
+
+    def _features(self, x: Image) -> list[Tensor]:
+        features, i = [], 0
+        for n in self.convs:
+            x = x if i == 0 else max_pool2d(x, 2)
+            for _ in range(n):
+                weight, bias = self.get_buffer(f"weight_{i}"), self.get_buffer(f"bias_{i}")
+                x, i = relu(conv2d(x, weight, bias, padding=1)), i + 1
+            features.append(x)
+        return features
+
+
+class MultiScaleSSIM(Perceptual):
+    """d = 1 - prod_s cs_s^{beta_s} * ssim_S^{beta_S}   (Wang et al. 2003), with an 11-pixel Gaussian window.
+
+    Args:
+        num_scales: how often the picture is halved, plus one; the published 5 weights beta are cut to it
+            and made to sum to 1. ValueError on a picture that is too small: 64 pixels allow 3 scales.
+    """
+
+    BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+    def __init__(self, num_scales: int = 3) -> None:
+        super().__init__()
+        if not 1 <= num_scales <= len(self.BETAS):
+            raise ValueError(f"num_scales is in 1..{len(self.BETAS)}, got {num_scales}")
+        chosen = self.BETAS[:num_scales]
+        self.betas = tuple(beta / sum(chosen) for beta in chosen)
+
+    def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+        height, width = x.shape[2:]
+        least = 11 * max(1, len(self.betas) - 1) ** 2  # torchmetrics' own bound for its 11-pixel window
+        if min(height, width) < least:
+            raise ValueError(
+                f"{len(self.betas)} scales of MS-SSIM need {least} pixels a side, got {height}x{width}"
+            )
+        with torch.autocast(x.device.type, enabled=False):  # variances are small differences of squares
+            a, b = (x_hat.float() + 1) / 2, (x.float() + 1) / 2
+            similarity = ms_ssim(a, b, reduction="none", data_range=1.0, betas=self.betas, normalize="relu")
+        return 1 - similarity
