@@ -96,9 +96,9 @@ def _downloaded(weights: Weights, path: Path) -> Path:
         return _checked(part, weights).replace(path)
     except OSError as error:
         raise UserError(
-            f"the weights of {weights.title} are neither in {path.parent} nor in {weights.cache} and cannot be "
-            f"downloaded ({error}): where there is a network run `curl -L --create-dirs -o {weights.file} "
-            f"{weights.url}`, and bring the file to {path} or to a folder that LDM_WEIGHTS names"
+            f"the weights of {weights.title} are neither in {path.parent} nor in {weights.cache} and cannot "
+            f"be downloaded ({error}): run `curl -L --create-dirs -o {path} {weights.url}` where there is a "
+            f"network, or let the variable LDM_WEIGHTS name a folder that holds {weights.file}"
         ) from error
     finally:
         part.unlink(missing_ok=True)
