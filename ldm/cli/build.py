@@ -21,8 +21,8 @@ def build(config: Any) -> Any:
 def build_untrusted(config: Mapping[str, Any]) -> Any:
     """The object that a config read from a file names, every `_target_` of it a class defined in `ldm`.
 
-    The whole config is checked before anything is built, and Hydra has no part in it: its `instantiate` would call
-    any function that can be imported. Raises UserError naming the target that is refused.
+    The whole config is checked before anything is built, and Hydra has no part in it: its `instantiate` would
+    call any function that can be imported. Raises UserError naming the target that is refused.
     """
     _check(config)
     return _make(config)
@@ -32,9 +32,7 @@ def _check(node: Any) -> None:
     if isinstance(node, Mapping):
         special = sorted(str(k) for k in node if str(k).startswith("_") and k != "_target_")
         if special:
-            raise UserError(
-                f"the file's config is refused: it holds the key '{special[0]}', which no file needs"
-            )
+            raise UserError(f"the file's config is refused: no file needs the key '{special[0]}'")
         if "_target_" in node:
             _check_target(node)
     for child in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
@@ -55,9 +53,7 @@ def _check_target(node: Mapping[str, Any]) -> None:
 
 def _resolve(target: Any) -> type:
     """The class, provided that its name is `ldm.module.Class` and that a module of `ldm` defines it."""
-    refusal = UserError(
-        f"the file's config is refused: its _target_ {target!r} is not a class defined in ldm"
-    )
+    refusal = UserError(f"the file's config is refused: its _target_ {target!r} is no class defined in ldm")
     if not isinstance(target, str) or not _CLASS.fullmatch(target):
         raise refusal
     module, _, name = target.rpartition(".")

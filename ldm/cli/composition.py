@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def compose(
     name: str, overrides: Sequence[str], configs: Path = CONFIGS, complete: bool = True
 ) -> DictConfig:
-    """The config `name` under `overrides`, its interpolations resolvable and, if `complete`, no value missing.
+    """The config `name` under `overrides`, its interpolations resolvable and, if `complete`, no value absent.
 
     Raises UserError, in one sentence, for whatever is wrong with the overrides or with a config they name.
     """
@@ -57,7 +57,7 @@ def sweep_points(overrides: Sequence[str], configs: Path = CONFIGS) -> list[list
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """At most three of `names` that `name` may have meant: alike as a whole, or in the part after the last dot."""
+    """At most three of `names` that `name` may have meant: alike as a whole or in the last part."""
     names = list(dict.fromkeys(names))
     whole = difflib.get_close_matches(name, names, n=3)
     leaf = name.rpartition(".")[2]
@@ -139,11 +139,9 @@ def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None
     for key in sorted(words):
         was, now = _value(base, key), _value(cfg, key)
         if isinstance(was, bool):
-            raise UserError(
-                f"{key} is true or false, not '{now}': write for example {key}={str(was).lower()}"
-            )
+            raise UserError(f"{key} is true or false, not '{now}': write {key}={str(was).lower()}, say")
         if isinstance(was, int | float):
-            raise UserError(f"{key} is a number, not '{now}': write for example {key}={was}")
+            raise UserError(f"{key} is a number, not '{now}': write {key}={was}, say")
 
 
 def _finished(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:

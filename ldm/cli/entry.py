@@ -38,7 +38,7 @@ def command(
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes `main(cfg)` a command of the shell that reads `configs/<config_name>.yaml` and overrides.
 
-    A user's mistake is one sentence on stderr and exit status 2; Ctrl-C is 130; a fault of ours keeps its trace.
+    A user's mistake is one sentence on stderr and exit status 2, Ctrl-C is 130; our own faults keep a trace.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -55,15 +55,14 @@ def command(
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Ends the process with one line on stderr for Ctrl-C (status 130) and for a user's mistake (status 2)."""
+    """Ends the process with one line on stderr for Ctrl-C (status 130) or a user's mistake (status 2)."""
     try:
         yield
     except KeyboardInterrupt:
         _stop("stopped by Ctrl-C", 130)
     except SystemExit as error:
-        if error.code == 1 and isinstance(
-            error.__context__, KeyboardInterrupt
-        ):  # the trainer turns Ctrl-C into exit(1)
+        # the trainer turns Ctrl-C into exit(1)
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):
             _stop("stopped by Ctrl-C", 130)
         raise
     except Exception as error:
@@ -74,7 +73,7 @@ def _sentences() -> Iterator[None]:
 
 
 def mistake(error: BaseException) -> str | None:
-    """The sentence for the user if `error` is a user's mistake, however deep in its causes; None if it is ours."""
+    """The sentence for the user if `error` is a user's mistake, however deep in its causes, else None."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -97,7 +96,7 @@ def usage(main: Callable[[DictConfig], None], config_name: str, overrides: list[
     return (
         f"usage: {_program()} [key=value ...]\n\n{inspect.getdoc(main) or ''}\n\n"
         + (f"config groups, as group=option (* stands now):\n{groups}\n\n" if rows else "")
-        + "any key is set by its path, as in a.b=3 or \"a.c=[1,2]\"; '+a.d=x' adds one, '~a.d' takes one away\n"
+        + 'any key is set by its path, as in a.b=3 or "a.c=[1,2]"; +a.d=x adds one, ~a.d drops one\n'
         "  --cfg job          print the config and stop\n"
         "  -m key=1,2,3       one job a value\n"
         "  --config-dir DIR   look for configs in DIR, too"
@@ -160,7 +159,7 @@ def _parsed(words: list[str]) -> argparse.Namespace:
 
 
 def _instantiation(error: InstantiationException, root: BaseException) -> str | None:
-    """A number that a constructor refused, a target that does not exist, or an argument that it does not know."""
+    """A number that a constructor refused, a target that does not exist, or an unknown argument."""
     where = re.search(r"full_key: (\S+)", str(error))
     key = f"{where[1]}: " if where else ""
     if isinstance(root, ValueError):

@@ -1,0 +1,1 @@
+"""Files that hold weights: ours, and other programs' by tables of names."""

@@ -1,0 +1,107 @@
+"""Our weight files: safetensors with the config in the header, written whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+
+_FORMAT = "ldm"
+
+
+def save(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: dict[str, Any],
+    kind: str,
+    extra: Mapping[str, str],
+) -> None:
+    """Writes the tensors with `config` and `extra` in the header; `path` is always a whole file.
+
+    `kind` names what the file is ("autoencoder", "latent_diffusion"); `load` refuses another.
+    """
+    path = Path(path)
+    header = {**extra, "format": _FORMAT, "kind": kind, "config": json.dumps(config, sort_keys=True)}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(plain, draft, metadata=header)
+        _sync(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """The tensors on the CPU, the config, and the header's other entries.
+
+    The config is data from a file: build it with nothing that trusts it. Raises UserError for a file that is
+    missing, cut, not safetensors, not ours, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"there is no weight file {path}: give the path of a .safetensors that train.py wrote"
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            _check(path, header, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise UserError(_unreadable(path)) from error
+    config: dict[str, Any] = json.loads(header.pop("config"))
+    return tensors, config, header
+
+
+def content_hash(module: nn.Module) -> str:
+    """sha256 over names, shapes, types and bytes of the module's state: equal where the weights are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check(path: Path, header: Mapping[str, str], kind: str) -> None:
+    if header.get("format") != _FORMAT:
+        raise UserError(
+            f"{path} was not written by ldm (its header has no config): give a file that train.py wrote"
+        )
+    if header["kind"] != kind:
+        raise UserError(
+            f"{path} holds a model of kind '{header['kind']}' where one of kind '{kind}' is needed:"
+            f" give the file that the {kind} stage wrote"
+        )
+
+
+def _unreadable(path: Path) -> str:
+    """Tells a cut file from a foreign one: 8 bytes of header length, the JSON header, the data."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        opening = file.read(1)
+    if size < 10 or opening == b"{":
+        return f"{path} is cut or damaged ({size:,} bytes, header of {length:,}): copy or write it again"
+    return f"{path} is not a safetensors file: give the path of a .safetensors that train.py wrote"
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has the file, or the folder's list of names."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
