@@ -135,8 +135,8 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """x_hat = D(z), z ~ q(z|E(x)) (Rombach et al. 2022, section 3.1).
 
-    Raw latents are what the bottleneck gives. Normalised ones, z_0, have mean 0 and std 1 a channel and are what
-    diffusion sees; Stable Diffusion's factor 0.18215 is latent_std = 1/0.18215.
+    Raw latents are what the bottleneck gives. Diffusion sees z_0, normalised to mean 0 and std 1 a channel.
+    Stable Diffusion's factor 0.18215 is latent_std = 1/0.18215.
 
     Args:
         latent_mean, latent_std: one number, or one a channel; `set_latent_statistics` measures them anew.

@@ -69,6 +69,35 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + h
 
 
+class TimeResidualBlock(ResidualBlock):
+    """x + conv(drop(silu(norm(h + W e)))), h = conv(silu(norm(x))), e of the time (Ho et al. 2020).
+
+    The last convolution starts at zero.
+
+    Args:
+        scale_shift_norm: (1 + a) norm(h) + b, [a, b] = W e, instead (Dhariwal & Nichol 2021, eq. 3).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int, dropout: float, scale_shift_norm: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, eps=1e-5)
+        self.scale_shift_norm = scale_shift_norm
+        self.time = nn.Linear(time_channels, out_channels * (2 if scale_shift_norm else 1))
+        self.dropout = nn.Dropout(dropout)
+        zeroed(self.conv2)
+
+    def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b t"]) -> Float[Tensor, "b d h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        time = self.time(e)[:, :, None, None]
+        if self.scale_shift_norm:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
 class Downsample(nn.Module):
     """Half the size by a convolution, padded right and bottom only as in the published autoencoders."""
 
