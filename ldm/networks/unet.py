@@ -100,7 +100,7 @@ def count_heads(channels: int, num_heads: int | None, head_channels: int | None)
 
 
 def build_attention(channels: int, num_heads: int, context_channels: int | None, depth: int) -> nn.Module:
-    """A transformer with cross-attention, or the unconditional models' attention where there is no context."""
+    """A transformer with cross-attention, or the unconditional models' attention without a context."""
     if context_channels is not None:
         return SpatialTransformer(channels, context_channels, num_heads, depth)
     attention = AttentionBlock(channels, num_heads, eps=1e-5)

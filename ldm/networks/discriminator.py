@@ -1,0 +1,59 @@
+"""The critic of stage 1's adversarial term."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.networks.blocks import GroupNorm
+from ldm.typing import Image
+
+
+class PatchDiscriminator(nn.Module):
+    """One logit for every overlapping patch: PatchGAN (Isola et al. 2017, section 3.2.2).
+
+    Args:
+        channels: of the first layer; doubled by every later one, up to eight times.
+        num_layers: that halve the size; 3 sees patches of 70×70 pixels, 2 of 34×34.
+        norm: channels to a norm. The published `torch.nn.BatchNorm2d` has statistics local to a rank; a group
+            norm mixes no pictures.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: int = 64,
+        num_layers: int = 3,
+        norm: Callable[[int], nn.Module] = GroupNorm,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels, 4, stride=2, padding=1)
+        widths = [channels * min(2**i, 8) for i in range(num_layers + 1)]
+        self.blocks = nn.ModuleList()
+        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            stride = 2 if i < num_layers - 1 else 1
+            conv = nn.Conv2d(a, b, 4, stride, padding=1, bias=False)
+            self.blocks.append(nn.Sequential(conv, norm(b)))
+        self.conv_out = nn.Conv2d(widths[-1], 1, 4, padding=1)
+        self.activation = nn.LeakyReLU(0.2)
+        self.smallest = 2**num_layers * 3
+        self.apply(initialize)
+
+    def forward(self, x: Image) -> Float[Tensor, "b 1 h2 w2"]:
+        """Logits, positive for pictures that look real; ValueError for pictures too small for one patch."""
+        if min(x.shape[-2:]) < self.smallest:
+            raise ValueError(
+                f"{x.shape[-2]}x{x.shape[-1]} pixels: this discriminator needs {self.smallest} a side"
+            )
+        h = self.activation(self.conv_in(x))
+        for block in self.blocks:
+            h = self.activation(block(h))
+        return self.conv_out(h)
+
+
+def initialize(module: nn.Module) -> None:
+    """Weights from N(0, 0.02²), norms' from N(1, 0.02²), as published."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, (nn.GroupNorm, nn.BatchNorm2d)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
