@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ldm.data.shard import Shard, Shards
+from ldm.data.reader import Shard, Shards
 from ldm.errors import UserError
 from ldm.typing import Batch
 
@@ -97,7 +97,7 @@ class InOrder:
         return np.stack([shards, places - (self._ends - self.counts)[shards]], 1)
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[Batch | UserError]):
     """One rank's share of every global batch: step b is positions [b * B, (b + 1) * B), cut in ranks' order.
 
     Rank and world are told, never detected; worker w of n serves every n-th step, so that the data loader's
@@ -158,7 +158,7 @@ class Stream(IterableDataset):
         return batch  # type: ignore[return-value]
 
 
-class Batches(DataLoader):
+class Batches(DataLoader[Batch]):
     """A stream's batches from its start to its last step; errors of users come out as they went in."""
 
     def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
@@ -175,6 +175,12 @@ class Batches(DataLoader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def one_pass(shards: Shards, read: Reader, batch_size: int, num_workers: int = 0) -> Batches:
+    """Every sample once, as they lie; the last batch holds what is left."""
+    steps = -(-int(shards.counts.sum()) // batch_size)
+    return Batches(Stream(InOrder(shards.counts), shards, read, batch_size, steps), num_workers)
 
 
 class Loader(Batches):

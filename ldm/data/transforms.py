@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm import keyed
-from ldm.data.shard import Shard
+from ldm.data.reader import Shard
 from ldm.errors import UserError
 
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")

@@ -11,7 +11,7 @@ class Record:
     """A picture, its caption and whatever else is known of it.
 
     `image` is a drawn picture, or the bytes of a picture file, which are kept as they are unless a resize
-    is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; its `name` is what
+    is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; reports use its
     `name`.
     """
 

@@ -1,0 +1,272 @@
+"""Writing shards as img2dataset lays them out: `00000.tar` of `000000000.jpg .json .txt`, and an index.
+
+A shard is the unit of a restart: it holds the records from number * shard_size on, less those that were
+skipped, and is complete when its `_stats.json` says how many those are.
+"""
+
+import json
+import signal
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.data.atomic import replacing
+from ldm.data.index import build_index, load_index, save_index
+from ldm.data.sources import Record, Unusable
+from ldm.data.transforms import Unreadable, decode, resize_short_side, to_rgb
+from ldm.errors import UserError
+
+Format: TypeAlias = Literal["jpg", "png"]
+
+KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+JPEG_QUALITY = 95
+NAMES_SHOWN = 5
+
+
+@dataclass
+class Report:
+    """What became of a source's records: how many were packed, and which were not and why."""
+
+    packed: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Number by reason."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """The first few by reason; a shard's own `_stats.json` has all of them."""
+
+    def add(self, packed: int, skipped: Mapping[str, Sequence[str]]) -> None:
+        """Count one shard."""
+        self.packed += packed
+        for reason, names in skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + len(names)
+            self.names[reason] = [*self.names.get(reason, []), *names][:NAMES_SHOWN]
+
+    def __str__(self) -> str:
+        lines = [f"packed {self.packed:,}, skipped {sum(self.skipped.values()):,}"]
+        for reason, n in sorted(self.skipped.items()):
+            more = ", ..." if n > len(self.names[reason]) else ""
+            lines.append(f"  {n:,} {reason}: {', '.join(self.names[reason])}{more}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Encoded:
+    """One record as it goes into a tar."""
+
+    kind: str
+    image: bytes
+    caption: str
+    metadata: dict[str, Any]
+
+
+def write_shards(
+    source: Sequence[Record],
+    out: Path,
+    shard_size: int = 1000,
+    format: Format | None = None,
+    size: int | None = None,
+    num_workers: int = 0,
+) -> Report:
+    """Pack a source into shards in `out`, going on where an earlier call with the same settings stopped.
+
+    Pictures whose short side exceeds `size` are reduced to it. A file that needs no change is kept byte by
+    byte; others become `format`, which is by default png for drawn pictures and jpg for files.
+    """
+    if not len(source):
+        raise UserError(f"{_described(source)} holds no records: there is nothing to pack")
+    settings = {"shard_size": shard_size, "format": format, "size": size}
+    _claim(out, {"source": _described(source), "records": len(source), **settings})
+    report = Report()
+    with (
+        _encoders(_Encoder(source, format, size), num_workers) as encode,
+        tqdm(total=len(source), desc="packing", unit=" pictures", smoothing=0.05) as bar,
+    ):
+        for first in range(0, len(source), shard_size):
+            path = out / f"{first // shard_size:05d}.tar"
+            rows = range(first, min(first + shard_size, len(source)))
+            stats = _complete(path)
+            if stats is None:
+                stats = _pack(path, _counted(encode(rows), bar.update), len(str(shard_size - 1)))
+            else:
+                bar.initial += len(rows)  # kept from before: no part of the speed
+                bar.update(len(rows))
+            report.add(stats["successes"], stats["skipped"])
+    _write_json(out / "report.json", asdict(report))
+    return report
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write one tar of (key, {kind: bytes}) and its index, never seen half done; returns the count."""
+    count = 0
+    with replacing(path) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for key, members in samples:
+                count += 1
+                for kind, data in sorted(members.items()):
+                    info = tarfile.TarInfo(f"{key}.{kind}")
+                    info.size = len(data)
+                    tar.addfile(info, BytesIO(data))
+        save_index(build_index(temporary), path)
+    return count
+
+
+@dataclass
+class _Encoder:
+    source: Sequence[Record]
+    format: Format | None
+    size: int | None
+
+    def __call__(self, row: int) -> Encoded | Unusable:
+        try:
+            record = self.source[row]
+        except Unusable as unusable:
+            return unusable
+        name = str(record.metadata.get("name", f"record {row}"))
+        if not record.caption.strip():
+            return Unusable("with an empty caption", name)
+        try:
+            return self._encode(record)
+        except Unreadable as error:
+            return Unusable("unreadable", f"{name} ({error})")
+
+    def _encode(self, record: Record) -> Encoded:
+        given = record.image
+        picture = to_rgb(given) if isinstance(given, Image.Image) else decode(given)
+        full = picture.size
+        if self.size is not None and min(full) > self.size:
+            picture = resize_short_side(picture, self.size)
+        if isinstance(given, bytes) and picture.size == full and self._keeps(_kind(given)):
+            kind, data = _kind(given), given
+        else:
+            kind = self.format or ("jpg" if isinstance(given, bytes) else "png")
+            data = _file(picture, kind)
+        sizes = dict(
+            zip(("width", "height", "original_width", "original_height"), picture.size + full, strict=True)
+        )
+        return Encoded(kind, data, record.caption.strip(), {**sizes, **record.metadata})
+
+    def _keeps(self, kind: str) -> bool:
+        return kind == self.format if self.format else kind in KINDS.values()
+
+
+def _kind(data: bytes) -> str:
+    with Image.open(BytesIO(data)) as image:
+        return KINDS.get(image.format or "", "")
+
+
+def _file(picture: Image.Image, kind: str) -> bytes:
+    file = BytesIO()
+    if kind == "jpg":
+        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    else:
+        picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@contextmanager
+def _encoders(
+    encoder: _Encoder, num_workers: int
+) -> Iterator[Callable[[range], Iterator[Encoded | Unusable]]]:
+    """Encodes rows in order, in this process or in a pool to which the source is handed only once."""
+    if num_workers == 0:
+        yield lambda rows: map(encoder, rows)
+        return
+    pool = ProcessPoolExecutor(num_workers, initializer=_adopt, initargs=(encoder,))
+    try:
+        yield lambda rows: pool.map(_encode_row, rows, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_encoder_of_worker: _Encoder
+
+
+def _adopt(encoder: _Encoder) -> None:
+    global _encoder_of_worker
+    _encoder_of_worker = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+
+
+def _encode_row(row: int) -> Encoded | Unusable:
+    return _encoder_of_worker(row)
+
+
+def _counted(
+    items: Iterable[Encoded | Unusable], count: Callable[[], object]
+) -> Iterator[Encoded | Unusable]:
+    for item in items:
+        yield item
+        count()
+
+
+def _pack(path: Path, encoded: Iterator[Encoded | Unusable], digits: int) -> dict[str, Any]:
+    """Write one shard, then its statistics."""
+    skipped: dict[str, list[str]] = {}
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for row, item in enumerate(encoded):
+            if isinstance(item, Unusable):
+                skipped.setdefault(item.reason, []).append(item.name)
+            else:
+                key = f"{path.stem}{row:0{max(digits, 4)}d}"
+                yield key, _members(key, item)
+
+    stats = {"successes": write_shard(path, samples()), "skipped": skipped}
+    _write_json(_stats_path(path), stats)
+    return stats
+
+
+def _members(key: str, item: Encoded) -> dict[str, bytes]:
+    text = json.dumps({"key": key, "caption": item.caption, **item.metadata}, ensure_ascii=False)
+    return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode()}
+
+
+def _complete(path: Path) -> dict[str, Any] | None:
+    """The statistics of a shard that an earlier run finished."""
+    if not (path.is_file() and _stats_path(path).is_file()):
+        return None
+    stats = json.loads(_stats_path(path).read_text())
+    return stats if len(load_index(path)) == stats["successes"] else None
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in an empty folder; refuse one that was packed with others."""
+    file = out / "pack.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{out} was packed with {name}={_shown(before.get(name))} and now it is {_shown(value)}: "
+                    "choose another out=FOLDER, or delete that one"
+                )
+        return
+    if any(out.glob("*.tar")):
+        raise UserError(f"{out} holds shards of another origin: choose another out=FOLDER")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(file, settings)
+
+
+def _described(source: Sequence[Record]) -> str:
+    plain = {k: v for k, v in getattr(source, "__dict__", {}).items() if isinstance(v, str | int | float)}
+    return f"{type(source).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _stats_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.stem}_stats.json")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

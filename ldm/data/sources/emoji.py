@@ -1,0 +1,79 @@
+"""The pictures of the installed colour emoji font, captioned by their Unicode names."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.data.sources.record import Record
+from ldm.errors import UserError
+
+FILE = "NotoColorEmoji.ttf"
+FOLDERS = (
+    "/usr/share/fonts/truetype/noto",
+    "/usr/share/fonts/noto",
+    "/usr/share/fonts/google-noto-emoji",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "~/Library/Fonts",
+)
+INSTALL = "install it with `apt-get install fonts-noto-color-emoji`, or name one with source.font=FILE"
+STRIKE = 109
+"""The one size in which the font holds its 136 x 128 bitmaps."""
+CANVAS = 136
+FIRST, LAST = 0x203C, 0x1FFFF
+"""Where emoji lie; the digits and signs before them are parts of sequences."""
+
+
+@dataclass
+class EmojiFont(Sequence[Record]):
+    """One picture a code point, 136 x 136 on white, captioned as in 'grinning face'."""
+
+    font: str | None = None
+
+    @cached_property
+    def code_points(self) -> list[int]:
+        """The single code points that the font draws and Unicode names."""
+        return list(_drawn(self._face))
+
+    @cached_property
+    def _face(self) -> ImageFont.FreeTypeFont:
+        path = _find(self.font)
+        try:
+            return ImageFont.truetype(str(path), STRIKE, layout_engine=ImageFont.Layout.BASIC)
+        except OSError as error:
+            raise UserError(
+                f"{path} is not a font of colour bitmaps at {STRIKE} px ({error}): {INSTALL}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.code_points)
+
+    def __getitem__(self, row: int) -> Record:  # type: ignore[override]
+        code = self.code_points[row]
+        picture = Image.new("RGB", (CANVAS, CANVAS), "white")
+        _, top, _, bottom = self._face.getbbox(chr(code))
+        at = (0, (CANVAS - (bottom - top)) / 2 - top)
+        ImageDraw.Draw(picture).text(at, chr(code), font=self._face, embedded_color=True)
+        return Record(picture, unicodedata.name(chr(code)).lower(), {"name": f"U+{code:04X}"})
+
+
+def _find(font: str | None) -> Path:
+    places = [Path(font)] if font else [Path(folder, FILE).expanduser() for folder in FOLDERS]
+    for path in places:
+        if path.is_file():
+            return path
+    raise UserError(f"there is no colour emoji font {font or FILE} on this machine: {INSTALL}")
+
+
+def _drawn(face: ImageFont.FreeTypeFont) -> Iterator[int]:
+    missing = face.getbbox("\ue000")
+    for code in range(FIRST, LAST + 1):
+        if unicodedata.name(chr(code), None) is None:
+            continue
+        left, _, right, _ = box = face.getbbox(chr(code))
+        if right > left and box != missing:
+            yield code
