@@ -1,5 +1,7 @@
 """Attention over tokens and over the places of a feature map."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -19,6 +21,12 @@ def check_heads(channels: int, num_heads: int) -> None:
     """ValueError for heads that do not divide the channels."""
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"{channels} channels do not divide into {num_heads} attention heads")
+
+
+def check_levels(attention_levels: Sequence[int], num_levels: int) -> None:
+    """ValueError for attention at a level that is not there."""
+    if not set(attention_levels) <= set(range(num_levels)):
+        raise ValueError(f"attention levels {list(attention_levels)} are not all among 0..{num_levels - 1}")
 
 
 class SelfAttention(nn.Module):

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.networks.attention import AttentionBlock
+from ldm.networks.attention import AttentionBlock, check_levels
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
 from ldm.networks.bottleneck import DiagonalGaussian, KLBottleneck
-from ldm.typing import Image, Latent
 
 Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 """One number for all channels, or one a channel."""
@@ -75,6 +74,7 @@ class Encoder(nn.Module):
         widths = [channels * m for m in channel_mult]
         self.in_channels, self.out_channels = in_channels, out_channels
         self.downsampling = 2 ** (len(widths) - 1)
+        check_levels(attention_levels, len(widths))
         self.conv_in = conv3x3(in_channels, channels)
         self.down = nn.ModuleList()
         for i, (a, b) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
@@ -110,6 +110,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [channels * m for m in channel_mult]
         self.in_channels = in_channels
+        check_levels(attention_levels, len(widths))
         self.conv_in = conv3x3(in_channels, widths[-1])
         self.middle = Middle(widths[-1], mid_attention)
         self.up = nn.ModuleList()
@@ -177,45 +178,55 @@ class Autoencoder(nn.Module):
         self.encoder.requires_grad_(False)
         self.bottleneck.requires_grad_(False)
 
-    def posterior(self, x: Image) -> DiagonalGaussian:
+    def posterior(self, x: Float[Tensor, "b c H W"]) -> DiagonalGaussian:
         """q(z|x) over raw latents, x in [-1, 1]."""
         height, width = x.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(f"{height}x{width} pixels do not divide by the factor {self.downsampling}")
         return self.bottleneck.posterior(self.encoder(x))
 
-    def reconstruct(self, z: Latent) -> Image:
+    def reconstruct(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """Raw latents to pixels, nominally in [-1, 1]."""
         return self.decoder(self.bottleneck.expand(z))
 
-    def forward(self, x: Image, noise: Latent) -> tuple[Image, DiagonalGaussian]:
+    def forward(
+        self, x: Float[Tensor, "b c H W"], noise: Float[Tensor, "b z h w"]
+    ) -> tuple[Float[Tensor, "b c H W"], DiagonalGaussian]:
         """The reconstruction from a posterior sample, and the posterior."""
         posterior = self.posterior(x)
         return self.reconstruct(posterior.sample(noise)), posterior
 
-    def normalize(self, z: Latent) -> Latent:
+    def normalize(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
         """z_0 = (z - latent_mean) / latent_std."""
         return (z - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    def denormalize(self, z_0: Latent) -> Latent:
+    def denormalize(self, z_0: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
         """z = latent_std z_0 + latent_mean."""
         return z_0 * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
 
-    def encode(self, x: Image, noise: Latent) -> Latent:
+    def encode(
+        self, x: Float[Tensor, "b c H W"], noise: Float[Tensor, "b z h w"]
+    ) -> Float[Tensor, "b z h w"]:
         """z_0 of a posterior sample."""
         return self.normalize(self.posterior(x).sample(noise))
 
-    def decode(self, z_0: Latent) -> Image:
+    def decode(self, z_0: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """z_0 to pixels, nominally in [-1, 1]."""
         return self.reconstruct(self.denormalize(z_0))
 
     @torch.no_grad()
     def set_latent_statistics(self, mean: Statistic, std: Statistic) -> None:
         """Set the raw latents' mean and standard deviation; ValueError unless every std is positive."""
-        for buffer, values in ((self.latent_mean, mean), (self.latent_std, std)):
-            values = torch.as_tensor(list(values) if isinstance(values, Sequence) else values)
-            if values.numel() not in (1, self.latent_channels):
-                raise ValueError(f"{values.numel()} statistics for {self.latent_channels} latent channels")
-            buffer.copy_(values)
-        if not self.latent_std.is_meta and not bool((self.latent_std > 0).all()):
-            raise ValueError(f"latents must vary in every channel, not std {self.latent_std.tolist()}")
+        mean, std = (per_channel(values, self.latent_channels) for values in (mean, std))
+        if not std.is_meta and not bool((std > 0).all()):
+            raise ValueError(f"latents must vary in every channel, not std {std.tolist()}")
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+
+def per_channel(values: Statistic, channels: int) -> Float[Tensor, " z"]:
+    """A statistic as one number a channel."""
+    given = torch.as_tensor(list(values) if isinstance(values, Sequence) else values)
+    if given.numel() not in (1, channels):
+        raise ValueError(f"{given.numel()} statistics for {channels} latent channels")
+    return given.float().expand(channels)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.networks.attention import AttentionBlock, SpatialTransformer
+from ldm.networks.attention import AttentionBlock, SpatialTransformer, check_levels
 from ldm.networks.blocks import GroupNorm, TimeResidualBlock, Upsample, conv3x3, zeroed
 from ldm.typing import Conditioning
 
@@ -187,6 +187,7 @@ class UNet(nn.Module):
             heads = count_heads(channels, num_heads, head_channels)
             return Block(residual, build_attention(channels, heads, context_channels, transformer_depth))
 
+        check_levels(attention_levels, len(channel_mult))
         widths = [model_channels * m for m in channel_mult]
         self.time_embedding = Embed(model_channels, time_channels)
         self.vector_embedding = None if vector_channels is None else Embed(vector_channels, time_channels)

@@ -1,0 +1,87 @@
+"""State dicts of diffusers' networks under our names, for parity tests alone."""
+
+import re
+
+import torch
+from torch import Tensor
+
+LEAVES = (
+    (r"conv_shortcut", "shortcut"),
+    (r"time_emb_proj", "time"),
+    (r"conv_norm_out", "norm_out"),
+    (r"(time|class)_embedding\.linear_1", r"\1_embedding.linear_in"),
+    (r"(time|class)_embedding\.linear_2", r"\1_embedding.linear_out"),
+    (r"class_embedding", "vector_embedding"),
+)
+
+TRANSFORMER = (
+    (r"transformer_blocks", "blocks"),
+    (r"attn1\.to_q", "self_attention.qkv#0"),
+    (r"attn1\.to_k", "self_attention.qkv#1"),
+    (r"attn1\.to_v", "self_attention.qkv#2"),
+    (r"attn2\.to_q", "cross_attention.q"),
+    (r"attn2\.to_k", "cross_attention.kv#0"),
+    (r"attn2\.to_v", "cross_attention.kv#1"),
+    (r"attn1\.to_out\.0", "self_attention.out"),
+    (r"attn2\.to_out\.0", "cross_attention.out"),
+    (r"ff\.net\.0\.proj", "feed_forward.linear_in"),
+    (r"ff\.net\.2", "feed_forward.linear_out"),
+)
+
+PLAIN_ATTENTION = (
+    (r"(attentions?(?:\.\d+)?)\.group_norm", r"\1.norm"),
+    (r"(attentions?(?:\.\d+)?)\.to_q", r"\1.attention.qkv#0"),
+    (r"(attentions?(?:\.\d+)?)\.to_k", r"\1.attention.qkv#1"),
+    (r"(attentions?(?:\.\d+)?)\.to_v", r"\1.attention.qkv#2"),
+    (r"(attentions?(?:\.\d+)?)\.to_out\.0", r"\1.attention.out"),
+)
+
+UNET = (
+    (r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
+    (r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.blocks.\3.attention"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0\.conv", r"down.\1.downsample"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
+    (r"mid_block\.resnets\.(\d)", r"middle.\1.residual"),
+    (r"mid_block\.attentions\.0", "middle.0.attention"),
+)
+
+AUTOENCODER = (
+    (r"(down|up)_blocks\.(\d+)\.resnets", r"\1.\2.residuals"),
+    (r"(down|up)_blocks\.(\d+)\.attentions", r"\1.\2.attentions"),
+    (r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0", r"\1.\2.resample"),
+    (r"mid_block\.resnets\.0", "middle.residual1"),
+    (r"mid_block\.resnets\.1", "middle.residual2"),
+    (r"mid_block\.attentions\.0", "middle.attention"),
+    (r"post_quant_conv", "bottleneck.from_latent"),
+    (r"quant_conv", "bottleneck.to_moments"),
+)
+
+
+def unet_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of a UNet2DConditionModel or UNet2DModel under the names of ldm.networks.unet.UNet."""
+    return _fuse(_renamed(theirs, UNET + TRANSFORMER + PLAIN_ATTENTION + LEAVES))
+
+
+def autoencoder_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of an AutoencoderKL under our Autoencoder's names, without its statistics."""
+    return _fuse(_renamed(theirs, AUTOENCODER + PLAIN_ATTENTION + LEAVES))
+
+
+def _renamed(theirs: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    state = {}
+    for name, value in theirs.items():
+        for pattern, ours in rules:
+            name = re.sub(pattern, ours, name)
+        # Theirs are 1x1 convolutions in Stable Diffusion 1, ours linear layers always.
+        if re.search(r"proj_(in|out)\.weight", name):
+            value = value.flatten(1)
+        state[name] = value
+    return state
+
+
+def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join `name#0.weight`, `name#1.weight`, ... to `name.weight`."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        parts.setdefault(re.sub(r"#\d", "", name), {})[name] = value
+    return {name: torch.cat([group[key] for key in sorted(group)]) for name, group in parts.items()}

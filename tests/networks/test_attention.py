@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.networks.attention import AttentionBlock, CrossAttention, SelfAttention, SpatialTransformer, attend
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v written out, heads side by side."""
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def test_attend_is_the_equation() -> None:
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    torch.testing.assert_close(attend(q, k, v), explicit(q, k, v))
+
+
+def test_self_attention_splits_its_product_into_q_k_v_and_heads() -> None:
+    layer, x = SelfAttention(12, num_heads=3), torch.randn(2, 5, 12)
+    q, k, v = ((x @ w.T).view(2, 5, 3, 4).transpose(1, 2) for w in layer.qkv.weight.chunk(3))
+    torch.testing.assert_close(layer(x), layer.out(explicit(q, k, v)))
+
+
+def test_cross_attention_does_not_know_the_order_of_its_context() -> None:
+    layer, x, context = CrossAttention(12, 6, num_heads=2), torch.randn(2, 5, 12), torch.randn(2, 7, 6)
+    torch.testing.assert_close(layer(x, context), layer(x, context.flip(1)))
+    assert not torch.allclose(layer(x, context), layer(x, context + 1))
+
+
+def test_spatial_transformer_starts_as_the_identity_and_keeps_places_apart() -> None:
+    layer = SpatialTransformer(16, 6, num_heads=2, depth=2)
+    x, context = torch.randn(2, 16, 3, 5), torch.randn(2, 7, 6)
+    assert torch.equal(layer(x, context), x)
+    torch.nn.init.normal_(layer.proj_out.weight)
+    turned = layer(x.flip(2), context)
+    torch.testing.assert_close(turned, layer(x, context).flip(2), atol=1e-4, rtol=1e-4)
+
+
+def test_attention_block_is_residual() -> None:
+    block, x = AttentionBlock(16, num_heads=2), torch.randn(2, 16, 3, 5)
+    tokens = block.attention(block.norm(x).flatten(2).mT)
+    torch.testing.assert_close(block(x), x + tokens.mT.unflatten(2, (3, 5)))
+
+
+@pytest.mark.parametrize("heads", [0, 5])
+def test_heads_must_divide_the_channels(heads: int) -> None:
+    with pytest.raises(ValueError, match=f"12 channels do not divide into {heads} attention heads"):
+        SelfAttention(12, heads)

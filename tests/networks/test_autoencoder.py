@@ -1,0 +1,123 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from ldm.networks.autoencoder import Autoencoder, Decoder, Encoder
+from ldm.networks.bottleneck import KLBottleneck
+from tests.networks.diffusers_names import autoencoder_state
+
+
+def small(attention_levels: tuple[int, ...] = (), **statistics: float | list[float]) -> Autoencoder:
+    encoder = Encoder(3, 32, (1, 2), 1, attention_levels, out_channels=8)
+    decoder = Decoder(3, 32, (1, 2), 1, attention_levels, in_channels=4)
+    return Autoencoder(encoder, decoder, KLBottleneck(4), **statistics)
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    ("latent", "mult", "levels", "middle", "count"),
+    [
+        (3, (1, 2, 4), (), True, 55_312_063),
+        (4, (1, 2, 4, 4), (), True, 83_653_863),
+        (16, (1, 1, 2, 2, 4), (4,), True, 69_610_963),
+        (64, (1, 1, 2, 2, 4, 4), (4, 5), True, 103_880_131),
+    ],
+    ids=["kl-f4", "kl-f8", "kl-f16", "kl-f32"],
+)
+def test_the_published_counts(
+    latent: int, mult: tuple[int, ...], levels: tuple[int, ...], middle: bool, count: int
+) -> None:
+    with torch.device("meta"):
+        encoder = Encoder(3, 128, mult, 2, levels, middle, out_channels=2 * latent)
+        decoder = Decoder(3, 128, mult, 2, levels, middle, in_channels=latent)
+        model = Autoencoder(encoder, decoder, KLBottleneck(latent), latent_std=2.0)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model.downsampling == 2 ** (len(mult) - 1)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_it_equals_diffusers_with_its_gradients(attention: bool) -> None:
+    kind = "Attn{}EncoderBlock2D" if attention else "{}EncoderBlock2D"
+    theirs = AutoencoderKL(
+        down_block_types=(kind.format("Down"),) * 2,
+        up_block_types=(kind.format("Up").replace("Encoder", "Decoder"),) * 2,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+    )
+    for p in theirs.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    ours = small((0, 1) if attention else ())
+    statistics = {"latent_mean": ours.latent_mean, "latent_std": ours.latent_std}
+    ours.load_state_dict(autoencoder_state(theirs.state_dict()) | statistics)
+
+    x = torch.randn(2, 3, 16, 24)
+    results = []
+    for model in (ours, theirs):
+        pixels = x.clone().requires_grad_()
+        if model is ours:
+            posterior = ours.posterior(pixels)
+            x_hat = ours.reconstruct(posterior.mean)
+        else:
+            posterior = theirs.encode(pixels).latent_dist
+            x_hat = theirs.decode(posterior.mean).sample
+        (x_hat.square().mean() + posterior.kl().mean() / x[0].numel()).backward()
+        results.append((posterior.mean, posterior.std, x_hat, pixels.grad))
+    for mine, other in zip(*results, strict=True):
+        assert relative_error(mine, other) < 1e-4
+
+
+def test_statistics_normalise_and_go_back() -> None:
+    model = small(latent_mean=[1.0, -2.0, 0.0, 3.0], latent_std=[0.5, 2.0, 1.0, 4.0])
+    z = torch.randn(5, 4, 8, 8) * model.latent_std[:, None, None] + model.latent_mean[:, None, None]
+    z_0 = model.normalize(z)
+    assert z_0.mean((0, 2, 3)).abs().max() < 0.2 and (z_0.std((0, 2, 3)) - 1).abs().max() < 0.2
+    torch.testing.assert_close(model.denormalize(z_0), z)
+
+
+def test_encode_and_decode_speak_normalised_latents() -> None:
+    model, x, noise = small(), torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
+    raw = model.posterior(x).sample(noise)
+    model.set_latent_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+    torch.testing.assert_close(model.encode(x, noise), model.normalize(raw))
+    torch.testing.assert_close(model.decode(model.encode(x, noise)), model(x, noise)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_published_factor() -> None:
+    z = torch.randn(1, 4, 2, 2)
+    torch.testing.assert_close(small(latent_std=1 / 0.18215).normalize(z), 0.18215 * z)
+
+
+def test_statistics_are_saved_and_bad_ones_refused() -> None:
+    model = small(latent_mean=0.25)
+    assert model.state_dict()["latent_mean"].tolist() == [0.25] * 4
+    with pytest.raises(ValueError, match="3 statistics for 4 latent channels"):
+        model.set_latent_statistics([0.0] * 3, 1.0)
+    with pytest.raises(ValueError, match="vary in every channel"):
+        model.set_latent_statistics(0.0, [1.0, 0.0, 1.0, 1.0])
+    assert model.latent_mean.tolist() == [0.25] * 4 and model.latent_std.tolist() == [1.0] * 4
+
+
+def test_freeze_encoder_leaves_the_decoder() -> None:
+    model = small()
+    model.freeze_encoder()
+    assert all(name.startswith("decoder.") == p.requires_grad for name, p in model.named_parameters())
+    assert model.last_layer is model.decoder.conv_out.weight
+
+
+def test_a_size_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="16x15 pixels do not divide by the factor 2"):
+        small().posterior(torch.randn(1, 3, 16, 15))
+
+
+def test_attention_at_a_level_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention levels \[2\] are not all among 0..1"):
+        small((2,))
+
+
+def test_channels_that_do_not_meet_are_refused() -> None:
+    with pytest.raises(ValueError, match="gives 8 channels and the decoder takes 4, but the bottleneck"):
+        Autoencoder(Encoder(channels=8), Decoder(channels=8), KLBottleneck(3))
