@@ -1,0 +1,141 @@
+"""The frozen CLIP text tower: the published one's numbers, at a small size and on random weights."""
+
+import json
+import warnings
+
+import open_clip
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm import pretrained
+from ldm.conditioning.base import Compose
+from ldm.conditioning.clip_text import ClipText
+from ldm.conditioning.tokenizer import ClipTokenizer
+
+WIDTH, DEPTH, HEADS = 32, 2, 4
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": HEADS, "layers": DEPTH}
+RENAMED = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "c_fc": "fc1", "c_proj": "fc2", "attn": "self_attn"}
+TEXTS = ["a red circle left of a blue square", "", "crème brûlée"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> open_clip.CLIP:
+    """A whole tiny CLIP, pictures' half included, that open_clip knows as `tiny-clip`."""
+    config = {
+        "embed_dim": 8,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4},
+        "text_cfg": TEXT,
+    }
+    path = tmp_path_factory.mktemp("configs") / "tiny-clip.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def loaded(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> ClipText:
+    """A ClipText that found `clip` in a file of OpenAI's kind."""
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        inputs = torch.zeros(1, 3, 8, 8), torch.zeros(1, 77, dtype=torch.int64)
+        torch.jit.trace(clip, inputs, check_trace=False).save(path)
+    model = ClipText(ClipTokenizer(77, 49407), "tiny-clip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "find", {"clip_vit_l14": path}.__getitem__)
+        model.load_pretrained()
+    return model
+
+
+def transformers_twin(clip: open_clip.CLIP) -> CLIPTextModel:
+    """The same weights in transformers' own code."""
+    twin = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=DEPTH,
+            num_attention_heads=HEADS,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+        )
+    ).eval()
+    theirs = {
+        "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        "embeddings.position_embedding.weight": clip.positional_embedding,
+        "final_layer_norm.weight": clip.ln_final.weight,
+        "final_layer_norm.bias": clip.ln_final.bias,
+    }
+    for name, tensor in clip.transformer.resblocks.state_dict().items():
+        for ours, other in RENAMED.items():
+            name = name.replace(ours, other)
+        if "in_proj_" in name:
+            for part, piece in zip(("q_proj.", "k_proj.", "v_proj."), tensor.chunk(3), strict=True):
+                theirs[f"encoder.layers.{name.replace('in_proj_', part)}"] = piece
+        else:
+            theirs[f"encoder.layers.{name}"] = tensor
+    prefix = "text_model." if any(key.startswith("text_model.") for key in twin.state_dict()) else ""
+    twin.load_state_dict({prefix + key: tensor for key, tensor in theirs.items()})
+    return twin
+
+
+def test_it_is_transformers_last_hidden_state(clip: open_clip.CLIP, loaded: ClipText) -> None:
+    with torch.no_grad():
+        theirs = transformers_twin(clip)(loaded.tokenizer(TEXTS)).last_hidden_state
+    torch.testing.assert_close(loaded(TEXTS).context, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_its_end_token_projected_is_open_clips_encoding(clip: open_clip.CLIP, loaded: ClipText) -> None:
+    tokens = loaded.tokenizer(TEXTS)
+    ends = loaded(TEXTS).context[torch.arange(3), tokens.argmax(1)]
+    with torch.no_grad():
+        ours, theirs = ends @ clip.text_projection, clip.encode_text(tokens)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_null_is_the_empty_prompts_encoding(loaded: ClipText) -> None:
+    assert loaded.empty.abs().sum() > 0
+    torch.testing.assert_close(loaded.null(2).context, loaded(["", ""]).context)
+
+
+def test_checkpoints_hold_the_null_alone(loaded: ClipText) -> None:
+    state = Compose({"text": loaded}).state_dict()
+    assert list(state) == ["conditioners.text.empty"]
+    fresh = ClipText(ClipTokenizer(77, 49407), "tiny-clip")
+    weight = fresh.tower.ln_final.weight.clone()
+    Compose({"text": fresh}).load_state_dict(state)
+    assert torch.equal(fresh.empty, loaded.empty) and torch.equal(fresh.tower.ln_final.weight, weight)
+    with pytest.raises(RuntimeError, match="empty"):
+        fresh.load_state_dict({})
+
+
+def test_it_is_named_by_hash(loaded: ClipText) -> None:
+    identity = loaded.identity()
+    assert identity["name"] == "tiny-clip" and identity["weights"] == "clip_vit_l14"
+    assert identity["sha256"].startswith("b8cca3fd41ae")
+
+
+def test_it_is_frozen(loaded: ClipText) -> None:
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not loaded.train().tower.training
+    assert not loaded(["red"]).context.requires_grad
+
+
+def test_the_full_size_has_the_published_count_and_no_eyes() -> None:
+    with torch.device("meta"):
+        model = ClipText(ClipTokenizer(77, 49407))
+    assert sum(p.numel() for p in model.parameters()) == 123_060_480
+    assert not any("visual" in name or "projection" in name for name, _ in model.named_parameters())
+    assert model.empty.shape == (77, 768)
+
+
+def test_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="reads 77 tokens of 49408 kinds, but .* gives 76 of 49408"):
+        with torch.device("meta"):
+            ClipText(ClipTokenizer(76, 49407))

@@ -1,0 +1,103 @@
+"""The jointly trained text encoder: what it hears, and what it must not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+
+from ldm.conditioning.base import Compose
+from ldm.conditioning.tokenizer import ClipTokenizer
+from ldm.conditioning.transformer_text import TransformerText
+from ldm.data.demo.scenes import caption, every_scene
+
+WORDS = ["a", "red", "green", "circle", "square", "left", "of"]
+TEXTS = ["a red circle left of a green square", "red", ""]
+
+
+def encoder(length: int = 12, pad_token: int = 49407, pooled: bool = False) -> TransformerText:
+    torch.manual_seed(0)
+    tokenizer = ClipTokenizer(length, pad_token, WORDS)
+    return TransformerText(tokenizer, width=16, depth=2, num_heads=4, pooled=pooled)
+
+
+def loss(context: torch.Tensor) -> torch.Tensor:
+    """Some scalar that the final layer norm does not make constant."""
+    return context.square().mul(torch.arange(16)).sum()
+
+
+def test_more_padding_changes_nothing() -> None:
+    short, long = encoder(12, pooled=True), encoder(20, pooled=True)
+    weights = short.state_dict()
+    positions = torch.cat([weights["position_embedding"], torch.randn(8, 16)])
+    long.load_state_dict({**weights, "position_embedding": positions})
+    a, b = short(TEXTS), long(TEXTS)
+    torch.testing.assert_close(a.context, b.context[:, :12])
+    torch.testing.assert_close(a.vector, b.vector)
+
+
+def test_the_padding_token_changes_nothing() -> None:
+    end, zero = encoder(), encoder(pad_token=0)
+    weights = end.state_dict()
+    embedding = torch.cat([torch.randn(1, 16), weights["token_embedding.weight"]])  # 0 ranks before all words
+    zero.load_state_dict({**weights, "token_embedding.weight": embedding})
+    torch.testing.assert_close(end(TEXTS).context, zero(TEXTS).context)
+
+
+def test_places_past_the_end_are_zero_and_no_others() -> None:
+    filled = encoder()(TEXTS).context.abs().sum(2) > 0
+    assert filled.sum(1).tolist() == [10, 3, 2]
+    assert filled[1].tolist() == [True] * 3 + [False] * 9
+
+
+def test_every_token_hears_the_whole_text_and_its_order() -> None:
+    model = encoder()
+    a, b, c = model(["a red circle left of a green square", "a red circle left of a green circle",
+                     "a green square left of a red circle"]).context  # fmt: skip
+    assert (a[0] - b[0]).abs().max() > 1e-4  # the first token hears the last word: attention goes both ways
+    assert (a.sum(0) - c.sum(0)).abs().max() > 1e-3
+
+
+def test_a_text_does_not_hear_its_batch() -> None:
+    model = encoder()
+    torch.testing.assert_close(model(TEXTS).context[1], model([TEXTS[1]]).context[0])
+
+
+def test_the_vector_is_the_mean_of_the_real_tokens() -> None:
+    cond = encoder(pooled=True)(TEXTS)
+    torch.testing.assert_close(cond.vector[1], cond.context[1, :3].mean(0))
+    assert encoder()(TEXTS).vector is None
+
+
+def test_the_null_is_the_empty_text_and_is_learned() -> None:
+    model = encoder(pooled=True)
+    null, empty = model.null(2), model(["", ""])
+    torch.testing.assert_close(null.context, empty.context)
+    torch.testing.assert_close(null.vector, empty.vector)
+    dropped = Compose({"text": model})({"caption": ["red"]}, torch.zeros(1, 1))
+    loss(dropped.context).backward()
+    touched = model.token_embedding.weight.grad.abs().sum(1) > 0
+    begin, red, end = model.tokenizer(["red"])[0, :3]
+    assert touched[begin] and touched[end] and not touched[red]
+
+
+def test_every_weight_hears_the_loss() -> None:
+    model = encoder()
+    loss(model(["a red green circle square left of"]).context).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_width_divides_by_heads() -> None:
+    with pytest.raises(ValueError, match="width 16 does not divide by num_heads 3"):
+        TransformerText(ClipTokenizer(12, 0), width=16, depth=1, num_heads=3)
+
+
+def test_the_demos_words_and_length_fit_its_captions() -> None:
+    config = Path(__file__).parents[2] / "configs" / "conditioner" / "demo_text.yaml"
+    tokenizer = instantiate(yaml.safe_load(config.read_text())).conditioners["text"].tokenizer
+    captions = [caption(scene) for held_out in (False, True) for scene in every_scene(held_out)]
+    said = {word for text in captions for word in text.split()}
+    assert said == set(tokenizer.words)
+    assert max(len(text.split()) for text in captions) + 2 == tokenizer.length
+    assert tokenizer([captions[0]]).max() < tokenizer.vocabulary
