@@ -16,6 +16,26 @@ Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 """One number for all channels, or one a channel."""
 
 
+class ToLatent(nn.Module):
+    """An encoder: pixels to what a bottleneck takes."""
+
+    out_channels: int
+    downsampling: int
+    """Pixels to one place of the latent, a side."""
+
+
+class FromLatent(nn.Module):
+    """A decoder: a latent to pixels, by `conv_out` at the end."""
+
+    in_channels: int
+    conv_out: nn.Conv2d
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that the adaptive adversarial weight is measured on."""
+        return self.conv_out.weight
+
+
 class Level(nn.Module):
     """The residual blocks of one size, an attention block behind each if asked for, then a change of size."""
 
@@ -51,7 +71,7 @@ class Middle(nn.Module):
         return self.residual2(self.attention(self.residual1(x)))
 
 
-class Encoder(nn.Module):
+class Encoder(ToLatent):
     """The convolutional encoder of latent diffusion (Rombach et al. 2022, appendix G; Esser et al. 2021).
 
     Args:
@@ -72,8 +92,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.downsampling = 2 ** (len(widths) - 1)
+        self.out_channels, self.downsampling = out_channels, 2 ** (len(widths) - 1)
         check_levels(attention_levels, len(widths))
         self.conv_in = conv3x3(in_channels, channels)
         self.down = nn.ModuleList()
@@ -91,7 +110,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.middle(h))))
 
 
-class Decoder(nn.Module):
+class Decoder(FromLatent):
     """The encoder's mirror with one residual block more a level; `up` runs from coarse to fine.
 
     Arguments as in `Encoder`.
@@ -121,11 +140,6 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(widths[0], eps=1e-6)
         self.conv_out = conv3x3(widths[0], out_channels)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight that the adaptive adversarial weight is measured on."""
-        return self.conv_out.weight
-
     def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         h = self.middle(self.conv_in(z))
         for level in self.up:
@@ -148,8 +162,8 @@ class Autoencoder(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
+        encoder: ToLatent,
+        decoder: FromLatent,
         bottleneck: KLBottleneck,
         latent_mean: Statistic = 0.0,
         latent_std: Statistic = 1.0,
@@ -162,14 +176,14 @@ class Autoencoder(nn.Module):
                 f"between takes {bottleneck.in_channels} and gives {bottleneck.latent_channels}"
             )
         self.encoder, self.decoder, self.bottleneck = encoder, decoder, bottleneck
-        self.latent_channels: int = bottleneck.latent_channels
-        self.downsampling: int = encoder.downsampling
+        self.latent_channels = bottleneck.latent_channels
+        self.downsampling = encoder.downsampling
         self.register_buffer("latent_mean", torch.zeros(self.latent_channels))
         self.register_buffer("latent_std", torch.ones(self.latent_channels))
         self.set_latent_statistics(latent_mean, latent_std)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The decoder's last weight, for the adaptive adversarial weight."""
         return self.decoder.last_layer
 

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.networks.attention import AttentionBlock
+from ldm.networks.autoencoder import FromLatent, ToLatent
 from ldm.networks.blocks import GroupNorm, ResidualBlock, conv3x3
 
 
@@ -16,7 +17,7 @@ def trunk(channels: int, num_res_blocks: int, mid_attention: bool) -> nn.Sequent
     return nn.Sequential(*blocks)
 
 
-class PatchEncoder(nn.Module):
+class PatchEncoder(ToLatent):
     """Space to depth by `patch` (Shi et al. 2016), then residual blocks."""
 
     def __init__(
@@ -29,7 +30,7 @@ class PatchEncoder(nn.Module):
         out_channels: int = 32,
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.downsampling = in_channels, out_channels, patch
+        self.out_channels, self.downsampling = out_channels, patch
         self.conv_in = conv3x3(in_channels * patch**2, channels)
         self.trunk = trunk(channels, num_res_blocks, mid_attention)
         self.norm_out = GroupNorm(channels, eps=1e-6)
@@ -40,7 +41,7 @@ class PatchEncoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class PatchDecoder(nn.Module):
+class PatchDecoder(FromLatent):
     """Residual blocks, then depth to space by `patch` (Shi et al. 2016)."""
 
     def __init__(
@@ -58,11 +59,6 @@ class PatchDecoder(nn.Module):
         self.trunk = trunk(channels, num_res_blocks, mid_attention)
         self.norm_out = GroupNorm(channels, eps=1e-6)
         self.conv_out = conv3x3(channels, out_channels * patch**2)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight that the adaptive adversarial weight is measured on."""
-        return self.conv_out.weight
 
     def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         h = self.trunk(self.conv_in(z))
