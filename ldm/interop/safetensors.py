@@ -64,6 +64,22 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, config, header
 
 
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads a file's tensors into a module, every one of them. UserError where names or shapes differ."""
+    own = module.state_dict()
+    odd = sorted(
+        name
+        for name in own.keys() | tensors.keys()
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    )
+    if odd:
+        raise UserError(
+            f"{path} does not fit this configuration: {len(odd)} of {len(own)} tensors differ, {odd[0]} first; "
+            "compose the run with the groups and numbers that the file was trained with"
+        )
+    module.load_state_dict(dict(tensors))
+
+
 def content_hash(module: nn.Module) -> str:
     """sha256 over names, shapes, types and bytes of the module's state: equal where the weights are."""
     digest = hashlib.sha256()

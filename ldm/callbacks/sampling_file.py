@@ -1,0 +1,41 @@
+"""The sampling file that a run leaves: one .safetensors with averaged weights and the configuration."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from ldm.callbacks.ema import averaged
+from ldm.interop import safetensors
+from ldm.stages.base import Stage
+
+
+class SamplingFile(Callback):
+    """Writes `path` at the end of training, and every `every_n_steps` on the way.
+
+    Args:
+        path: the file.
+        config: of `stage.model`, as plain types; it goes into the header, and the model is rebuilt from it.
+        kind: "autoencoder" or "latent_diffusion".
+    """
+
+    def __init__(self, path: str, config: dict[str, Any], kind: str, every_n_steps: int) -> None:
+        self.path, self.config, self.kind, self.every_n_steps = Path(path), config, kind, every_n_steps
+
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+        """Save where the step divides."""
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
+            self.save(trainer, stage)
+
+    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+        """Save the end."""
+        self.save(trainer, stage)
+
+    def save(self, trainer: Trainer, stage: Stage) -> None:
+        """Average, measure what the stage measures at its end, write."""
+        if not trainer.is_global_zero:
+            return
+        with averaged(trainer, stage):
+            stage.finish(trainer.datamodule)  # type: ignore[attr-defined]
+            identity = stage.identity() | {"step": str(trainer.global_step)}
+            safetensors.save(self.path, stage.exported_tensors(), self.config, self.kind, identity)

@@ -1,0 +1,43 @@
+"""The training objective."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion.parameterization import Parameterization
+from ldm.diffusion.schedule import Schedule
+from ldm.typing import Conditioning
+
+
+class Network(Protocol):
+    """f_theta(z_t, t, c)."""
+
+    def __call__(
+        self, z_t: Float[Tensor, "b z h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b z h w"]: ...
+
+
+def diffusion_loss(
+    network: Network,
+    z_0: Float[Tensor, "b z h w"],
+    cond: Conditioning,
+    eps: Float[Tensor, "b z h w"],
+    u: Float[Tensor, " b"],
+    schedule: Schedule,
+    parameterization: Parameterization,
+    weighting: Callable[[Tensor, Tensor], Tensor],
+    times: Callable[[Tensor], Tensor],
+) -> Float[Tensor, ""]:
+    """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
+
+    Pure: the caller draws eps ~ N(0, I) and u ~ U[0, 1). The norm is a mean over channels and pixels.
+    """
+    t = times(u)  #                                                              b
+    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
+    z_t = alpha_t * z_0 + sigma_t * eps  #                                       b z h w
+    target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w
+    y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
+    error = (y.float() - target).square().mean((1, 2, 3))  #                     b
+    return (weighting(alpha_t, sigma_t) * error).mean()

@@ -1,0 +1,84 @@
+"""What the network predicts: y = a z_0 + b eps.
+
+With z_t = alpha z_0 + sigma eps this is one 2x2 system for every prediction type: for det = b alpha - a sigma,
+
+    z_0 = (b z_t - sigma y) / det,      eps = (alpha y - a z_t) / det.
+
+Three things follow. det = 0 where a network that predicts eps would have to find z_0 in pure noise (zero terminal SNR),
+so that pair is refused. Guidance, being linear in y with weights that sum to 1, commutes with the solve. And an error in y is an
+error (sigma/det) times as large in z_0, which is all that a weighting needs to know.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion.schedule import Schedule
+
+Coefficient = Float[Tensor, "b 1 1 1"]
+
+
+class Parameterization:
+    """A prediction type is its (a, b)."""
+
+    def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
+        """(a, b) of y = a z_0 + b eps."""
+        raise NotImplementedError
+
+    def det(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
+        """b alpha - a sigma."""
+        a, b = self.coefficients(alpha_t, sigma_t)
+        return b * alpha_t - a * sigma_t
+
+    def target(
+        self,
+        z_0: Float[Tensor, "b z h w"],
+        eps: Float[Tensor, "b z h w"],
+        alpha_t: Coefficient,
+        sigma_t: Coefficient,
+    ) -> Float[Tensor, "b z h w"]:
+        """y = a z_0 + b eps."""
+        a, b = self.coefficients(alpha_t, sigma_t)
+        return a * z_0 + b * eps
+
+    def solve(
+        self, y: Float[Tensor, "b z h w"], z_t: Float[Tensor, "b z h w"], alpha_t: Coefficient, sigma_t: Coefficient
+    ) -> tuple[Float[Tensor, "b z h w"], Float[Tensor, "b z h w"]]:
+        """(z_0, eps) from the prediction y at z_t."""
+        a, b = self.coefficients(alpha_t, sigma_t)
+        det = b * alpha_t - a * sigma_t
+        return (b * z_t - sigma_t * y) / det, (alpha_t * y - a * z_t) / det
+
+    def input_scale(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
+        """What z_t is multiplied by before the network sees it."""
+        return alpha_t.new_ones(()).expand_as(alpha_t)
+
+    def check(self, schedule: Schedule) -> None:
+        """ValueError where some t in 1..T has no solution."""
+
+
+class Eps(Parameterization):
+    """y = eps (Ho et al. 2020, eq. 14)."""
+
+    def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
+        return alpha_t * 0, alpha_t * 0 + 1
+
+    def check(self, schedule: Schedule) -> None:
+        if schedule.has_zero_terminal_snr:
+            raise ValueError(
+                f"alpha_T = 0 at T = {schedule.num_steps}: a network that predicts eps cannot find z_0 in pure noise; "
+                "use v, x0 or flow prediction with this schedule"
+            )
+
+
+class X0(Parameterization):
+    """y = z_0 (Salimans & Ho 2022, section 4)."""
+
+    def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
+        return alpha_t * 0 + 1, alpha_t * 0
+
+
+class V(Parameterization):
+    """v = alpha eps - sigma z_0 (Salimans & Ho 2022, section 4)."""
+
+    def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
+        return -sigma_t, alpha_t

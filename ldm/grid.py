@@ -1,0 +1,37 @@
+"""Pictures side by side, with words."""
+
+import textwrap
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MARGIN = 4
+LABEL_WIDTH = 190
+FONT_SIZE = 12
+
+
+def to_pil(x: Float[Tensor, "3 h w"]) -> Image.Image:
+    """A picture in [-1, 1] as 8-bit RGB, rounded and clamped."""
+    bytes_ = ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+    return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
+
+
+def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 1) -> Image.Image:
+    """One row a label: the words at the left, its pictures beside them, each enlarged `scale` times."""
+    width, height = (side * scale for side in rows[0][1][0].size)
+    columns = max(len(pictures) for _, pictures in rows)
+    font = ImageFont.load_default(FONT_SIZE)
+    sheet = Image.new(
+        "RGB", (LABEL_WIDTH + columns * (width + MARGIN), len(rows) * (height + MARGIN) + MARGIN), (245, 245, 245)
+    )
+    pen = ImageDraw.Draw(sheet)
+    for i, (label, pictures) in enumerate(rows):
+        top = MARGIN + i * (height + MARGIN)
+        lines = textwrap.wrap(label, LABEL_WIDTH // (FONT_SIZE // 2 + 1))
+        pen.multiline_text((MARGIN, top + 2), "\n".join(lines), fill=(20, 20, 20), font=font)
+        for j, picture in enumerate(pictures):
+            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (LABEL_WIDTH + j * (width + MARGIN), top))
+    return sheet

@@ -1,0 +1,56 @@
+"""The discriminator and when it is heard."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator, ramp
+
+
+class Adversary(nn.Module):
+    """A discriminator that learns `warmup` steps before the generator hears it, at `start`, then ramps up.
+
+    The published trainer multiplied the discriminator's own loss by 0 until `start`, so that it switched on untrained.
+
+    Args:
+        discriminator: pictures in [-1, 1] -> logits, high for real.
+        weight: of the adversarial term beside its adaptive weight (published: 0.5).
+        start: step at which the generator begins to hear the discriminator.
+        warmup: steps before `start` in which only the discriminator learns.
+        ramp_steps: steps over which the weight rises from 0 to `weight`.
+    """
+
+    def __init__(
+        self, discriminator: nn.Module, weight: float, start: int, warmup: int = 1000, ramp_steps: int = 1000
+    ) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.weight, self.start, self.warmup, self.ramp_steps = weight, start, warmup, ramp_steps
+
+    def learns_at(self, step: int) -> bool:
+        """Whether the discriminator takes a step."""
+        return step >= self.start - self.warmup
+
+    def weight_at(self, step: int) -> float:
+        """The ramped weight; 0 before `start`."""
+        return self.weight * ramp(step, self.start, self.ramp_steps)
+
+    def generator_term(
+        self, x_hat: Float[Tensor, "b c h w"], nll: Float[Tensor, ""], last_layer: nn.Parameter, step: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """(-mean D(x_hat), its weight: ramp(step) · weight · λ)."""
+        # The generator's backward must leave no gradient in the discriminator.
+        self.discriminator.requires_grad_(False)
+        adversarial = hinge_generator(self.discriminator(x_hat))
+        self.discriminator.requires_grad_(True)
+        return adversarial, self.weight_at(step) * adaptive_weight(nll, adversarial, last_layer)
+
+    def discriminator_terms(
+        self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The hinge loss, and the mean logits on real and on fake pictures."""
+        real, fake = self.discriminator(x), self.discriminator(x_hat)
+        return {
+            "discriminator": hinge_discriminator(real, fake),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }

@@ -1,0 +1,183 @@
+"""Stage 1: the autoencoder, by reconstruction, perceptual, adversarial and KL terms."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.interop import safetensors
+from ldm.losses.adversary import Adversary
+from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.bottleneck import DiagonalGaussian
+from ldm.stages.base import OptimizerFactory, Stage
+from ldm.typing import Batch
+
+
+class AutoencoderStage(Stage):
+    """L = L_rec + w_p L_perceptual + w_KL KL + ramp(step) λ L_adv (Rombach et al. 2022, appendix G; Esser et al. 2021).
+
+    Everything is counted per picture dimension (C H W), which makes `kl_weight` the published one: 1e-6 there multiplies a KL
+    summed over the latent beside an error summed over the picture.
+
+    Args:
+        adversary: discriminator with its start and ramp; None trains without.
+        decoder_only: freeze encoder and bottleneck, to finetune a decoder on published latents.
+        init: a sampling file of stage 1 to go on from.
+        statistics_batches: of training pictures, over which the latents' mean and std are measured at the end.
+        The others as in `Stage`.
+    """
+
+    model: Autoencoder
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        reconstruction: nn.Module,
+        perceptual: nn.Module,
+        adversary: Adversary | None,
+        optimizer: OptimizerFactory,
+        learning_rate: Callable[[int], float],
+        perceptual_weight: float = 1.0,
+        kl_weight: float = 1e-6,
+        decoder_only: bool = False,
+        init: str | None = None,
+        statistics_batches: int = 32,
+        seed: int = 0,
+        gradient_clip: float = 0.0,
+        micro_batch_size: int = 0,
+        log_every: int = 50,
+    ) -> None:
+        super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
+        self.model, self.adversary, self.optimizer = model, adversary, optimizer
+        self.reconstruction, self.perceptual = reconstruction, perceptual
+        self.perceptual_weight, self.kl_weight, self.init = perceptual_weight, kl_weight, init
+        self.statistics_batches = statistics_batches
+        if decoder_only:
+            model.freeze_encoder()
+
+    def load_pretrained(self) -> None:
+        """The perceptual network's weights, and those to go on from."""
+        self.perceptual.load_pretrained()
+        if self.init is not None:
+            tensors, _, _ = safetensors.load(self.init, "autoencoder")
+            safetensors.fill(self.model, tensors, self.init)
+
+    def check_steps(self, max_steps: int) -> None:
+        """UserError for an adversary that training would never hear."""
+        if self.adversary is not None and self.adversary.start >= max_steps:
+            raise UserError(
+                f"the discriminator starts at step {self.adversary.start}, past the end of training at {max_steps}: "
+                "lower adversary.start, raise trainer.max_steps, or switch it off with adversary=none"
+            )
+
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, DiagonalGaussian]:
+        """(x, x_hat, posterior) with each sample's own posterior noise."""
+        x = self.pixels(batch)
+        factor = self.model.downsampling
+        shape = (self.model.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
+        x_hat, posterior = self.model(x, self.normal(batch, "posterior", shape))
+        return x, x_hat.float(), posterior
+
+    def likelihood(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The reconstruction and perceptual terms, and their weighted sum `nll`."""
+        rec, perceptual = self.reconstruction(x_hat, x).mean(), self.perceptual(x_hat, x).mean()
+        return {"rec": rec, "perceptual": perceptual, "nll": rec + self.perceptual_weight * perceptual}
+
+    def kl(self, posterior: DiagonalGaussian, x: Tensor) -> Float[Tensor, ""]:
+        """KL(q(z|x) ‖ N(0, I)) in nats, per picture dimension."""
+        return posterior.kl().mean() / x[0].numel()
+
+    def generator_loss(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
+        """All terms of the autoencoder's loss; `loss` is their sum."""
+        terms = self.likelihood(x_hat, x)
+        terms["kl"] = self.kl(posterior, x)
+        terms["loss"] = terms["nll"] + self.kl_weight * terms["kl"]
+        if self.adversary is not None and self.adversary.weight_at(self.global_step) > 0:
+            adversarial, weight = self.adversary.generator_term(
+                x_hat, terms["nll"], self.model.last_layer, self.global_step
+            )
+            terms |= {"adversarial": adversarial, "lambda": weight, "loss": terms["loss"] + weight * adversarial}
+        terms |= {"latent_mean": posterior.mean.mean(), "latent_std": posterior.mean.std()}
+        return terms
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One global batch: the autoencoder's step, then the discriminator's on the same pictures."""
+        logs: dict[str, Tensor] = {}
+        for part, share in self.micro_batches(batch):
+            x, x_hat, posterior = self.reconstruct(part)
+            terms = self.generator_loss(x, x_hat, posterior)
+            self.manual_backward(terms["loss"] * share)
+            if self.discriminating:
+                terms |= self.backward_discriminator(x, x_hat.detach(), share)
+            for name, value in terms.items():
+                logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach() * share
+        self.step_optimizers(logs)
+        self.report(logs)
+
+    @property
+    def discriminating(self) -> bool:
+        """Whether the discriminator learns at this step: some steps before the generator hears it."""
+        return self.adversary is not None and self.adversary.learns_at(self.global_step)
+
+    def backward_discriminator(self, x: Tensor, x_hat: Tensor, share: float) -> dict[str, Tensor]:
+        """Accumulate the discriminator's gradient; its terms for the log."""
+        assert self.adversary is not None
+        terms = self.adversary.discriminator_terms(x, x_hat)
+        self.manual_backward(terms["discriminator"] * share)
+        return terms
+
+    def step_optimizers(self, logs: dict[str, Tensor]) -> None:
+        """Clip and step. Only the autoencoder's optimizer is Lightning's own, so that global_step counts batches."""
+        optimizers = self.optimizers()
+        generator, discriminator = optimizers if isinstance(optimizers, list) else (optimizers, None)
+        schedules = self.lr_schedulers()
+        schedules = schedules if isinstance(schedules, list) else [schedules]
+        # The discriminator first: global_step moves with the generator's step.
+        if discriminator is not None and self.discriminating:
+            assert self.adversary is not None
+            logs["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
+            discriminator.optimizer.step()
+        if discriminator is not None:
+            discriminator.zero_grad()
+        logs["gradient_norm"] = self.clip(self.averaged_parameters().values())
+        generator.step()
+        generator.zero_grad()
+        for schedule in schedules:
+            schedule.step()
+        logs["learning_rate"] = torch.tensor(schedules[0].get_last_lr()[0])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
+        x = self.pixels(batch)
+        posterior = self.model.posterior(x)
+        x_hat = self.model.reconstruct(posterior.mean).float().clamp(-1, 1)
+        terms = self.likelihood(x_hat, x)
+        mse = (x_hat - x).square().mean((1, 2, 3)) / 4
+        terms["psnr"] = (-10 * mse.clamp(min=1e-10).log10()).mean()
+        terms["kl"] = self.kl(posterior, x)
+        self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=len(x))
+        self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x))
+
+    @torch.no_grad()
+    def measure_latents(self, batches: Iterable[Batch]) -> None:
+        """Set the latents' mean and std, per channel, as buffers: stage 2 then sees mean 0 and std 1."""
+        total, square, count = 0.0, 0.0, 0
+        for batch in batches:
+            posterior = self.model.posterior(self.pixels(batch))
+            z = posterior.mean.double()
+            total = total + z.sum((0, 2, 3))
+            # Var[z] = Var[mean] + E[std²] over samples of the posterior.
+            square = square + (z.square() + posterior.std.double().square()).sum((0, 2, 3))
+            count += z.numel() // z.shape[1]
+        mean = torch.as_tensor(total / count)
+        std = (torch.as_tensor(square / count) - mean.square()).sqrt()
+        self.model.set_latent_statistics(mean.float(), std.float())
+
+    def configure_optimizers(self):  # noqa: ANN201 - Lightning's own wide type
+        """The autoencoder's optimizer and the discriminator's, with the same schedule."""
+        pairs = [self.scheduled(self.optimizer(self.averaged_parameters().values()))]
+        if self.adversary is not None:
+            pairs.append(self.scheduled(self.optimizer(self.adversary.parameters())))
+        return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]

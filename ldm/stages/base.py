@@ -1,0 +1,104 @@
+"""What both stages share: seeding, micro-batches, the visible optimizer step, logging."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import PIL.Image
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm import keyed
+from ldm.typing import Batch
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Stage(LightningModule):
+    """Manual optimization with one optimizer step a global batch.
+
+    Args:
+        seed: of everything drawn in training.
+        learning_rate: step -> factor of the optimizer's rate.
+        gradient_clip: largest norm of the gradient; 0 for none.
+        micro_batch_size: pictures a rank passes through the network at once; 0 for its whole share of the batch.
+        log_every: steps between logged values; in between, nothing leaves the device.
+    """
+
+    automatic_optimization = False
+    model: nn.Module
+
+    def __init__(
+        self,
+        seed: int,
+        learning_rate: Callable[[int], float],
+        gradient_clip: float,
+        micro_batch_size: int,
+        log_every: int,
+    ) -> None:
+        super().__init__()
+        self.seed, self.learning_rate, self.gradient_clip = seed, learning_rate, gradient_clip
+        self.micro_batch_size, self.log_every = micro_batch_size, log_every
+
+    def load_pretrained(self) -> None:
+        """Read foreign weights from disk; UserError where they are missing."""
+
+    def finish(self, data: Any) -> None:
+        """Measure what belongs into the sampling file, with averaged weights in place."""
+
+    def identity(self) -> dict[str, str]:
+        """What the sampling file's header names beside the configuration."""
+        return {}
+
+    def exported_tensors(self) -> dict[str, Tensor]:
+        """What the sampling file holds: the model, without foreign weights that it names by hash."""
+        return self.model.state_dict()
+
+    def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
+        """Labelled rows that show how far the model is."""
+        raise NotImplementedError
+
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        """What the EMA follows: the model's trainable parameters."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def pixels(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
+        """Stored bytes to [-1, 1], on the device."""
+        return batch["image"].to(self.device).float() / 127.5 - 1
+
+    def normal(self, batch: Batch, stream: str, shape: Iterable[int]) -> Float[Tensor, "b z h w"]:
+        """Each sample's own N(0, I), keyed by its position."""
+        return keyed.normal(self.seed, batch["position"].tolist(), stream, tuple(shape)).to(self.device)
+
+    def uniform(self, batch: Batch, stream: str, shape: tuple[int, ...] = ()) -> Float[Tensor, "b ..."]:
+        """Each sample's own U[0, 1), keyed by its position."""
+        return keyed.uniform(self.seed, batch["position"].tolist(), stream, shape).to(self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """The global generator (network dropout) is a function of (seed, step, rank), so a resumed step repeats."""
+        torch.manual_seed(keyed.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed())
+
+    def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """(part of the batch, its share of the batch)."""
+        n = len(batch["position"])
+        size = self.micro_batch_size or n
+        for i in range(0, n, size):
+            part: Batch = {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[assignment, index]
+            yield part, len(part["position"]) / n
+
+    def scheduled(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
+        """The optimizer with its learning-rate schedule."""
+        return optimizer, LambdaLR(optimizer, self.learning_rate)
+
+    def clip(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+        """Clip the gradient in place; its norm before."""
+        return nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
+
+    def report(self, values: dict[str, Tensor | float]) -> None:
+        """Log training values every `log_every` steps under `train/`; the loss also stands in the progress bar."""
+        if self.global_step % self.log_every == 0:
+            self.log("loss", values["loss"], prog_bar=True, logger=False)
+            self.log_dict({f"train/{name}": value for name, value in values.items()})

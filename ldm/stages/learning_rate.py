@@ -1,0 +1,31 @@
+"""The learning rate's factor by step."""
+
+import math
+
+
+class WarmUp:
+    """min((n + 1) / warmup_steps, 1): linear warm-up, then constant."""
+
+    def __init__(self, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int) -> float:
+        """The factor of the update number `step`, from 0."""
+        return min((step + 1) / max(self.warmup_steps, 1), 1.0)
+
+
+class WarmUpCosine:
+    """Linear warm-up, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter 2017, eq. 5)."""
+
+    def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps")
+        self.total_steps, self.final = total_steps, final
+        self.warmup = WarmUp(warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        """The factor of the update number `step`, from 0."""
+        start = self.warmup.warmup_steps
+        progress = min(max(step - start, 0) / (self.total_steps - start), 1.0)
+        decay = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        return self.warmup(step) * decay

@@ -1,0 +1,26 @@
+"""Train one stage: `python train.py experiment=NAME [key=value ...]`."""
+
+import lightning
+from omegaconf import DictConfig
+
+from ldm.cli import training
+from ldm.cli.build import build
+from ldm.cli.entry import command
+
+
+@command("train")
+def main(cfg: DictConfig) -> None:
+    """Train the stage that the experiment composes; its pictures, logs, checkpoints and sampling file go to `run`."""
+    training.check(cfg)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    stage, data = build(cfg.stage), build(cfg.data)
+    stage.load_pretrained()
+    training.match(stage, data, cfg)
+    trainer = training.trainer(cfg)
+    training.announce(cfg, trainer, stage)
+    trainer.fit(stage, data, ckpt_path=training.checkpoint(cfg))
+    print(f"wrote {cfg.run}: checkpoints/, pictures/, metrics.csv and {training.sampling_file(cfg).name}")
+
+
+if __name__ == "__main__":
+    main()
