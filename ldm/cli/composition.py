@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import hydra
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -14,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,9 +37,15 @@ def compose(
 
 
 def choices(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str | None]:
-    """The command's config groups and the option each has under `overrides`."""
+    """The command's config groups and the option each has under `overrides`; "???" where it must be given."""
     with initialize_config_dir(str(configs), version_base="1.3"):
-        return _choices(_compose(name, parse(overrides)))
+        return _choices(_compose(name, parse(overrides), skip_missing=True))
+
+
+def needed(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str]:
+    """The keys without a value under `overrides`, and what each is: the comment beside its `???`."""
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return _needed(_compose(name, parse(overrides), skip_missing=True), configs)
 
 
 def options(group: str, configs: Path = CONFIGS) -> list[str]:
@@ -79,9 +85,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ) from error
 
 
-def _compose(name: str, parsed: Sequence[Override]) -> DictConfig:
+def _compose(name: str, parsed: Sequence[Override], skip_missing: bool = False) -> DictConfig:
+    loader = GlobalHydra.instance().config_loader()
+    mode = RunMode.MULTIRUN if skip_missing else RunMode.RUN  # Hydra's way to leave a group `???`
     try:
-        return hydra.compose(name, [str(o.input_line) for o in parsed], return_hydra_config=True)
+        return loader.load_configuration(name, [str(o.input_line) for o in parsed], mode)
     except MissingConfigException as error:
         raise UserError(_missing_option(error)) from error
     except ConfigCompositionException as error:
@@ -122,7 +130,7 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
     if _options(key) or "/" in key:
         near = _nearest(key, groups)
         return f"no config group '{key}' in this command's config;{near} its groups: {', '.join(groups)}"
-    known = [*_flat(base), *groups]
+    known = [*(k for k, _ in _nodes(base)), *groups]
     parent = key.rpartition(".")[0]
     siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]
     beside = f" keys of {parent}: {', '.join(siblings)};" if siblings else ""
@@ -146,14 +154,15 @@ def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None
 
 def _finished(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
     """`cfg` without Hydra's own node, once every interpolation has been tried."""
+    missing = _needed(cfg, configs)
+    if missing and complete:
+        key, about = next(iter(missing.items()))
+        raise UserError(f"{key} is needed{f' ({about})' if about else ''}: give it as {key}=...")
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir, cfg.hydra.job.num, cfg.hydra.job.id = ".", 0, "0"
         HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
     try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing and complete:
-            raise UserError(_missing_value(str(missing[0]), configs))
         if not missing:
             OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
@@ -163,12 +172,16 @@ def _finished(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
     return cfg
 
 
-def _missing_value(key: str, configs: Path) -> str:
-    """Names the key, and what it is in the words of the comment beside its `???`."""
-    pattern = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}:\s*\?\?\?\s*#\s*(.+?)\s*$", re.MULTILINE)
-    notes = {n for file in configs.rglob("*.yaml") for n in pattern.findall(file.read_text())}
-    about = f" ({notes.pop()})" if len(notes) == 1 else ""
-    return f"{key} is needed{about}: give it as {key}=..."
+def _needed(cfg: DictConfig, configs: Path) -> dict[str, str]:
+    chosen = [f"{group.partition('@')[0]}/{option}" for group, option in _choices(cfg).items()]
+    files = [configs / f"{name}.yaml" for name in [cfg.hydra.job.config_name, *chosen]]
+    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
+    found = {}
+    for key in sorted(k for k, node in _nodes(cfg) if node._is_missing()):
+        pattern = re.compile(rf"\s*{re.escape(key.rpartition('.')[2])}:\s*\?\?\?\s*#\s*(.+?)\s*")
+        about = {m[1] for line in lines if (m := pattern.fullmatch(line))}
+        found[key] = about.pop() if len(about) == 1 else ""
+    return found
 
 
 def _values(override: Override) -> list[str]:
@@ -184,7 +197,9 @@ def _options(group: str) -> list[str]:
 
 
 def _choices(cfg: DictConfig) -> dict[str, str | None]:
-    return {k: v for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    chosen = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    assert isinstance(chosen, dict)
+    return {str(group): option for group, option in chosen.items() if not str(group).startswith("hydra/")}
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
@@ -194,14 +209,14 @@ def _value(cfg: DictConfig, key: str) -> Any:
         return None
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        if prefix or key != "hydra":
-            yield f"{prefix}{key}"
-            child = node._get_node(key)
-            if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
-                if not child._is_interpolation():
-                    yield from _flat(child, f"{prefix}{key}.")
+def _nodes(parent: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key's path and node, Hydra's own left out; interpolations are not followed."""
+    for key in parent:
+        node = parent._get_node(key)
+        if node is not None and (prefix or key != "hydra"):
+            yield f"{prefix}{key!s}", node
+            if isinstance(node, DictConfig) and not node._is_missing() and not node._is_interpolation():
+                yield from _nodes(node, f"{prefix}{key!s}.") if not node._is_none() else ()
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

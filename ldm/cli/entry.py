@@ -88,19 +88,30 @@ def mistake(error: BaseException) -> str | None:
 
 
 def usage(main: Callable[[DictConfig], None], config_name: str, overrides: list[str], configs: Path) -> str:
-    """What the command does, the options of its config groups, and how to write overrides."""
+    """What the command does, the options of its config groups, keys to be given, and how overrides look."""
     chosen = composition.choices(config_name, overrides, configs)
-    rows = [(group, _listed(composition.options(group, configs), chosen[group])) for group in sorted(chosen)]
-    width = max((len(group) for group, _ in rows), default=0)
-    groups = "\n".join(f"  {group:<{width}}  {names}" for group, names in rows)
-    return (
-        f"usage: {_program()} [key=value ...]\n\n{inspect.getdoc(main) or ''}\n\n"
-        + (f"config groups, as group=option (* stands now):\n{groups}\n\n" if rows else "")
-        + 'any key is set by its path, as in a.b=3 or "a.c=[1,2]"; +a.d=x adds one, ~a.d drops one\n'
-        "  --cfg job          print the config and stop\n"
-        "  -m key=1,2,3       one job a value\n"
-        "  --config-dir DIR   look for configs in DIR, too"
+    groups = {g: _listed(composition.options(g, configs), chosen[g]) for g in sorted(chosen)}
+    needed = composition.needed(config_name, overrides, configs)
+    return "\n\n".join(
+        [
+            f"usage: {_program()} [key=value ...]",
+            *([about] if (about := inspect.getdoc(main)) else []),
+            *_table("config groups, written group=option (* stands now):", groups),
+            *_table("to be given here or by an option above:", {f"{k}=...": v for k, v in needed.items()}),
+            'any key is set by its path, as in a.b=3 or "a.c=[1,2]"; +a.d=x adds one, ~a.d drops one\n'
+            "  --cfg job         print the config and stop\n"
+            "  -m key=1,2,3      one job a value\n"
+            "  --config-dir DIR  look for configs in DIR, too",
+        ]
     )
+
+
+def _table(title: str, rows: dict[str, str]) -> list[str]:
+    """One block of `usage`, or none where there is nothing to say."""
+    width = max(map(len, rows), default=0)
+    return ["\n".join([title, *(f"  {name:<{width}}  {text}".rstrip() for name, text in rows.items())])][
+        : len(rows)
+    ]
 
 
 def _run(main: Callable[[DictConfig], None], config_name: str, configs: Path) -> None:

@@ -28,7 +28,7 @@ FILES = {
         batch: {global_size: 8}
         name: job_${steps}
         """,
-    "need.yaml": "ckpt: ???\n",
+    "need.yaml": "ckpt: ???\nall: ${ckpt}\n",
     "noted.yaml": "init:\n  weights: ???  # a sampling file, runs/NAME/sample.safetensors\n",
     "choose.yaml": "defaults:\n  - denoiser: ???\n",
     "broken.yaml": "a: ${nowhere}\n",
@@ -227,6 +227,13 @@ def test_help(shell):
     assert "denoiser    large*  small" in out
     assert "experiment  demo_text" in out
     assert "small*" in shell(show, "denoiser=small", "-h")[1]
+    assert "denoiser" in shell(show, "-h", name="choose")[1]
+    assert "to be given here or by an option above:\n  ckpt=...\n" in shell(show, "-h", name="need")[1]
+    assert "init.weights=...  a sampling file, runs" in shell(show, "-h", name="noted")[1]
+    assert shell(show, "denoiser=smal", "-h")[::2] == (
+        2,
+        "error: no denoiser 'smal'; nearest: small; all: large, small\n",
+    )
 
 
 def test_own_config_dir(shell, tmp_path):

@@ -1,0 +1,60 @@
+"""The rules of the house that a machine can check: which way imports point, and how large a piece may be."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "ldm").rglob("*.py")])
+NAMES = [str(f.relative_to(ROOT)) for f in FILES]
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), str(file))
+
+
+def imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            yield str(node.module)
+
+
+def test_imports_point_down(capsys):
+    """The contracts of pyproject.toml."""
+    status = lint_imports(str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["diffusion", "networks"])
+def test_the_maths_and_the_networks_know_torch_alone(package):
+    known = {"torch", "einops", "jaxtyping"}
+    ours = {f"ldm.{package}", "ldm.typing"}
+    for file in (ROOT / "ldm" / package).rglob("*.py"):
+        for module in imports(file):
+            top = module.split(".")[0]
+            inside = any(module == m or module.startswith(f"{m}.") for m in ours)
+            assert inside or top in known or top in sys.stdlib_module_names, f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_small(file):
+    lines = file.read_text().count("\n") + 1
+    assert lines <= 300, f"{file} has {lines} lines"
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 40, f"{file}:{node.lineno}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_no_junk_drawer_and_no_postponed_annotations(file):
+    assert not {"utils", "helpers", "misc", "common", "core"} & {file.stem, *file.relative_to(ROOT).parts}
+    assert "__future__" not in list(imports(file)), "jaxtyping's checks need the annotations themselves"
+    assert ast.get_docstring(tree(file)), "a module's first line says what it is"
