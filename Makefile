@@ -1,0 +1,50 @@
+# make demo   the main job on drawn pictures, from an empty folder to scored samples
+# make test   lint, types, import contracts, tests;  make test-slow   full sizes and long trials
+# PYTHON=python3.12 names another interpreter, JOBS=8 more test processes.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+RUN := $(VENV)/bin/python
+USER_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: help demo test test-slow lint format
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(USER_STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "error: Python 3.10 or newer is needed, '$(PYTHON)' is not: name one, as in make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -e .
+	@touch $@
+
+$(DEV_STAMP): $(USER_STAMP)
+	$(RUN) -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: $(USER_STAMP)
+	$(RUN) -m ldm.cli.pack source=demo out=data/demo
+	$(RUN) train.py experiment=demo_ae resume=auto
+	$(RUN) -m ldm.cli.encode_latents experiment=demo_latents
+	$(RUN) train.py experiment=demo_text resume=auto
+	$(RUN) sample.py experiment=demo_samples
+	$(RUN) -m ldm.cli.evaluate experiment=demo_score
+
+lint: $(DEV_STAMP)
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+test: lint
+	$(RUN) -m pytest -n $(JOBS)
+
+test-slow: $(DEV_STAMP)
+	$(RUN) -m pytest -m slow
+
+format: $(DEV_STAMP)
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
