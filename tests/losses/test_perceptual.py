@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from hydra.utils import instantiate
-from torch.nn.functional import conv2d, interpolate, max_pool2d, normalize, relu
+from torch.nn.functional import conv2d, cosine_similarity, interpolate, max_pool2d, normalize, relu
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from ldm import pretrained
@@ -127,6 +127,13 @@ def test_random_vgg_is_its_seed_whatever_the_device_it_was_built_on() -> None:
     here, other = RandomVGG((8, 16), (1, 2)), RandomVGG((8, 16), (1, 2), seed=1)
     assert torch.equal(meta(x_hat, x), here(x_hat, x))
     assert not torch.allclose(other(x_hat, x), here(x_hat, x), rtol=1e-2)
+
+
+def test_random_vgg_compares_the_directions_of_features() -> None:
+    loss, x, x_hat = RandomVGG((8, 16), (1, 2)), pictures(), pictures()
+    pairs = zip(loss._features(x_hat), loss._features(x), strict=True)
+    expected = [2 - 2 * cosine_similarity(a, b).mean((1, 2)) for a, b in pairs]
+    torch.testing.assert_close(loss(x_hat, x), torch.stack(expected).mean(0), rtol=1e-3, atol=1e-4)
 
 
 def test_random_vgg_sees_brightness_and_every_layer() -> None:
