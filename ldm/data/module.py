@@ -1,5 +1,6 @@
 """The training and validation data of a run, as Lightning asks for it."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,9 @@ from ldm.data.reader import Shards, find_shards, open_shards
 from ldm.data.stream import Batches, InOrder, Loader, Order, Reader, Stream
 from ldm.data.transforms import Pictures
 from ldm.errors import UserError
+
+# Lightning doubts the length of any iterable data set; ours serves each step from one worker
+warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
 
 
 class ShardDataModule(LightningDataModule):
@@ -57,7 +61,7 @@ class ShardDataModule(LightningDataModule):
             header = read_header(find_shards(spec))
             if header is not None and header.autoencoder != autoencoder:
                 raise UserError(
-                    f"the latents in {spec} are those of autoencoder {header.autoencoder[:12]}, this model's is "
+                    f"the latents in {spec} are of autoencoder {header.autoencoder[:12]}, this model's is "
                     f"{autoencoder[:12]}: encode them again with {ENCODE}"
                 )
 

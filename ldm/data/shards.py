@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ldm.data.atomic import replacing
 from ldm.data.index import build_index, load_index, save_index
-from ldm.data.sources import Record, Unusable
+from ldm.data.sources import Record, Source, Unusable
 from ldm.data.transforms import Unreadable, decode, resize_short_side, to_rgb
 from ldm.errors import UserError
 
@@ -67,7 +67,7 @@ class Encoded:
 
 
 def write_shards(
-    source: Sequence[Record],
+    source: Source,
     out: Path,
     shard_size: int = 1000,
     format: Format | None = None,
@@ -119,7 +119,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
 @dataclass
 class _Encoder:
-    source: Sequence[Record]
+    source: Source
     format: Format | None
     size: int | None
 
@@ -254,7 +254,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     _write_json(file, settings)
 
 
-def _described(source: Sequence[Record]) -> str:
+def _described(source: Source) -> str:
     plain = {k: v for k, v in getattr(source, "__dict__", {}).items() if isinstance(v, str | int | float)}
     return f"{type(source).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
 

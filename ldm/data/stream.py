@@ -1,7 +1,7 @@
 """The order of samples as a pure function, and the loader whose whole state is one integer."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ldm.errors import UserError
 from ldm.typing import Batch
 
 
+@runtime_checkable
 class Places(Protocol):
     """Which sample stands at a position."""
 
@@ -22,6 +23,7 @@ class Places(Protocol):
         ...
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Reads the tensor of a sample that a batch holds under the name `field`."""
 
@@ -43,8 +45,7 @@ class Order:
         self.window = window
         self.samples = int(self.counts.sum())
         self._epoch = self._drawn = -1
-        self._windows: list[np.ndarray] = []
-        self._ends = np.zeros(0, np.int64)
+        self._shards = self._ends = np.zeros(0, np.int64)
         self._places = np.zeros((0, 2), np.int64)
 
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
@@ -63,15 +64,15 @@ class Order:
     def _draw_epoch(self, epoch: int) -> None:
         if epoch == self._epoch:
             return
-        shards = _philox(self.seed, epoch).permutation(len(self.counts))
-        self._windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
-        self._ends = np.cumsum([self.counts[window].sum() for window in self._windows])
+        self._shards = _philox(self.seed, epoch).permutation(len(self.counts))
+        ends = np.cumsum(self.counts[self._shards])
+        self._ends = np.append(ends[self.window - 1 : -1 : self.window], ends[-1])  # of windows
         self._epoch, self._drawn = epoch, -1
 
     def _draw_window(self, window: int) -> None:
         if window == self._drawn:
             return
-        shards = self._windows[window]
+        shards = self._shards[window * self.window : (window + 1) * self.window]
         rows = [np.arange(self.counts[shard]) for shard in shards]
         places = np.stack([np.repeat(shards, self.counts[shards]), np.concatenate(rows)], 1)
         permutation = _philox(self.seed ^ 0x9E3779B9, (self._epoch << 32) | window).permutation(len(places))
@@ -97,7 +98,7 @@ class InOrder:
         return np.stack([shards, places - (self._ends - self.counts)[shards]], 1)
 
 
-class Stream(IterableDataset[Batch | UserError]):
+class Stream(IterableDataset):
     """One rank's share of every global batch: step b is positions [b * B, (b + 1) * B), cut in ranks' order.
 
     Rank and world are told, never detected; worker w of n serves every n-th step, so that the data loader's
@@ -158,7 +159,7 @@ class Stream(IterableDataset[Batch | UserError]):
         return batch  # type: ignore[return-value]
 
 
-class Batches(DataLoader[Batch]):
+class Batches(DataLoader):
     """A stream's batches from its start to its last step; errors of users come out as they went in."""
 
     def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
@@ -170,7 +171,7 @@ class Batches(DataLoader[Batch]):
     def __len__(self) -> int:
         return self.stream.steps
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
@@ -195,7 +196,7 @@ class Loader(Batches):
         self.seed = seed
         self.step = 0
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:
         self.stream.start = self.step
         for batch in super().__iter__():
             self.step += 1

@@ -1,5 +1,5 @@
 """What `pack` reads: a source is a sequence of records, one file a source."""
 
-from ldm.data.sources.record import Record, Unusable
+from ldm.data.sources.record import Record, Source, Unusable
 
-__all__ = ["Record", "Unusable"]
+__all__ = ["Record", "Source", "Unusable"]

@@ -1,7 +1,7 @@
 """The pictures of the installed colour emoji font, captioned by their Unicode names."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ FIRST, LAST = 0x203C, 0x1FFFF
 
 
 @dataclass
-class EmojiFont(Sequence[Record]):
+class EmojiFont:
     """One picture a code point, 136 x 136 on white, captioned as in 'grinning face'."""
 
     font: str | None = None
@@ -52,7 +52,7 @@ class EmojiFont(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.code_points)
 
-    def __getitem__(self, row: int) -> Record:  # type: ignore[override]
+    def __getitem__(self, row: int) -> Record:
         code = self.code_points[row]
         picture = Image.new("RGB", (CANVAS, CANVAS), "white")
         _, top, _, bottom = self._face.getbbox(chr(code))

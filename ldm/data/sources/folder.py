@@ -1,6 +1,5 @@
 """A folder of pictures, each with a caption in a text file of the same name."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass
-class Folder(Sequence[Record]):
+class Folder:
     """Every picture under `path`, sorted; `cat.jpg` is captioned by `cat.txt`."""
 
     path: str
@@ -35,7 +34,7 @@ class Folder(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row: int) -> Record:  # type: ignore[override]
+    def __getitem__(self, row: int) -> Record:
         file = self.files[row]
         name = file.relative_to(Path(self.path).expanduser()).as_posix()
         text = file.with_suffix(".txt")

@@ -1,7 +1,7 @@
 """One captioned picture on its way into a shard."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -18,6 +18,15 @@ class Record:
     image: Image.Image | bytes
     caption: str
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records by number; reading one may raise `Unusable`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Record: ...
 
 
 class Unusable(Exception):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from ldm.errors import UserError
 
 
 @dataclass
-class Table(Sequence[Record]):
+class Table:
     """A row a picture; paths are relative to the table's own folder, other columns become metadata."""
 
     path: str
@@ -43,7 +42,7 @@ class Table(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> Record:  # type: ignore[override]
+    def __getitem__(self, row: int) -> Record:
         fields = dict(self.rows[row])
         path, caption = fields.pop(self.path_column, None), fields.pop(self.caption_column, None)
         if not isinstance(path, str):

@@ -1,0 +1,35 @@
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldm.data.reader import Shards, open_shards
+from ldm.data.shards import write_shard
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Callable[..., Shards]:
+    """Writes shards of so many samples; row 3 of shard 1 is "000010003", captioned "s1 r3"."""
+
+    def write(*counts: int, folder: str = "shards") -> Shards:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for number, count in enumerate(counts):
+            samples = [
+                (
+                    f"{number:05d}{row:04d}",
+                    {"png": png((number, row, 99)), "txt": f"s{number} r{row}".encode()},
+                )
+                for row in range(count)
+            ]
+            write_shard(tmp_path / folder / f"{number:05d}.tar", samples)
+        return open_shards(str(tmp_path / folder))
+
+    return write
