@@ -84,6 +84,12 @@ def test_runs_without_leaving_anything_behind(shell, tmp_path):
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
+def test_what_lightning_adds_to_a_rank_command(shell):
+    words = ["hydra.run.dir='.'", "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
+    status, out, err = shell(show, "denoiser.width=5", *words)
+    assert (status, err) == (0, "") and out.startswith("ran 10 5")
+
+
 MISTAKES = [
     ("stesp=3", ["no key 'stesp'", "nearest: steps"]),
     ("width=3", ["no key 'width'", "nearest: denoiser.width"]),

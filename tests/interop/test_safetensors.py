@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.interop.safetensors import content_hash, load, save
+from ldm.interop.safetensors import content_hash, fill, load, save
 
 CONFIG = {"_target_": "ldm.model.LatentDiffusion", "width": 8, "levels": [1, 2], "null": None, "rate": 1e-4}
 
@@ -92,6 +92,19 @@ def test_not_safetensors(file, content):
 def test_foreign_safetensors(file):
     save_file({"a": torch.zeros(1)}, file)
     assert "was not written by ldm" in refusal(file)
+
+
+def test_fill_takes_every_tensor_or_none():
+    source, module = nn.Linear(2, 3), nn.Linear(2, 3)
+    fill(module, source.state_dict(), "x.safetensors")
+    assert content_hash(module) == content_hash(source)
+    before = content_hash(module)
+    for tensors in ({}, {"weight": torch.zeros(3, 2)}, nn.Linear(2, 4).state_dict()):
+        with pytest.raises(UserError, match="x.safetensors does not fit .* of 2 tensors differ"):
+            fill(module, tensors, "x.safetensors")
+    with pytest.raises(UserError, match="1 of 2 tensors differ, extra first"):
+        fill(module, {**source.state_dict(), "extra": torch.zeros(1)}, "x.safetensors")
+    assert content_hash(module) == before
 
 
 def test_hash_is_of_names_shapes_types_and_bytes():
