@@ -74,8 +74,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> 
     )
     if odd:
         raise UserError(
-            f"{path} does not fit this configuration: {len(odd)} of {len(own)} tensors differ, {odd[0]} first;"
-            " compose the run with the groups and numbers that the file was trained with"
+            f"{path} does not fit this configuration: {len(odd)} of {len(own)} tensors differ,"
+            f" {odd[0]} first; compose the run with the groups and numbers that the file was trained with"
         )
     module.load_state_dict(dict(tensors))
 
