@@ -6,7 +6,7 @@ import torch
 from ldm.losses.reconstruction import ReconstructionLoss
 
 X = torch.zeros(2, 1, 2, 2)
-X_HAT = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [2.0, -1.0]]]])
+X_HAT = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 0.0], [1.0, 3.0]]]])
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ X_HAT = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[0.0, 1.0], [2.0, -1.0]]]])
     [
         ({}, [0.5, 1.0]),
         ({"l1": 2.0}, [1.0, 2.0]),
-        ({"l1": 0.0, "l2": 1.0}, [0.25, 1.5]),
-        ({"l1": 0.0, "gradient": 1.0}, [0.0, 2.0 + 2.0]),  # down: |2|, |-2|; right: |1|, |-3|
-        ({"l1": 1.0, "l2": 2.0, "gradient": 0.5}, [1.0, 6.0]),
+        ({"l1": 0.0, "l2": 1.0}, [0.25, 2.5]),
+        ({"l1": 0.0, "gradient": 1.0}, [0.0, 2.0 + 1.0]),  # down: 1, 3; right: 0, 2
+        ({"l1": 1.0, "l2": 2.0, "gradient": 0.5}, [1.0, 7.5]),
     ],
 )
 def test_each_term_by_hand(weights: dict[str, float], expected: list[float]) -> None:
