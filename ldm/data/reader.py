@@ -29,9 +29,6 @@ class Shard:
         self._sizes = {kind: index[kind]["size"] for kind in self.kinds}
         self._descriptor = os.open(path, os.O_RDONLY)
 
-    def __len__(self) -> int:
-        return len(self._keys)
-
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)

@@ -5,8 +5,11 @@ skipped, and is complete when its `_stats.json` says how many those are.
 """
 
 import json
+import multiprocessing
+import os
 import signal
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -192,6 +195,14 @@ def _adopt(encoder: _Encoder) -> None:
     global _encoder_of_worker
     _encoder_of_worker = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+
+
+def _die_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode_row(row: int) -> Encoded | Unusable:
@@ -239,6 +250,8 @@ def _complete(path: Path) -> dict[str, Any] | None:
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Note the settings in an empty folder; refuse one that was packed with others."""
     file = out / "pack.json"
+    for leftover in out.glob(".*.tmp"):  # of a run that was killed
+        leftover.unlink()
     if file.is_file():
         before = json.loads(file.read_text())
         for name, value in settings.items():

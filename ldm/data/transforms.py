@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ldm import keyed
@@ -26,6 +26,8 @@ def decode(data: bytes) -> Image.Image:
         image = Image.open(BytesIO(data))
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise Unreadable("no picture of a known format") from error
     except Exception as error:  # decoders of foreign bytes raise whatever they like
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 

@@ -126,6 +126,7 @@ def test_a_shard_without_its_statistics_is_written_again(tmp_path: Path) -> None
     before = files(tmp_path)
     (tmp_path / "00001_stats.json").unlink()
     (tmp_path / "00001.tar").write_bytes(b"half")
+    (tmp_path / ".00002.tar.99.tmp").write_bytes(b"of a killed run")
     write_shards(Drawn(6), tmp_path, shard_size=3)
     assert files(tmp_path) == before
 

@@ -150,17 +150,3 @@ def test_iterating_leaves_the_global_generator_alone(pack: Callable[..., Shards]
     before = torch.get_rng_state()
     next(iter(Loader(stream(pack(4)), seed=5)))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.multiprocess
-def test_worker_processes_read_the_same_batches(pack: Callable[..., Shards]) -> None:
-    shards = pack(*COUNTS)
-    expected = [batch["key"] for batch in Loader(stream(shards), seed=5)]
-    loader = Loader(stream(shards), seed=5, num_workers=2)
-    batches = iter(loader)
-    read = [next(batches)["key"] for _ in range(3)]
-    assert loader.state_dict()["step"] == 3  # handed out, however many are fetched ahead
-    del batches
-    assert read + [batch["key"] for batch in loader] == expected
-    with pytest.raises(UserError, match="^cannot read 000020004$"):
-        list(Loader(stream(shards, bad="000020004"), seed=5, num_workers=2))

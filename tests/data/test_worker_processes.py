@@ -1,0 +1,45 @@
+"""The one test of the data that starts processes: a packer's pool, then a loader's workers."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldm.data.reader import open_shards
+from ldm.data.shards import write_shards
+from ldm.data.sources import Record
+from ldm.data.stream import Loader, Order, Stream
+from ldm.data.transforms import Pictures
+from ldm.errors import UserError
+
+SOURCE = [
+    Record(Image.new("RGB", (8, 8), (row, 0, 0)), "" if row == 7 else f"picture {row}") for row in range(40)
+]
+
+
+def loader(folder: Path, num_workers: int, size: int = 8) -> Loader:
+    shards = open_shards(str(folder))
+    stream = Stream(Order(shards.counts, 5), shards, Pictures(size, 5, True, True), global_batch=6, steps=11)
+    return Loader(stream, seed=5, num_workers=num_workers)
+
+
+@pytest.mark.multiprocess
+def test_worker_processes_change_nothing(tmp_path: Path) -> None:
+    for num_workers in (0, 2):
+        write_shards(SOURCE, tmp_path / str(num_workers), shard_size=16, num_workers=num_workers)
+    alone, pooled = (sorted((tmp_path / name).iterdir()) for name in ("0", "2"))
+    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in pooled]
+
+    expected = [batch["key"] for batch in loader(tmp_path / "0", num_workers=0)]
+    workers = loader(tmp_path / "0", num_workers=2)
+    batches = iter(workers)
+    read = [next(batches)["key"] for _ in range(3)]
+    assert workers.state_dict()["step"] == 3  # handed out, however many are fetched ahead
+    del batches
+    assert read + [batch["key"] for batch in workers] == expected
+
+    with open(tmp_path / "0" / "00001.tar", "rb+") as file:
+        file.seek(800)
+        file.write(bytes(2000))
+    with pytest.raises(UserError, match="^the picture of sample 00001.* cannot be read"):
+        list(loader(tmp_path / "0", num_workers=2))
