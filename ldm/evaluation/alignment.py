@@ -89,8 +89,8 @@ def table(scores: Mapping[str, AlignmentScore]) -> str:
     """One row a score, in per cent."""
     names = [f.name for f in fields(AlignmentScore) if f.name not in ("n", "passed", "low", "high")]
     wide = max(len(label) for label in scores)
-    head = f"{'':{wide}}  {'n':>5}  {'passed':>6}  {'95 %':>13}  " + "  ".join(f"{n:>10}" for n in names)
-    rows = [head.replace("passed_with_size", "with size")]
+    titles = "  ".join(f"{name.removeprefix('passed_').replace('_', ' '):>10}" for name in names)
+    rows = [f"{'':{wide}}  {'n':>5}  {'passed':>6}  {'95 %':>13}  {titles}"]
     for label, s in scores.items():
         start = f"{label:{wide}}  {s.n:5d}  {100 * s.passed:6.1f}  {100 * s.low:5.1f} – {100 * s.high:5.1f}  "
         rows.append(start + "  ".join(f"{100 * getattr(s, n):10.1f}" for n in names))

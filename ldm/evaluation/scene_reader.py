@@ -31,7 +31,7 @@ COLOUR_SHARE = 0.95
 """Least share of an object's inner pixels that are nearest to its colour."""
 MIN_IOU = 0.85
 """Least overlap with the ideal shape; a square and a circle of one area and centre overlap by 0.83."""
-MAX_EDGE = 3.0
+MAX_EDGE = 2.7
 """Greatest width in pixels over which an outline goes from 1/4 to 3/4 covered: about 1.35 sigma of a blur."""
 SMALL_BELOW = math.sqrt(SIZES["small"][1] * SIZES["large"][0])
 FILL = {"circle": math.pi / 4, "square": 1.0, "triangle": 0.5}
@@ -91,7 +91,9 @@ def _palette() -> Float[Tensor, "p 3"]:
 def _nearest(rgb: Float[Tensor, "b 3 h w"]) -> Int64[Tensor, "b h w"]:
     palette = _palette()
     # |p - c|^2 without |p|^2, which all colours share
-    return (torch.einsum("bchw,pc->bphw", rgb, 2 * palette) - palette.square().sum(1)[:, None, None]).argmax(1)
+    return (torch.einsum("bchw,pc->bphw", rgb, 2 * palette) - palette.square().sum(1)[:, None, None]).argmax(
+        1
+    )
 
 
 def _dilate(mask: Float[Tensor, "b h w"], radius: int = 1) -> Float[Tensor, "b h w"]:
@@ -226,7 +228,7 @@ def _fit(
     return (ideal * silhouettes).sum((1, 2)) / union, torch.stack([middle_x, middle_y, across], 1)
 
 
-def _inside(shape: str, u: Float[Tensor, "k h w"], v: Float[Tensor, "k h w"]) -> Bool[Tensor, "k h w"]:
+def _inside(shape: str, u: Float[Tensor, "k 1 w"], v: Float[Tensor, "k h 1"]) -> Bool[Tensor, "k h w"]:
     """Whether points of the box [-1/2, 1/2]^2 belong to the shape that fills it."""
     if shape == "circle":
         return u.square() + v.square() <= 0.25

@@ -237,7 +237,7 @@ def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[s
     """
     scenes = DemoScenes(split, count)
     found: dict[str, None] = {}
-    for number in keyed.uniform(seed, range(8 * n), f"captions/{split}", (1,))[:, 0].tolist():
+    for number in keyed.uniform(seed, [0], f"captions/{split}", (8 * n,))[0].tolist():
         found[caption(scenes.scene(math.floor(number * count))[0])] = None
         if len(found) == n:
             return list(found)
