@@ -1,12 +1,16 @@
 """Stage 1: the autoencoder, by reconstruction, perceptual, adversarial and KL terms."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
 
+import PIL.Image
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.grid import to_pil
 from ldm.interop import safetensors
 from ldm.losses.adversary import Adversary
 from ldm.networks.autoencoder import Autoencoder
@@ -159,6 +163,22 @@ class AutoencoderStage(Stage):
         terms["kl"] = self.kl(posterior, x)
         self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=len(x))
         self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x))
+
+    @torch.no_grad()
+    def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
+        """Validation pictures above their reconstructions from the posterior's mean."""
+        batch = next(iter(data.val_dataloader()))
+        x = self.pixels({**batch, "image": batch["image"][:16]})
+        x_hat = self.model.reconstruct(self.model.posterior(x).mean)
+        rows = []
+        for i in range(0, len(x), 8):
+            rows.append(("pictures", [to_pil(p) for p in x[i : i + 8]]))
+            rows.append(("reconstructions", [to_pil(p) for p in x_hat[i : i + 8]]))
+        return rows
+
+    def finish(self, data: Any) -> None:
+        """The latents' statistics over the first `statistics_batches` batches of training."""
+        self.measure_latents(islice(data.train_dataloader(), self.statistics_batches))
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Batch]) -> None:

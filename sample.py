@@ -1,0 +1,22 @@
+"""Draw pictures: `python sample.py ckpt=runs/NAME/latent_diffusion.safetensors prompts="['a red circle ...']"`."""
+
+from omegaconf import DictConfig
+
+from ldm.cli import sampling
+from ldm.cli.build import build
+from ldm.cli.entry import command
+
+
+@command("sample")
+def main(cfg: DictConfig) -> None:
+    """Draw n pictures a prompt: one PNG each, with prompt, seed and settings inside it, and a labelled grid."""
+    prompts = sampling.read_prompts(cfg.prompts)
+    model, settings = sampling.load(cfg.ckpt, cfg.device)
+    times = build(cfg.spacing)(model.schedule.num_steps, cfg.steps)
+    wanted = [(prompt, cfg.seed + i) for prompt in prompts for i in range(cfg.n)]
+    images = sampling.draw(model, wanted, cfg, build(cfg.sampler), times)
+    sampling.save(images, wanted, cfg, settings)
+
+
+if __name__ == "__main__":
+    main()
