@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from PIL import Image as PIL
 from torch import Tensor
 from torch.nn.functional import max_pool2d
@@ -106,14 +106,23 @@ def _erode(mask: Float[Tensor, "b h w"], radius: int) -> Float[Tensor, "b h w"]:
 
 def _components(mask: Bool[Tensor, "b h w"]) -> Int64[Tensor, "b h w"]:
     """Connected regions (8 neighbours) bear their greatest pixel's number, from 1; the rest is 0."""
-    b, h, w = mask.shape
-    inside = mask.float()
-    labels = inside * torch.arange(1, h * w + 1).view(h, w)  # exact in fp32
+    h, w = mask.shape[1:]
+    inside = mask.int()
+    labels = inside * torch.arange(1, h * w + 1, dtype=torch.int32).view(h, w)
     while True:
-        spread = _dilate(labels) * inside
+        spread = _greatest(_greatest(labels, 1), 2) * inside
         if torch.equal(spread, labels):
             return labels.long()
         labels = spread
+
+
+def _greatest(labels: Int32[Tensor, "b h w"], axis: int) -> Int32[Tensor, "b h w"]:
+    """Each pixel's maximum with its two neighbours along `axis`; many times as fast as pooling."""
+    spread, last = labels.clone(), labels.shape[axis] - 1
+    for here, there in ((1, 0), (0, 1)):
+        part = spread.narrow(axis, here, last)
+        torch.maximum(part, labels.narrow(axis, there, last), out=part)
+    return spread
 
 
 def _backgrounds(nearest: Int64[Tensor, "b h w"]) -> tuple[Int64[Tensor, " b"], list[str | None]]:
@@ -161,7 +170,7 @@ def _stray(
 ) -> list[bool]:
     """Whether something fainter than an object, or a piece of one, lies away from all objects."""
     near = torch.zeros(rgb.shape[0], *rgb.shape[2:]).index_add_(0, torch.tensor(owner), masks)
-    faint = (rgb - ground[..., None, None]).norm(dim=1) > STRAY_CONTRAST
+    faint = (rgb - ground[..., None, None]).square().sum(1) > STRAY_CONTRAST**2
     apart = faint & (_dilate(near.clamp(max=1), math.ceil(3 * scale)) == 0)
     return (apart.sum((1, 2)) >= MIN_AREA * scale**2).tolist()
 

@@ -211,15 +211,15 @@ class DemoScenes(Sequence[Record]):
     ) -> None:
         if size < CANVAS:
             raise ValueError(f"size is {size}, but scenes are only legible from {CANVAS} pixels")
-        self.split, self.count, self.seed, self.size = split, count, seed, size
+        self.split, self.length, self.seed, self.size = split, count, seed, size
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def scene(self, index: int) -> tuple[Scene, tuple[Place, ...]]:
         """What picture `index` shows and where, without drawing it."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
         u = keyed.uniform(self.seed, [index], f"scene/{self.split}", (12,))[0].tolist()
         scene = _scene(self.split, u[:6])
         return scene, place(scene, u[6:])
