@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -14,7 +15,12 @@ def attend(
     q: Float[Tensor, "b n l d"], k: Float[Tensor, "b n m d"], v: Float[Tensor, "b n m d"]
 ) -> Float[Tensor, "b l c"]:
     """softmax(q kᵀ / √d) v of every head, heads side by side (Vaswani et al. 2017, eq. 1)."""
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        # There the fused kernel's backward takes 5 to 15 times as long, half of a step (torch 2.15).
+        out = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(out, "b n l d -> b l (n d)")
 
 
 def check_heads(channels: int, num_heads: int) -> None:
@@ -62,16 +68,17 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W_out (a ⊙ gelu(b)), [a, b] = W_in x, four times as wide inside: GEGLU (Shazeer 2020, eq. 6)."""
+    """W_out (W_value x ⊙ gelu(W_gate x)), four times as wide inside: GEGLU (Shazeer 2020, eq. 6)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(channels, 8 * channels)
-        self.linear_out = nn.Linear(4 * channels, channels)
+        # Two layers: halves of one product's output are strided, which costs a step 3 to 7 % on a CPU.
+        self.value = nn.Linear(channels, 4 * channels)
+        self.gate = nn.Linear(channels, 4 * channels)
+        self.out = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
-        value, gate = self.linear_in(x).chunk(2, dim=-1)
-        return self.linear_out(value * F.gelu(gate))
+        return self.out(self.value(x) * F.gelu(self.gate(x)))
 
 
 class TransformerBlock(nn.Module):

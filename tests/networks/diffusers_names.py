@@ -24,8 +24,7 @@ TRANSFORMER = (
     (r"attn2\.to_v", "cross_attention.kv#1"),
     (r"attn1\.to_out\.0", "self_attention.out"),
     (r"attn2\.to_out\.0", "cross_attention.out"),
-    (r"ff\.net\.0\.proj", "feed_forward.linear_in"),
-    (r"ff\.net\.2", "feed_forward.linear_out"),
+    (r"ff\.net\.2", "feed_forward.out"),
 )
 
 PLAIN_ATTENTION = (
@@ -75,7 +74,11 @@ def _renamed(theirs: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> d
         # Theirs are 1x1 convolutions in Stable Diffusion 1, ours linear layers always.
         if re.search(r"proj_(in|out)\.weight", name):
             value = value.flatten(1)
-        state[name] = value
+        if "ff.net.0.proj" in name:
+            halves = [name.replace("ff.net.0.proj", f"feed_forward.{half}") for half in ("value", "gate")]
+            state |= dict(zip(halves, value.chunk(2), strict=True))
+        else:
+            state[name] = value
     return state
 
 

@@ -16,6 +16,17 @@ def test_attend_is_the_equation() -> None:
     torch.testing.assert_close(attend(q, k, v), explicit(q, k, v))
 
 
+def test_training_in_bf16_on_a_cpu_gives_the_same_attention_and_gradients() -> None:
+    inputs = [torch.randn(2, 3, size, 8) for size in (5, 7, 7)]
+    low = [x.bfloat16().requires_grad_() for x in inputs]
+    high = [x.detach().float().requires_grad_() for x in low]
+    for y in (attend(*low), attend(*high)):
+        y.square().sum().backward()
+    torch.testing.assert_close(attend(*low).float(), attend(*high), atol=0.02, rtol=0.02)
+    for a, b in zip(low, high, strict=True):
+        torch.testing.assert_close(a.grad.float(), b.grad, atol=0.05, rtol=0.05)
+
+
 def test_self_attention_splits_its_product_into_q_k_v_and_heads() -> None:
     layer, x = SelfAttention(12, num_heads=3), torch.randn(2, 5, 12)
     q, k, v = ((x @ w.T).view(2, 5, 3, 4).transpose(1, 2) for w in layer.qkv.weight.chunk(3))
