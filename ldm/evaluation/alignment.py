@@ -75,13 +75,13 @@ def score(pictures: UInt8[Tensor, "b 3 h w"] | Image, captions: Sequence[str]) -
 def chance(
     pictures: UInt8[Tensor, "b 3 h w"] | Image, captions: Sequence[str], seed: int = 0, rounds: int = 10
 ) -> AlignmentScore:
-    """The score against other pictures' captions: `rounds` shifts of a shuffled order, none onto itself."""
+    """The score against other pictures' captions: up to `rounds` shifts of a shuffled order, none onto itself."""
     n = len(captions)
-    if not 1 <= rounds < n:
-        raise ValueError(f"{rounds} rounds of shuffling need more captions than {n}")
+    if n < 2:
+        raise ValueError(f"{n} caption cannot be shuffled")
     readings = read(pictures)
     order = torch.randperm(n, generator=keyed.generator(seed, 0, "chance")).tolist()
-    pairs = [(order[i], order[(i + shift) % n]) for shift in range(1, rounds + 1) for i in range(n)]
+    pairs = [(order[i], order[(i + shift) % n]) for shift in range(1, min(rounds + 1, n)) for i in range(n)]
     return _score([check(readings[i], captions[j]) for i, j in pairs], [captions[j] for _, j in pairs])
 
 
