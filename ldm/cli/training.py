@@ -53,7 +53,7 @@ def trainer(cfg: DictConfig) -> Trainer:
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     if settings["precision"] == "auto":
         settings["precision"] = precision(settings["accelerator"])
-    made: Trainer = build({**settings, "_recursive_": False})(
+    made: Trainer = build({**settings, "_partial_": True})(
         callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()]
     )
     return made
