@@ -75,7 +75,7 @@ def score(pictures: UInt8[Tensor, "b 3 h w"] | Image, captions: Sequence[str]) -
 def chance(
     pictures: UInt8[Tensor, "b 3 h w"] | Image, captions: Sequence[str], seed: int = 0, rounds: int = 10
 ) -> AlignmentScore:
-    """The score against other pictures' captions: up to `rounds` shifts of a shuffled order, none onto itself."""
+    """The score against other pictures' captions: up to `rounds` shifts of a shuffled order."""
     n = len(captions)
     if n < 2:
         raise ValueError(f"{n} caption cannot be shuffled")
