@@ -1,5 +1,7 @@
 """What every convolutional network here is built of: norms, residual blocks, resampling."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,6 +11,12 @@ from torch import Tensor, nn
 def num_groups(channels: int) -> int:
     """The largest divisor of `channels` up to 32: the published 32 groups wherever they fit."""
     return max(g for g in range(1, 33) if channels % g == 0)
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager:
+    """No autocast on the device of x; the meta device knows none."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class GroupNorm(nn.GroupNorm):
@@ -22,7 +30,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(num_groups(channels), channels, eps)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
@@ -34,7 +42,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(channels)
 
     def forward(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 

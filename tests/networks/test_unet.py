@@ -103,6 +103,12 @@ def test_the_published_counts(count: int, numbers: dict) -> None:
     assert sum(p.numel() for p in model.parameters()) == count
 
 
+def test_it_runs_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        y = build()(torch.ones(2, 4, 8, 8), torch.ones(2), Conditioning(context=torch.ones(2, 5, 12)))
+    assert y.is_meta and y.shape == (2, 4, 8, 8)
+
+
 def both(ours: UNet, theirs: nn.Module, z_t: Tensor, cond: Conditioning) -> None:
     """The same output and the same gradients of every input, on the same random weights."""
     state = unet_state(shaken(theirs).state_dict())
