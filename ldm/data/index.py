@@ -84,12 +84,12 @@ def walk(shard: Path) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of every file in a tar, by its 512-byte headers alone."""
     descriptor = os.open(shard, os.O_RDONLY)
     try:
-        yield from _walk(descriptor, os.fstat(descriptor).st_size, shard)
+        yield from _walk(descriptor, shard)
     finally:
         os.close(descriptor)
 
 
-def _walk(descriptor: int, shard_bytes: int, shard: Path) -> Iterator[tuple[str, int, int]]:
+def _walk(descriptor: int, shard: Path) -> Iterator[tuple[str, int, int]]:
     offset, long_name = 0, b""
     while True:
         header = os.pread(descriptor, BLOCK, offset)
@@ -97,7 +97,7 @@ def _walk(descriptor: int, shard_bytes: int, shard: Path) -> Iterator[tuple[str,
             return
         size = _size(header)
         data = offset + BLOCK
-        if size is None or data + size > shard_bytes:
+        if size is None:  # past the end of what was cut, too
             raise UserError(f"{shard} is damaged or cut at byte {offset}: fetch or pack this shard again")
         kind = header[156:157]
         if kind == b"L":

@@ -244,7 +244,10 @@ def _complete(path: Path) -> dict[str, Any] | None:
     if not (path.is_file() and _stats_path(path).is_file()):
         return None
     stats = json.loads(_stats_path(path).read_text())
-    return stats if len(load_index(path)) == stats["successes"] else None
+    try:
+        return stats if len(load_index(path)) == stats["successes"] else None
+    except UserError:  # a damaged shard is packed again
+        return None
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

@@ -69,6 +69,16 @@ def test_pictures_have_no_header_and_mixtures_are_refused(
 
 
 @pytest.mark.parametrize(
+    "change", [lambda data: data[:-2], lambda data: data + b"00", lambda data: b"<html></html>"]
+)
+def test_moments_that_are_no_whole_file_are_refused(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    np.save(tmp_path / "m.npy", np.zeros(HEADER.shape, np.float16))
+    write_shard(tmp_path / "0.tar", [("a", {"moments.npy": change((tmp_path / "m.npy").read_bytes())})])
+    with pytest.raises(UserError, match="moments of sample a .* fp16 of shape"):
+        Moments(HEADER.shape)(open_shards(str(tmp_path))[0], 0, 0)
+
+
+@pytest.mark.parametrize(
     "array",
     [np.zeros((4, 2, 2), np.float32), np.zeros((4, 2, 3), np.float16), np.zeros((4, 2, 2), np.float16).T],
 )

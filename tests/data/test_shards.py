@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ldm.data.reader import open_shards
-from ldm.data.shards import write_shards
+from ldm.data.shards import write_shard, write_shards
 from ldm.data.sources import Record, Unusable
 from ldm.data.transforms import decode
 from ldm.errors import UserError
@@ -119,6 +119,15 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
     assert files(broken) == files(whole)
     assert report.packed == 8 and report.skipped == {"refused": 3}
     assert (broken / "00000.tar").stat().st_ino == first  # kept, not written again
+
+
+def test_a_shard_that_is_damaged_or_another_is_written_again(tmp_path: Path) -> None:
+    write_shards(Drawn(6), tmp_path, shard_size=3)
+    before = files(tmp_path)
+    (tmp_path / "00000.tar").write_bytes(b"half")
+    write_shard(tmp_path / "00001.tar", [])
+    write_shards(Drawn(6), tmp_path, shard_size=3)
+    assert files(tmp_path) == before
 
 
 def test_a_shard_without_its_statistics_is_written_again(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_every_sample_comes_once_an_epoch_in_an_order_of_its_own() -> None:
     everything = {(shard, row) for shard, count in enumerate(COUNTS) for row in range(count)}
     assert all(len(epoch) == len(everything) and set(epoch) == everything for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+    one = Order((40,), seed=1)
+    assert one.locate(0, 40).tolist() != one.locate(40, 40).tolist()
     assert (
         Order(COUNTS, seed=2, window=2).locate(0, 40).tolist() != Order(COUNTS, 1, 2).locate(0, 40).tolist()
     )
