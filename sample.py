@@ -14,7 +14,8 @@ def main(cfg: DictConfig) -> None:
     model, settings = sampling.load(cfg.ckpt, cfg.device)
     times = build(cfg.spacing)(model.schedule.num_steps, cfg.steps)
     wanted = [(prompt, cfg.seed + i) for prompt in prompts for i in range(cfg.n)]
-    images = sampling.draw(model, wanted, cfg, build(cfg.sampler), times)
+    size = sampling.picture_size(cfg, settings)
+    images = sampling.draw(model, wanted, cfg, size, build(cfg.sampler), times)
     sampling.save(images, wanted, cfg, settings)
 
 

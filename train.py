@@ -12,13 +12,16 @@ from ldm.cli.entry import command
 def main(cfg: DictConfig) -> None:
     """Train the stage that the experiment composes; its pictures, logs, checkpoints and sampling file go to `run`."""
     training.check(cfg)
+    training.quieten()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    stage, data = build(cfg.stage), build(cfg.data)
+    data = build(cfg.data)
+    data.check()
+    stage = build(cfg.stage)
     stage.load_pretrained()
     training.match(stage, data, cfg)
     trainer = training.trainer(cfg)
     training.announce(cfg, trainer, stage)
-    trainer.fit(stage, data, ckpt_path=training.checkpoint(cfg))
+    trainer.fit(stage, data, ckpt_path=training.checkpoint(cfg), weights_only=True)
     print(f"wrote {cfg.run}: checkpoints/, pictures/, metrics.csv and {training.sampling_file(cfg).name}")
 
 

@@ -24,7 +24,9 @@ def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int 
     columns = max(len(pictures) for _, pictures in rows)
     font = ImageFont.load_default(FONT_SIZE)
     sheet = Image.new(
-        "RGB", (LABEL_WIDTH + columns * (width + MARGIN), len(rows) * (height + MARGIN) + MARGIN), (245, 245, 245)
+        "RGB",
+        (LABEL_WIDTH + columns * (width + MARGIN), len(rows) * (height + MARGIN) + MARGIN),
+        (245, 245, 245),
     )
     pen = ImageDraw.Draw(sheet)
     for i, (label, pictures) in enumerate(rows):

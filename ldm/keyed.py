@@ -20,11 +20,15 @@ def generator(seed: int, position: int, stream: str) -> torch.Generator:
 
 def normal(seed: int, positions: Iterable[int], stream: str, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
     """One N(0, I) tensor of `shape` a sample."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator(seed, int(p), stream)) for p in positions])
+    return torch.stack(
+        [torch.randn(tuple(shape), generator=generator(seed, int(p), stream)) for p in positions]
+    )
 
 
 def uniform(
     seed: int, positions: Iterable[int], stream: str, shape: Sequence[int] = ()
 ) -> Float[Tensor, "b ..."]:
     """One tensor of U[0, 1) numbers of `shape` a sample."""
-    return torch.stack([torch.rand(tuple(shape), generator=generator(seed, int(p), stream)) for p in positions])
+    return torch.stack(
+        [torch.rand(tuple(shape), generator=generator(seed, int(p), stream)) for p in positions]
+    )

@@ -41,7 +41,9 @@ def _sync_folder(folder: Path) -> None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step in `folder`."""
-    found = {int(m[1]): p for p in folder.glob("step*.ckpt") if (m := re.fullmatch(r"step(\d+)\.ckpt", p.name))}
+    found = {
+        int(m[1]): p for p in folder.glob("step*.ckpt") if (m := re.fullmatch(r"step(\d+)\.ckpt", p.name))
+    }
     return found[max(found)] if found else None
 
 
@@ -50,8 +52,11 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: str, every_n_steps: int = 1000, keep: int = 2) -> None:
         if every_n_steps < 1 or keep < 1:
-            raise ValueError(f"checkpoints need every_n_steps >= 1 and keep >= 1, not {every_n_steps} and {keep}")
+            raise ValueError(
+                f"checkpoints need every_n_steps >= 1 and keep >= 1, not {every_n_steps} and {keep}"
+            )
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
+        self.saved_step = -1
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
         """Save where the step divides."""
@@ -64,10 +69,12 @@ class Checkpoint(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Write this step's file once, then remove the oldest beyond `keep`."""
-        path = self.folder / f"step{trainer.global_step:08d}.ckpt"
-        if path.exists():
+        if (
+            trainer.global_step == self.saved_step
+        ):  # not path.exists(): all ranks must enter save_checkpoint, or none
             return
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(self.folder / f"step{trainer.global_step:08d}.ckpt", weights_only=False)
+        self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
                 old.unlink()

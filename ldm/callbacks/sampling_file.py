@@ -37,5 +37,6 @@ class SamplingFile(Callback):
             return
         with averaged(trainer, stage):
             stage.finish(trainer.datamodule)  # type: ignore[attr-defined]
-            identity = stage.identity() | {"step": str(trainer.global_step)}
+            size = str(trainer.datamodule.size)  # type: ignore[attr-defined]
+            identity = stage.identity() | {"step": str(trainer.global_step), "size": size}
             safetensors.save(self.path, stage.exported_tensors(), self.config, self.kind, identity)

@@ -24,17 +24,21 @@ def main(cfg: DictConfig) -> None:
     """Draw one picture for each of n seen and n held-out captions and let the checker read them back."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    model, _ = sampling.load(cfg.ckpt, cfg.device)
+    model, header = sampling.load(cfg.ckpt, cfg.device)
+    size = sampling.picture_size(cfg, header)
     scores = ceilings(model, cfg.n)
     times = build(cfg.spacing)(model.schedule.num_steps, cfg.steps)
     splits: dict[str, Split] = {"seen": "train", "held-out": "held_out"}
     for label, split in splits.items():
         wanted = captions(split, cfg.n)
-        seeds = range(cfg.seed, cfg.seed + cfg.n)
-        images = sampling.draw(model, list(zip(wanted, seeds, strict=True)), cfg, build(cfg.sampler), times)
-        scores |= {f"samples, {label} captions": score(images, wanted), f"  chance ({label})": chance(images, wanted)}
+        pairs = list(zip(wanted, range(cfg.seed, cfg.seed + cfg.n), strict=True))
+        images = sampling.draw(model, pairs, cfg, size, build(cfg.sampler), times)
+        scores |= {
+            f"samples, {label} captions": score(images, wanted),
+            f"  chance ({label})": chance(images, wanted),
+        }
         pictures = [to_pil(x) for x in images]
-        rows = [(wanted[i], pictures[i : i + 1]) for i in range(12)]
+        rows = [(wanted[i], pictures[i : i + 1]) for i in range(min(12, cfg.n))]
         labelled_grid(rows, 1).save(out / f"{split}.png")
     print(table(scores))
     (out / "scores.json").write_text(json.dumps({k: asdict(v) for k, v in scores.items()}, indent=1) + "\n")
@@ -58,7 +62,9 @@ def ceilings(model: LatentDiffusion, n: int) -> dict[str, AlignmentScore]:
 def reconstructions(model: LatentDiffusion, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Through the first stage and back, from the posterior's mean."""
     first_stage, device = model.first_stage, next(model.denoiser.parameters()).device
-    parts = [first_stage.reconstruct(first_stage.posterior(p.to(device)).mean).float().cpu() for p in x.split(100)]
+    parts = [
+        first_stage.reconstruct(first_stage.posterior(p.to(device)).mean).float().cpu() for p in x.split(100)
+    ]
     return torch.cat(parts).clamp(-1, 1)
 
 

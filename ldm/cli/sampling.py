@@ -25,7 +25,9 @@ def read_prompts(prompts: str | ListConfig) -> list[str]:
     if not isinstance(prompts, str):
         found = [str(p) for p in prompts]
     elif not Path(prompts).is_file():
-        raise UserError(f"there is no prompt file {prompts}: give a file, or captions as prompts=\"['a ...']\"")
+        raise UserError(
+            f"there is no prompt file {prompts}: give a file, or captions as prompts=\"['a ...']\""
+        )
     else:
         found = [line.strip() for line in Path(prompts).read_text().splitlines() if line.strip()]
     if not found:
@@ -51,16 +53,24 @@ def load(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:
     return model.to(pick_device(device)).eval(), header
 
 
+def picture_size(cfg: DictConfig, header: dict[str, str]) -> tuple[int, int]:
+    """(height, width) asked for, or the square that the model was trained at."""
+    if cfg.size is None:
+        return int(header["size"]), int(header["size"])
+    height, width = cfg.size
+    return height, width
+
+
 def draw(
     model: LatentDiffusion,
     wanted: Sequence[tuple[str, int]],
     cfg: DictConfig,
+    size: tuple[int, int],
     sampler: Sampler,
     times: Float[Tensor, " s"],
 ) -> Float[Tensor, "b 3 h w"]:
-    """A picture for each (prompt, seed), in [-1, 1] on the CPU."""
+    """A picture of `size` (height, width) for each (prompt, seed), in [-1, 1] on the CPU."""
     device = next(model.denoiser.parameters()).device
-    height, width = cfg.size
     images = []
     bar = tqdm(total=len(wanted) * (len(times) - 1), desc=f"{len(wanted)} pictures", unit="step")
     for start in range(0, len(wanted), cfg.batch_size):
@@ -73,17 +83,22 @@ def draw(
                 yield z
 
         batch: Batch = {"caption": [prompt for prompt, _ in part]}
-        negative: Batch | None = None if cfg.get("negative") is None else {"caption": [cfg.negative] * len(part)}
+        negative: Batch | None = (
+            None if cfg.get("negative") is None else {"caption": [cfg.negative] * len(part)}
+        )
         seeds = [seed for _, seed in part]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            drawn = model.generate(batch, seeds, (height, width), sampler, times, cfg.guidance, negative, progress)
+            drawn = model.generate(batch, seeds, size, sampler, times, cfg.guidance, negative, progress)
         images.append(drawn.float().cpu())
     bar.close()
     return torch.cat(images)
 
 
 def save(
-    images: Float[Tensor, "b 3 h w"], wanted: Sequence[tuple[str, int]], cfg: DictConfig, header: dict[str, str]
+    images: Float[Tensor, "b 3 h w"],
+    wanted: Sequence[tuple[str, int]],
+    cfg: DictConfig,
+    header: dict[str, str],
 ) -> None:
     """One PNG a picture, its making inside as text, and `grid.png` with a row a prompt."""
     out = Path(cfg.out)

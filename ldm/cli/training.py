@@ -1,12 +1,14 @@
 """What train.py checks, builds and says before the first step."""
 
+import logging
+import warnings
 from pathlib import Path
 
 import torch
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, newest_checkpoint
+from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, newest_checkpoint
 from ldm.callbacks.sampling_file import SamplingFile
 from ldm.cli.build import build
 from ldm.data.module import ShardDataModule
@@ -16,7 +18,7 @@ from ldm.stages.base import Stage
 
 
 def check(cfg: DictConfig) -> None:
-    """UserError for a run's folder that another run filled, or numbers that do not divide."""
+    """UserError for a run's folder that another run filled."""
     run = Path(cfg.run)
     if cfg.resume is None and newest_checkpoint(run / "checkpoints") is not None:
         raise UserError(
@@ -30,7 +32,6 @@ def match(stage: Stage, data: ShardDataModule, cfg: DictConfig) -> None:
         stage.check_steps(cfg.trainer.max_steps)
     if isinstance(stage, LatentDiffusionStage):
         data.check_latents(stage.first_stage_hash())
-    data.check()
 
 
 def sampling_file(cfg: DictConfig) -> Path:
@@ -47,8 +48,10 @@ def trainer(cfg: DictConfig) -> Trainer:
     """Lightning's trainer with this run's callbacks and loggers."""
     callbacks = [build(c) for c in cfg.callbacks.values() if c is not None]
     model_config = OmegaConf.to_container(cfg.stage.model, resolve=True)
-    every = cfg.callbacks.checkpoint.every_n_steps
+    every = cfg.callbacks.checkpoint.every_n_steps if cfg.callbacks.checkpoint else cfg.trainer.max_steps
     callbacks.append(SamplingFile(str(sampling_file(cfg)), model_config, kind(cfg), every))
+    # The checkpoint last: where it stands, the same step's pictures and sampling file stand too, also after a kill.
+    callbacks.sort(key=lambda c: isinstance(c, Checkpoint))
     loggers = [build(c) for c in cfg.logger.values() if c is not None]
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     if settings["precision"] == "auto":
@@ -79,10 +82,18 @@ def checkpoint(cfg: DictConfig) -> Path | None:
     return Path(cfg.resume)
 
 
+def quieten() -> None:
+    """Silence Lightning's notes, which repeat what `announce` says, and a deprecation inside it."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+
+
 def announce(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:
     """Say what is about to happen: size, effective batch and rate, device, where it goes."""
     trained = sum(p.numel() for p in stage.averaged_parameters().values())
     total = sum(p.numel() for p in stage.model.parameters())
+    if not trainer.is_global_zero:
+        return
     print(
         f"{cfg.name}: {trained:,} trained parameters of {total:,}\n"
         f"batch {cfg.data.global_batch_size} over {trainer.world_size} process(es), "

@@ -102,7 +102,11 @@ class AutoencoderStage(Stage):
             adversarial, weight = self.adversary.generator_term(
                 x_hat, terms["nll"], self.model.last_layer, self.global_step
             )
-            terms |= {"adversarial": adversarial, "lambda": weight, "loss": terms["loss"] + weight * adversarial}
+            terms |= {
+                "adversarial": adversarial,
+                "lambda": weight,
+                "loss": terms["loss"] + weight * adversarial,
+            }
         terms |= {"latent_mean": posterior.mean.mean(), "latent_std": posterior.mean.std()}
         return terms
 
@@ -161,7 +165,8 @@ class AutoencoderStage(Stage):
         mse = (x_hat - x).square().mean((1, 2, 3)) / 4
         terms["psnr"] = (-10 * mse.clamp(min=1e-10).log10()).mean()
         terms["kl"] = self.kl(posterior, x)
-        self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=len(x))
+        logged = {f"val/{k}": v for k, v in terms.items()}
+        self.log_dict(logged, batch_size=len(x), logger=False, sync_dist=True)
         self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x))
 
     @torch.no_grad()

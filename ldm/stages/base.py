@@ -1,6 +1,6 @@
 """What both stages share: seeding, micro-batches, the visible optimizer step, logging."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import PIL.Image
@@ -79,7 +79,9 @@ class Stage(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """The global generator (network dropout) is a function of (seed, step, rank), so a resumed step repeats."""
-        torch.manual_seed(keyed.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed())
+        torch.manual_seed(
+            keyed.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed()
+        )
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """(part of the batch, its share of the batch)."""
@@ -91,14 +93,25 @@ class Stage(LightningModule):
 
     def scheduled(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
         """The optimizer with its learning-rate schedule."""
-        return optimizer, LambdaLR(optimizer, self.learning_rate)
+        # A plain function, for LambdaLR would put any other callable's attributes into the checkpoint.
+        return optimizer, LambdaLR(optimizer, lambda step: self.learning_rate(step))
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
         """Clip the gradient in place; its norm before."""
         return nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
 
     def report(self, values: dict[str, Tensor | float]) -> None:
-        """Log training values every `log_every` steps under `train/`; the loss also stands in the progress bar."""
+        """Record training values every `log_every` steps under `train/`; the loss also stands in the progress bar."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
-            self.log_dict({f"train/{name}": value for name, value in values.items()})
+            self.record({f"train/{name}": value for name, value in values.items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Record what validation logged."""
+        logged = self.trainer.callback_metrics
+        self.record({name: value for name, value in logged.items() if name.startswith("val/")})
+
+    def record(self, values: Mapping[str, Tensor | float]) -> None:
+        """Give the loggers one row: Lightning's own way would repeat the last values at every step in between."""
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, self.global_step)

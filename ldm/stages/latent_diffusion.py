@@ -122,7 +122,9 @@ class LatentDiffusionStage(Stage):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss with noise and times fixed by position, no dropout."""
-        self.log("val/loss", self.loss(batch, dropout=False), batch_size=len(batch["position"]), prog_bar=True)
+        loss = self.loss(batch, dropout=False)
+        size = len(batch["position"])
+        self.log("val/loss", loss, batch_size=size, prog_bar=True, logger=False, sync_dist=True)
 
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
         """A row of samples a prompt, of the same seeds each time."""
