@@ -1,4 +1,4 @@
-"""Draw pictures: `python sample.py ckpt=runs/NAME/latent_diffusion.safetensors prompts="['a red circle ...']"`."""
+"""Draw pictures: `python sample.py ckpt=runs/NAME/latent_diffusion.safetensors prompts="['a red ...']"`."""
 
 from omegaconf import DictConfig
 
@@ -9,7 +9,7 @@ from ldm.cli.entry import command
 
 @command("sample")
 def main(cfg: DictConfig) -> None:
-    """Draw n pictures a prompt: one PNG each, with prompt, seed and settings inside it, and a labelled grid."""
+    """Draw n pictures a prompt: PNGs with prompt, seed and settings inside them, and a labelled grid."""
     prompts = sampling.read_prompts(cfg.prompts)
     model, settings = sampling.load(cfg.ckpt, cfg.device)
     times = build(cfg.spacing)(model.schedule.num_steps, cfg.steps)

@@ -10,7 +10,7 @@ from ldm.cli.entry import command
 
 @command("train")
 def main(cfg: DictConfig) -> None:
-    """Train the stage that the experiment composes; its pictures, logs, checkpoints and sampling file go to `run`."""
+    """Train the experiment's stage; its pictures, metrics, checkpoints and sampling file go to `run`."""
     training.check(cfg)
     training.quieten()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)

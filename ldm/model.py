@@ -1,5 +1,6 @@
 """A latent diffusion model: what sampling, evaluation and export hold in their hands."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Sampler(Protocol):
 
 
 class LatentDiffusion(nn.Module):
-    """Denoiser, first stage, conditioner, schedule and parameterization, finished objects all (Rombach et al. 2022)."""
+    """Denoiser, first stage, conditioner, schedule and parameterization (Rombach et al. 2022)."""
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class LatentDiffusion(nn.Module):
         """z_T, then every z_t of the sampler. A picture's noise depends on its own seed alone.
 
         Args:
-            cond, null: the condition of each picture and the null that guidance starts from, or a negative prompt.
+            cond, null: each picture's condition, and the null or negative prompt that guidance starts from.
             seeds: one a picture.
             size: (height, width) in pixels.
             times: falling, ending in 0; see ldm.diffusion.times.
@@ -109,8 +110,5 @@ class LatentDiffusion(nn.Module):
         """
         cond = self.conditioner(batch)
         null = self.conditioner.null(len(seeds)) if negative is None else self.conditioner(negative)
-        z = None
-        for z in progress(self.trajectory(cond, null, seeds, size, sampler, times, scale)):
-            pass
-        assert z is not None
-        return self.first_stage.decode(z).clamp(-1, 1)
+        z_0 = deque(progress(self.trajectory(cond, null, seeds, size, sampler, times, scale)), maxlen=1).pop()
+        return self.first_stage.decode(z_0).clamp(-1, 1)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class CSVLog(Logger):
-    """`path`: one row a logged step. A resumed run goes on in the same file, in place of the rows after its step."""
+    """`path`: one row a logged step. A resumed run goes on in it, in place of the rows after its step."""
 
     name = version = None
 

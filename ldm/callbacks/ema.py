@@ -14,8 +14,8 @@ from ldm.stages.base import Stage
 class EMA(Callback):
     """ema <- d ema + (1 - d) parameter after each step, with d = min(decay, (1 + n)/(10 + n)) after n steps.
 
-    One multi-tensor operation over `stage.averaged_parameters()`, in fp32. Validation, pictures and the sampling file use the
-    average.
+    One multi-tensor operation over `stage.averaged_parameters()`, in fp32. Validation, pictures and the
+    sampling file use the average.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:

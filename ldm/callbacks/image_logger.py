@@ -11,7 +11,7 @@ from ldm.stages.base import Stage
 
 
 class ImageLogger(Callback):
-    """`folder/step00001000.png` every `every_n_steps` and at the end: what `stage.pictures` shows, with averaged weights."""
+    """`folder/step00001000.png` every `every_n_steps` and at the end: `stage.pictures` of the average."""
 
     def __init__(self, folder: str, every_n_steps: int, scale: int = 1) -> None:
         self.folder, self.every_n_steps, self.scale = Path(folder), every_n_steps, scale

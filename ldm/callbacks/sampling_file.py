@@ -19,7 +19,7 @@ class SamplingFile(Callback):
         kind: "autoencoder" or "latent_diffusion".
     """
 
-    def __init__(self, path: str, config: dict[str, Any], kind: str, every_n_steps: int) -> None:
+    def __init__(self, path: str, config: Any, kind: str, every_n_steps: int) -> None:
         self.path, self.config, self.kind, self.every_n_steps = Path(path), config, kind, every_n_steps
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Encode shards of pictures once: `python -m ldm.cli.encode_latents first_stage=... shards=... out=... size=...`."""
+"""Encode pictures once: `python -m ldm.cli.encode_latents first_stage=... shards=... out=... size=...`."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def load_first_stage(path: str, device: str) -> Autoencoder:
 
 @command("encode_latents")
 def main(cfg: DictConfig) -> None:
-    """Write the posterior's mean and std (fp16) of every picture beside its caption, under the autoencoder's hash."""
+    """Write each picture's posterior mean and std (fp16) beside its caption, under the autoencoder's hash."""
     autoencoder = load_first_stage(cfg.first_stage, cfg.device)
     device = autoencoder.latent_mean.device
     header = LatentHeader(

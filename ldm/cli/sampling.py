@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:
-    """The model of a sampling file, rebuilt from its header by classes of `ldm` alone, and the header's other entries."""
+    """The model of a sampling file, built from its header by classes of `ldm` alone; the header's rest."""
     tensors, config, header = safetensors.load(path, "latent_diffusion")
     model: LatentDiffusion = build_untrusted(config)
     model.conditioner.load_pretrained()

@@ -22,7 +22,8 @@ def check(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     if cfg.resume is None and newest_checkpoint(run / "checkpoints") is not None:
         raise UserError(
-            f"{run} already holds checkpoints: go on from them with resume=auto, or choose another folder with run=..."
+            f"{run} already holds checkpoints: go on from them with resume=auto, "
+            "or choose another folder with run=..."
         )
 
 
@@ -50,7 +51,7 @@ def trainer(cfg: DictConfig) -> Trainer:
     model_config = OmegaConf.to_container(cfg.stage.model, resolve=True)
     every = cfg.callbacks.checkpoint.every_n_steps if cfg.callbacks.checkpoint else cfg.trainer.max_steps
     callbacks.append(SamplingFile(str(sampling_file(cfg)), model_config, kind(cfg), every))
-    # The checkpoint last: where it stands, the same step's pictures and sampling file stand too, also after a kill.
+    # The checkpoint last: where it stands, the step's sampling file stands too, also after a kill.
     callbacks.sort(key=lambda c: isinstance(c, Checkpoint))
     loggers = [build(c) for c in cfg.logger.values() if c is not None]
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)

@@ -9,7 +9,7 @@ from ldm.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_g
 class Adversary(nn.Module):
     """A discriminator that learns `warmup` steps before the generator hears it, at `start`, then ramps up.
 
-    The published trainer multiplied the discriminator's own loss by 0 until `start`, so that it switched on untrained.
+    The published trainer multiplied the discriminator's own loss by 0 until `start`: it switched on untrained.
 
     Args:
         discriminator: pictures in [-1, 1] -> logits, high for real.
@@ -35,7 +35,7 @@ class Adversary(nn.Module):
         return self.weight * ramp(step, self.start, self.ramp_steps)
 
     def generator_term(
-        self, x_hat: Float[Tensor, "b c h w"], nll: Float[Tensor, ""], last_layer: nn.Parameter, step: int
+        self, x_hat: Float[Tensor, "b c h w"], nll: Float[Tensor, ""], last_layer: Tensor, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """(-mean D(x_hat), its weight: ramp(step) · weight · λ)."""
         # The generator's backward must leave no gradient in the discriminator.

@@ -20,16 +20,16 @@ from ldm.typing import Batch
 
 
 class AutoencoderStage(Stage):
-    """L = L_rec + w_p L_perceptual + w_KL KL + ramp(step) λ L_adv (Rombach et al. 2022, appendix G; Esser et al. 2021).
+    """L = L_rec + w_p L_perceptual + w_KL KL + ramp(step) λ L_adv (Rombach et al. 2022; Esser et al. 2021).
 
-    Everything is counted per picture dimension (C H W), which makes `kl_weight` the published one: 1e-6 there multiplies a KL
-    summed over the latent beside an error summed over the picture.
+    Everything is counted per picture dimension (C H W), which makes `kl_weight` the published one: 1e-6 there
+    multiplies a KL summed over the latent beside an error summed over the picture.
 
     Args:
         adversary: discriminator with its start and ramp; None trains without.
         decoder_only: freeze encoder and bottleneck, to finetune a decoder on published latents.
         init: a sampling file of stage 1 to go on from.
-        statistics_batches: of training pictures, over which the latents' mean and std are measured at the end.
+        statistics_batches: of training pictures, to measure the latents' mean and std over at the end.
         The others as in `Stage`.
     """
 
@@ -72,8 +72,9 @@ class AutoencoderStage(Stage):
         """UserError for an adversary that training would never hear."""
         if self.adversary is not None and self.adversary.start >= max_steps:
             raise UserError(
-                f"the discriminator starts at step {self.adversary.start}, past the end of training at {max_steps}: "
-                "lower adversary.start, raise trainer.max_steps, or switch it off with adversary=none"
+                f"the discriminator starts at step {self.adversary.start}, past the end of training "
+                f"at {max_steps}: lower adversary.start, raise trainer.max_steps, "
+                "or switch it off with adversary=none"
             )
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, DiagonalGaussian]:
@@ -137,11 +138,11 @@ class AutoencoderStage(Stage):
         return terms
 
     def step_optimizers(self, logs: dict[str, Tensor]) -> None:
-        """Clip and step. Only the autoencoder's optimizer is Lightning's own, so that global_step counts batches."""
+        """Clip and step, only the autoencoder's optimizer through Lightning: global_step counts batches."""
         optimizers = self.optimizers()
         generator, discriminator = optimizers if isinstance(optimizers, list) else (optimizers, None)
-        schedules = self.lr_schedulers()
-        schedules = schedules if isinstance(schedules, list) else [schedules]
+        found = self.lr_schedulers()
+        schedules = found if isinstance(found, list) else [found]
         # The discriminator first: global_step moves with the generator's step.
         if discriminator is not None and self.discriminating:
             assert self.adversary is not None
@@ -152,9 +153,9 @@ class AutoencoderStage(Stage):
         logs["gradient_norm"] = self.clip(self.averaged_parameters().values())
         generator.step()
         generator.zero_grad()
+        logs["learning_rate"] = torch.tensor(schedules[0].get_last_lr()[0])
         for schedule in schedules:
             schedule.step()
-        logs["learning_rate"] = torch.tensor(schedules[0].get_last_lr()[0])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
@@ -173,7 +174,7 @@ class AutoencoderStage(Stage):
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
         """Validation pictures above their reconstructions from the posterior's mean."""
         batch = next(iter(data.val_dataloader()))
-        x = self.pixels({**batch, "image": batch["image"][:16]})
+        x = self.pixels(batch)[:16]
         x_hat = self.model.reconstruct(self.model.posterior(x).mean)
         rows = []
         for i in range(0, len(x), 8):
@@ -188,19 +189,15 @@ class AutoencoderStage(Stage):
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Batch]) -> None:
         """Set the latents' mean and std, per channel, as buffers: stage 2 then sees mean 0 and std 1."""
-        total, square, count = 0.0, 0.0, 0
+        moments = []  # of each batch, E[z] and E[z²] over samples of the posterior
         for batch in batches:
             posterior = self.model.posterior(self.pixels(batch))
-            z = posterior.mean.double()
-            total = total + z.sum((0, 2, 3))
-            # Var[z] = Var[mean] + E[std²] over samples of the posterior.
-            square = square + (z.square() + posterior.std.double().square()).sum((0, 2, 3))
-            count += z.numel() // z.shape[1]
-        mean = torch.as_tensor(total / count)
-        std = (torch.as_tensor(square / count) - mean.square()).sqrt()
-        self.model.set_latent_statistics(mean.float(), std.float())
+            mean, std = posterior.mean.double(), posterior.std.double()
+            moments.append(torch.stack([mean, mean.square() + std.square()]).mean((1, 3, 4)))
+        mean, square = torch.stack(moments).mean(0)
+        self.model.set_latent_statistics(mean.float(), (square - mean.square()).sqrt().float())
 
-    def configure_optimizers(self):  # noqa: ANN201 - Lightning's own wide type
+    def configure_optimizers(self) -> Any:
         """The autoencoder's optimizer and the discriminator's, with the same schedule."""
         pairs = [self.scheduled(self.optimizer(self.averaged_parameters().values()))]
         if self.adversary is not None:

@@ -24,7 +24,7 @@ class Stage(LightningModule):
         seed: of everything drawn in training.
         learning_rate: step -> factor of the optimizer's rate.
         gradient_clip: largest norm of the gradient; 0 for none.
-        micro_batch_size: pictures a rank passes through the network at once; 0 for its whole share of the batch.
+        micro_batch_size: pictures a rank passes through the network at once; 0 for all of its share.
         log_every: steps between logged values; in between, nothing leaves the device.
     """
 
@@ -78,7 +78,7 @@ class Stage(LightningModule):
         return keyed.uniform(self.seed, batch["position"].tolist(), stream, shape).to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The global generator (network dropout) is a function of (seed, step, rank), so a resumed step repeats."""
+        """The global generator (network dropout) follows (seed, step, rank), so a resumed step repeats."""
         torch.manual_seed(
             keyed.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed()
         )
@@ -100,8 +100,8 @@ class Stage(LightningModule):
         """Clip the gradient in place; its norm before."""
         return nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
 
-    def report(self, values: dict[str, Tensor | float]) -> None:
-        """Record training values every `log_every` steps under `train/`; the loss also stands in the progress bar."""
+    def report(self, values: Mapping[str, Tensor | float]) -> None:
+        """Record training values every `log_every` steps as `train/...`; the progress bar shows the loss."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
             self.record({f"train/{name}": value for name, value in values.items()})
@@ -112,6 +112,6 @@ class Stage(LightningModule):
         self.record({name: value for name, value in logged.items() if name.startswith("val/")})
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
-        """Give the loggers one row: Lightning's own way would repeat the last values at every step in between."""
+        """Give the loggers one row; `self.log` would repeat the last values at every step in between."""
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, self.global_step)

@@ -20,13 +20,13 @@ from ldm.typing import Batch
 
 
 class LatentDiffusionStage(Stage):
-    """Trains `model.denoiser` and what its conditioner trains; the first stage is frozen (Rombach et al. 2022, section 3).
+    """Trains `model.denoiser` and its conditioner on a frozen first stage (Rombach et al. 2022, section 3).
 
     Args:
         first_stage_weights: the autoencoder's sampling file.
         init: a sampling file of this stage to go on from.
-        prompts: captions drawn with averaged weights while it trains: 8 pictures each, DDIM with `preview_steps` steps
-            and guidance of `preview_scale`.
+        prompts: captions drawn with averaged weights while it trains: 8 pictures each, `preview_steps` of
+            DDIM, guidance of `preview_scale`.
         The others as in `Stage` and `diffusion_loss`.
     """
 
@@ -137,7 +137,7 @@ class LatentDiffusionStage(Stage):
             rows.append((prompt, [to_pil(x) for x in images]))
         return rows
 
-    def configure_optimizers(self):  # noqa: ANN201 - Lightning's own wide type
+    def configure_optimizers(self) -> Any:
         """One optimizer over the trainable parameters, its rate by step."""
         optimizer, schedule = self.scheduled(self.optimizer(self.averaged_parameters().values()))
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -15,7 +15,7 @@ class WarmUp:
 
 
 class WarmUpCosine:
-    """Linear warm-up, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter 2017, eq. 5)."""
+    """Linear warm-up, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter 2017, (5))."""
 
     def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
         if not 0 <= warmup_steps < total_steps:
