@@ -30,7 +30,7 @@ COLOURS: dict[str, RGB] = {
 }
 BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 SHAPES = ("circle", "square", "triangle")
-SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 17.0), "large": (23.0, 25.0)}
+SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 16.5), "large": (24.0, 25.0)}
 """Range of the side of the square that a shape fills."""
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
