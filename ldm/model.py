@@ -56,6 +56,11 @@ class LatentDiffusion(nn.Module):
         self.first_stage.eval()
         return self
 
+    def identity(self) -> dict[str, str]:
+        """Name and hash of the conditioner's frozen encoders, which files leave out."""
+        named = self.conditioner.identity()
+        return {f"{name}.{k}": v for name, entry in named.items() for k, v in entry.items()}
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of pictures of a size in pixels."""
         factor = self.first_stage.downsampling

@@ -48,6 +48,12 @@ def load(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:
     """The model of a sampling file, built from its header by classes of `ldm` alone; the header's rest."""
     tensors, config, header = safetensors.load(path, "latent_diffusion")
     model: LatentDiffusion = build_untrusted(config)
+    for name, value in model.identity().items():
+        if header.get(name) != value:
+            raise UserError(
+                f"{path} was trained with {name} {header.get(name)} and this version of ldm has {value}: "
+                "sample with the version that trained it"
+            )
     model.conditioner.load_pretrained()
     safetensors.fill(model, tensors, path)
     return model.to(pick_device(device)).eval(), header

@@ -9,7 +9,8 @@ from ldm.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_g
 class Adversary(nn.Module):
     """A discriminator that learns `warmup` steps before the generator hears it, at `start`, then ramps up.
 
-    The published trainer multiplied the discriminator's own loss by 0 until `start`: it switched on untrained.
+    The published trainer multiplied the discriminator's own loss by 0 until `start`, so that it switched on
+    untrained.
 
     Args:
         discriminator: pictures in [-1, 1] -> logits, high for real.

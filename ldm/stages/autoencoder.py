@@ -57,7 +57,7 @@ class AutoencoderStage(Stage):
         self.model, self.adversary, self.optimizer = model, adversary, optimizer
         self.reconstruction, self.perceptual = reconstruction, perceptual
         self.perceptual_weight, self.kl_weight, self.init = perceptual_weight, kl_weight, init
-        self.statistics_batches = statistics_batches
+        self.statistics_batches, self.decoder_only = statistics_batches, decoder_only
         if decoder_only:
             model.freeze_encoder()
 
@@ -122,8 +122,7 @@ class AutoencoderStage(Stage):
                 terms |= self.backward_discriminator(x, x_hat.detach(), share)
             for name, value in terms.items():
                 logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach() * share
-        self.step_optimizers(logs)
-        self.report(logs)
+        self.report(logs | self.step_optimizers())
 
     @property
     def discriminating(self) -> bool:
@@ -137,12 +136,13 @@ class AutoencoderStage(Stage):
         self.manual_backward(terms["discriminator"] * share)
         return terms
 
-    def step_optimizers(self, logs: dict[str, Tensor]) -> None:
+    def step_optimizers(self) -> dict[str, Any]:
         """Clip and step, only the autoencoder's optimizer through Lightning: global_step counts batches."""
         optimizers = self.optimizers()
         generator, discriminator = optimizers if isinstance(optimizers, list) else (optimizers, None)
         found = self.lr_schedulers()
         schedules = found if isinstance(found, list) else [found]
+        logs = {"learning_rate": schedules[0].get_last_lr()[0]}
         # The discriminator first: global_step moves with the generator's step.
         if discriminator is not None and self.discriminating:
             assert self.adversary is not None
@@ -153,9 +153,9 @@ class AutoencoderStage(Stage):
         logs["gradient_norm"] = self.clip(self.averaged_parameters().values())
         generator.step()
         generator.zero_grad()
-        logs["learning_rate"] = torch.tensor(schedules[0].get_last_lr()[0])
         for schedule in schedules:
             schedule.step()
+        return logs
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
@@ -183,8 +183,9 @@ class AutoencoderStage(Stage):
         return rows
 
     def finish(self, data: Any) -> None:
-        """The latents' statistics over the first `statistics_batches` batches of training."""
-        self.measure_latents(islice(data.train_dataloader(), self.statistics_batches))
+        """The latents' statistics over the first `statistics_batches` batches; with a frozen encoder they stay."""
+        if not self.decoder_only:
+            self.measure_latents(islice(data.train_dataloader(), self.statistics_batches))
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Batch]) -> None:

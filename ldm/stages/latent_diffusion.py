@@ -75,8 +75,7 @@ class LatentDiffusionStage(Stage):
 
     def identity(self) -> dict[str, str]:
         """Name and hash of the frozen encoders, which the sampling file leaves out."""
-        named = self.model.conditioner.identity()
-        return {f"{name}.{k}": v for name, entry in named.items() for k, v in entry.items()}
+        return self.model.identity()
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Float[Tensor, "b z h w"]:
