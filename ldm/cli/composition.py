@@ -80,8 +80,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise UserError(
-            f"cannot read the override '{error.override}' ({_line(error)}): close its quotes and brackets,"
-            f" and quote the whole for the shell, for example \"prompts=['a red circle, left']\""
+            f"cannot read the override '{error.override}': close its quotes and brackets, and quote the whole"
+            " for the shell, for example \"prompts=['a red circle, left']\""
         ) from error
 
 
@@ -134,7 +134,7 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
     parent = key.rpartition(".")[0]
     siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]
     beside = f" keys of {parent}: {', '.join(siblings)};" if siblings else ""
-    return f"no key '{key}';{_nearest(key, known)}{beside} --cfg job lists every key"
+    return f"no key '{key}';{_nearest(key, known) or beside} --cfg job lists every key"
 
 
 def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None:
