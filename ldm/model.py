@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from ldm.networks.autoencoder import Autoencoder
 from ldm.typing import Batch, Conditioning
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A generator of z_t; see ldm.diffusion.samplers."""
 

@@ -1,7 +1,7 @@
 """The training objective."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.typing import Conditioning
 
 
+@runtime_checkable
 class Network(Protocol):
     """f_theta(z_t, t, c)."""
 

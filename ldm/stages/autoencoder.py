@@ -143,12 +143,10 @@ class AutoencoderStage(Stage):
         found = self.lr_schedulers()
         schedules = found if isinstance(found, list) else [found]
         logs = {"learning_rate": schedules[0].get_last_lr()[0]}
-        # The discriminator first: global_step moves with the generator's step.
-        if discriminator is not None and self.discriminating:
-            assert self.adversary is not None
+        # The discriminator first: global_step moves with the generator's step. Without gradients it rests.
+        if self.adversary is not None:
             logs["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
             discriminator.optimizer.step()
-        if discriminator is not None:
             discriminator.zero_grad()
         logs["gradient_norm"] = self.clip(self.averaged_parameters().values())
         generator.step()
@@ -183,7 +181,7 @@ class AutoencoderStage(Stage):
         return rows
 
     def finish(self, data: Any) -> None:
-        """The latents' statistics over the first `statistics_batches` batches; with a frozen encoder they stay."""
+        """The latents' statistics over `statistics_batches` batches; those of a frozen encoder stay."""
         if not self.decoder_only:
             self.measure_latents(islice(data.train_dataloader(), self.statistics_batches))
 

@@ -1,0 +1,168 @@
+"""Stage 1: what learns, what does not, and that it learns."""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+from ldm.errors import UserError
+from ldm.interop import safetensors
+from ldm.networks.bottleneck import DiagonalGaussian
+from tests import tiny
+
+
+def rates(*each: float):
+    """SGD whose n-th optimizer has the n-th rate: the autoencoder's, then the discriminator's."""
+    rate = iter(each)
+    return lambda parameters: torch.optim.SGD(parameters, lr=next(rate))
+
+
+def test_overfits_a_handful():
+    stage = tiny.first_stage(optimizer=partial(torch.optim.Adam, lr=1e-2))
+    errors = []
+    stage.record = lambda values: errors.append(float(values["train/rec"]))
+    tiny.fit(stage, [tiny.batch(4)] * 150)
+    assert errors[0] > 0.3 and min(errors) < errors[0] / 10
+
+
+def test_global_step_counts_batches_with_two_optimizers():
+    stage = tiny.first_stage(adversary=tiny.adversary())
+    trainer = tiny.fit(stage, [tiny.batch(2)] * 20, max_steps=7)
+    assert trainer.global_step == 7 and trainer.fit_loop.total_batch_idx == 6
+
+
+@pytest.mark.parametrize("learns", ["model", "adversary"])
+def test_each_optimizer_moves_its_own_weights_alone(learns):
+    stage = tiny.first_stage(
+        adversary=tiny.adversary(start=0),
+        optimizer=rates(0.1, 0.0) if learns == "model" else rates(0.0, 0.1),
+    )
+    before = tiny.snapshot(stage)
+    tiny.fit(stage, [tiny.batch(4)] * 2)
+    trained = {f"{learns}.{name}" for name, p in getattr(stage, learns).named_parameters() if p.requires_grad}
+    moved = tiny.changed(stage, before)
+    assert moved <= trained
+    assert {name for name in trained if name.endswith("weight")} <= moved, "a norm swallows some biases"
+
+
+def test_before_its_warm_up_the_discriminator_rests():
+    stage = tiny.first_stage(adversary=tiny.adversary(start=9, warmup=6))
+    before = tiny.snapshot(stage.adversary)
+    tiny.fit(stage, [tiny.batch(4)] * 3)
+    assert tiny.changed(stage.adversary, before) == set()
+
+
+def test_the_discriminator_learns_before_the_generator_hears_it():
+    def after(steps, adversary):
+        torch.manual_seed(0)
+        stage = tiny.first_stage(adversary=None)
+        stage.adversary = adversary
+        tiny.fit(stage, [tiny.batch(4)] * steps)
+        return tiny.snapshot(stage.model)
+
+    adversary = tiny.adversary(start=3, warmup=2)
+    fresh = tiny.snapshot(adversary)
+    deaf, alone = after(3, adversary), after(3, None)
+    assert tiny.changed(adversary, fresh), "two steps of its own"
+    assert all(torch.equal(deaf[name], alone[name]) for name in alone), "unheard before its start"
+    hearing, alone = after(4, tiny.adversary(start=3, warmup=2)), after(4, None)
+    assert not torch.equal(hearing["decoder.conv_out.weight"], alone["decoder.conv_out.weight"])
+
+
+def test_decoder_only_leaves_the_latents_as_they_are(tmp_path):
+    stage = tiny.first_stage(decoder_only=True)
+    before = tiny.snapshot(stage.model)
+    tiny.fit(stage, [tiny.batch(4)] * 2)
+    stage.finish(tiny.data(tmp_path, 4))
+    moved = tiny.changed(stage.model, before)
+    assert moved and all(name.startswith("decoder.") for name in moved)
+
+
+def test_the_perceptual_network_is_frozen():
+    stage = tiny.first_stage(adversary=tiny.adversary(start=0))
+    before = [weight.clone() for weight in stage.perceptual.buffers()]
+    tiny.fit(stage, [tiny.batch(4)] * 2)
+    assert before and all(torch.equal(a, b) for a, b in zip(before, stage.perceptual.buffers(), strict=True))
+    assert not list(stage.perceptual.parameters())
+
+
+def test_micro_batches_give_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    model = tiny.autoencoder()
+    start = tiny.snapshot(model)
+    steps = {}
+    for size in (0, 3):
+        model.load_state_dict(start)
+        tiny.fit(tiny.first_stage(model, optimizer=rates(1.0, 1.0), micro_batch_size=size), [tiny.batch(8)])
+        steps[size] = torch.cat([(p - start[name]).flatten() for name, p in model.named_parameters()])
+    difference = (steps[0] - steps[3]).norm() / steps[0].norm()
+    assert steps[0].norm() > 1e-3 and difference < 1e-5
+
+
+def test_latents_have_mean_0_and_std_1_after_measuring():
+    stage = tiny.first_stage()
+    with torch.no_grad():
+        stage.model.bottleneck.to_moments.bias += torch.tensor([3.0, -2, 0, 1, 1, 0, -1, -5])
+    stage.measure_latents([tiny.batch(4), tiny.batch(4, 4)])
+    x = torch.cat([stage.pixels(tiny.batch(4, first)) for first in (0, 4)]).repeat(100, 1, 1, 1)
+    z_0 = stage.model.encode(x, torch.randn(800, 4, 4, 4))
+    torch.testing.assert_close(z_0.mean((0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(z_0.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
+
+
+def test_finish_measures_the_first_training_batches(tmp_path):
+    stage = tiny.first_stage()
+    data = tiny.data(tmp_path, 6)
+    stage.finish(data)
+    found = stage.model.latent_mean.clone()
+    stage.measure_latents(itertools.islice(data.train_dataloader(), 3))
+    assert torch.equal(found, stage.model.latent_mean) and found.abs().min() > 0
+
+
+def test_the_kl_is_counted_per_picture_dimension():
+    stage, x = tiny.first_stage(), torch.zeros(2, 3, 16, 16)
+    posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
+    assert stage.kl(posterior, x).item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))
+
+
+def test_noise_follows_positions():
+    """Two ranks' halves of a batch are reconstructed as one process reconstructs the whole."""
+    stage = tiny.first_stage()
+    with torch.no_grad():
+        x, whole, _ = stage.reconstruct(tiny.batch(6))
+        halves = [stage.reconstruct(tiny.batch(3, first)) for first in (0, 3)]
+    assert torch.equal(x, torch.cat([half[0] for half in halves]))
+    torch.testing.assert_close(whole, torch.cat([half[1] for half in halves]), rtol=1e-5, atol=1e-5)
+    moved = stage.reconstruct(tiny.batch(6) | {"position": torch.arange(6) + 1})[1]
+    assert (whole - moved).abs().max() > 1e-2
+
+
+def test_an_adversary_that_nobody_would_hear_is_refused():
+    stage = tiny.first_stage(adversary=tiny.adversary(start=100))
+    with pytest.raises(UserError, match=r"starts at step 100, past the end of training at 100: lower"):
+        stage.check_steps(100)
+    stage.check_steps(101)
+
+
+def test_goes_on_from_a_sampling_file(tmp_path):
+    torch.manual_seed(1)
+    other, path = tiny.autoencoder(), str(tmp_path / "other.safetensors")
+    other.set_latent_statistics(0.5, 2.0)
+    safetensors.save(path, other.state_dict(), {}, "autoencoder", {})
+    stage = tiny.first_stage(init=path)
+    stage.load_pretrained()
+    assert not tiny.changed(stage.model, tiny.snapshot(other))
+
+
+def test_validation_reports_psnr():
+    stage, logged = tiny.first_stage(), {}
+    stage.log_dict = lambda values, **_: logged.update(values)
+    stage.log = lambda *_, **__: None
+    with torch.no_grad():
+        stage.validation_step(tiny.batch(3), 0)
+        x = stage.pixels(tiny.batch(3))
+        x_hat = stage.model.reconstruct(stage.model.posterior(x).mean).clamp(-1, 1)
+    mse = ((x_hat - x) / 2).square().mean((1, 2, 3))
+    assert logged["val/psnr"].item() == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
+    assert logged["val/rec"].item() == pytest.approx((x_hat - x).abs().mean().item(), rel=1e-5)
