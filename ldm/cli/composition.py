@@ -131,10 +131,13 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
         near = _nearest(key, groups)
         return f"no config group '{key}' in this command's config;{near} its groups: {', '.join(groups)}"
     known = [*(k for k, _ in _nodes(base)), *groups]
-    parent = key.rpartition(".")[0]
-    siblings = [k for k in known if parent and k.rpartition(".")[0] == parent]
-    beside = f" keys of {parent}: {', '.join(siblings)};" if siblings else ""
-    return f"no key '{key}';{_nearest(key, known) or beside} --cfg job lists every key"
+    parent, _, leaf = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if parent and k.rpartition(".")[0] == parent}
+    if not siblings:
+        near = _nearest(key, known)
+    elif not (near := _nearest(leaf, siblings)):  # the whole path would be alike for its parent's sake
+        near = f" keys of {parent}: {', '.join(siblings)};"
+    return f"no key '{key}';{near} --cfg job lists every key"
 
 
 def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None:
