@@ -135,7 +135,9 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
     siblings = {k.rpartition(".")[2]: k for k in known if parent and k.rpartition(".")[0] == parent}
     if not siblings:
         near = _nearest(key, known)
-    elif not (near := _nearest(leaf, siblings)):  # the whole path would be alike for its parent's sake
+    elif alike := nearest(leaf, siblings):  # whole paths would be alike for their parent's sake
+        near = f" nearest: {', '.join(siblings[k] for k in alike)};"
+    else:
         near = f" keys of {parent}: {', '.join(siblings)};"
     return f"no key '{key}';{near} --cfg job lists every key"
 

@@ -93,7 +93,7 @@ def test_what_lightning_adds_to_a_rank_command(shell):
 MISTAKES = [
     ("stesp=3", ["no key 'stesp'", "nearest: steps"]),
     ("width=3", ["no key 'width'", "nearest: denoiser.width"]),
-    ("denoiser.widht=3", ["no key 'denoiser.widht'", "nearest: width;"]),
+    ("denoiser.widht=3", ["no key 'denoiser.widht'", "nearest: denoiser.width;"]),
     ("denoiser.zzz=3", ["keys of denoiser: _target_, width, levels;"]),
     ("batch.size.of=3", ["no key 'batch.size.of'"]),
     ("experimnt=demo_text", ["no key 'experimnt'", "nearest: experiment"]),
