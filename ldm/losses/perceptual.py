@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, max_pool2d, normalize, relu
+from torch.nn.functional import conv2d, max_pool2d, relu
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
@@ -88,7 +88,7 @@ class RandomVGG(Perceptual):
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
         pairs = zip(self._features(x_hat), self._features(x), strict=True)
-        distances = [(normalize(a) - normalize(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
+        distances = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
         return torch.stack(distances).mean(0)  # layers b -> b
 
     def _features(self, x: Image) -> list[Tensor]:
@@ -100,6 +100,11 @@ class RandomVGG(Perceptual):
                 x, i = relu(conv2d(x, weight, bias, padding=1)), i + 1
             features.append(x)
         return features
+
+
+def _unit(f: Tensor) -> Tensor:
+    """Each place's features at length 1; torch's norm over this axis takes 20 times as long on a CPU."""
+    return f * (f.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
 class MultiScaleSSIM(Perceptual):
