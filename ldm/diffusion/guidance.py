@@ -24,9 +24,9 @@ def guided(
     null: Conditioning | None = None,
     scale: float = 1.0,
 ) -> Denoise:
-    """y = y_null + scale (y_cond - y_null) (Ho & Salimans 2022, eq. 6, in the form where scale 1 is no guidance).
+    """y = y_null + scale (y_cond - y_null) (Ho & Salimans 2022, eq. 6; here scale 1 is no guidance).
 
-    Both predictions come from one pass over a doubled batch; with scale 1 the second half is really not computed.
+    Both predictions come from one pass over a doubled batch; scale 1 does not compute the second half.
     """
     if scale != 1 and null is None:
         raise ValueError(f"guidance of scale {scale} needs the null condition")
@@ -39,7 +39,9 @@ def guided(
         if both is cond:
             y = network(inputs, time, cond).to(z_t.dtype)
         else:
-            y, y_null = network(torch.cat([inputs, inputs]), torch.cat([time, time]), both).to(z_t.dtype).chunk(2)
+            y, y_null = (
+                network(torch.cat([inputs, inputs]), torch.cat([time, time]), both).to(z_t.dtype).chunk(2)
+            )
             y = y_null + scale * (y - y_null)
         return parameterization.solve(y, z_t, alpha_t, sigma_t)
 
@@ -54,4 +56,3 @@ def _stack(cond: Conditioning, null: Conditioning) -> Conditioning:
         assert (a is None) == (b is None), f"cond and null must both fill {field.name}, or neither"
         slots[field.name] = None if a is None else torch.cat([a, b])
     return Conditioning(**slots)
-

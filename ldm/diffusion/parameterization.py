@@ -1,12 +1,13 @@
 """What the network predicts: y = a z_0 + b eps.
 
-With z_t = alpha z_0 + sigma eps this is one 2x2 system for every prediction type: for det = b alpha - a sigma,
+With z_t = alpha z_0 + sigma eps it is one 2x2 system for every prediction type: for det = b alpha - a sigma,
 
     z_0 = (b z_t - sigma y) / det,      eps = (alpha y - a z_t) / det.
 
-Three things follow. det = 0 where a network that predicts eps would have to find z_0 in pure noise (zero terminal SNR),
-so that pair is refused. Guidance, being linear in y with weights that sum to 1, commutes with the solve. And an error in y is an
-error (sigma/det) times as large in z_0, which is all that a weighting needs to know.
+Three things follow. det = 0 where a network that predicts eps would have to find z_0 in pure noise (zero
+terminal SNR), so that pair is refused. Guidance, being linear in y with weights that sum to 1, commutes with
+the solve. And an error in y is an error (sigma/det) times as large in z_0, which is all that a weighting
+needs to know.
 """
 
 from jaxtyping import Float
@@ -41,7 +42,11 @@ class Parameterization:
         return a * z_0 + b * eps
 
     def solve(
-        self, y: Float[Tensor, "b z h w"], z_t: Float[Tensor, "b z h w"], alpha_t: Coefficient, sigma_t: Coefficient
+        self,
+        y: Float[Tensor, "b z h w"],
+        z_t: Float[Tensor, "b z h w"],
+        alpha_t: Coefficient,
+        sigma_t: Coefficient,
     ) -> tuple[Float[Tensor, "b z h w"], Float[Tensor, "b z h w"]]:
         """(z_0, eps) from the prediction y at z_t."""
         a, b = self.coefficients(alpha_t, sigma_t)
@@ -65,8 +70,8 @@ class Eps(Parameterization):
     def check(self, schedule: Schedule) -> None:
         if schedule.has_zero_terminal_snr:
             raise ValueError(
-                f"alpha_T = 0 at T = {schedule.num_steps}: a network that predicts eps cannot find z_0 in pure noise; "
-                "use v, x0 or flow prediction with this schedule"
+                f"alpha_T = 0 at T = {schedule.num_steps}: a network that predicts eps cannot find z_0 in "
+                "pure noise; use v or x0 prediction with this schedule"
             )
 
 

@@ -20,7 +20,7 @@ class Schedule(nn.Module):
         super().__init__()
         alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars])
         self.num_steps = len(alpha_bars) - 1
-        # Not persistent: the schedule is written in the configuration, and a checkpoint must not contradict it.
+        # Not persistent: the configuration names the schedule, and a checkpoint must not contradict it.
         self.register_buffer("alphas", alpha_bars.sqrt().float(), persistent=False)
         self.register_buffer("sigmas", (1 - alpha_bars).sqrt().float(), persistent=False)
 
@@ -49,7 +49,8 @@ class Schedule(nn.Module):
 def _check(num_steps: int, beta_start: float, beta_end: float) -> None:
     if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
         raise ValueError(
-            f"a schedule needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, not {num_steps}, {beta_start}, {beta_end}"
+            "a schedule needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, "
+            f"not {num_steps}, {beta_start}, {beta_end}"
         )
 
 
@@ -63,7 +64,7 @@ class Linear(Schedule):
 
 
 class ScaledLinear(Schedule):
-    """sqrt(beta_t) in equal steps: the schedule of latent diffusion (called "linear" in its published configs).
+    """sqrt(beta_t) in equal steps: latent diffusion's schedule ("linear" in its published configs).
 
     Stable Diffusion: .00085 to .012 (sigma/alpha ends at 14.615); LDM-4: .0015 to .0195 (83.8).
     """
@@ -75,11 +76,13 @@ class ScaledLinear(Schedule):
 
 
 class Cosine(Schedule):
-    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), with beta_t <= max_beta (Nichol & Dhariwal 2021, eq. 17)."""
+    """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), beta_t <= max_beta (Nichol & Dhariwal 2021)."""
 
     def __init__(self, num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
         if num_steps < 1 or offset < 0 or not 0 < max_beta < 1:
-            raise ValueError(f"cosine needs T >= 1, s >= 0, 0 < max_beta < 1, not {num_steps}, {offset}, {max_beta}")
+            raise ValueError(
+                f"cosine needs T >= 1, s >= 0, 0 < max_beta < 1, not {num_steps}, {offset}, {max_beta}"
+            )
         t = torch.arange(num_steps + 1, dtype=torch.float64, device="cpu") / num_steps
         f = torch.cos((t + offset) / (1 + offset) * math.pi / 2).square()
         betas = (1 - f[1:] / f[:-1]).clamp(max=max_beta)

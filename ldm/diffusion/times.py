@@ -39,9 +39,11 @@ def _check(num_steps: int, steps: int) -> None:
 
 
 def leading(num_steps: int, steps: int) -> Float[Tensor, " s"]:
-    """t_i = floor(i T/S) + 1, falling, then 0: DDIM's spacing (Song et al. 2021) that stays within 1..T for every S."""
+    """t_i = floor(i T/S) + 1, falling, then 0: DDIM's (Song et al. 2021), within 1..T for all S."""
     _check(num_steps, steps)
-    return torch.tensor([i * num_steps // steps + 1 for i in reversed(range(steps))] + [0], dtype=torch.float32)
+    return torch.tensor(
+        [i * num_steps // steps + 1 for i in reversed(range(steps))] + [0], dtype=torch.float32
+    )
 
 
 def trailing(num_steps: int, steps: int) -> Float[Tensor, " s"]:
@@ -55,4 +57,6 @@ def linspace(num_steps: int, steps: int) -> Float[Tensor, " s"]:
     """S equal steps from T to 1, then 0 (Nichol & Dhariwal 2021, section 4)."""
     _check(num_steps, steps)
     span = (num_steps - 1) / max(steps - 1, 1)
-    return torch.tensor([math.floor(num_steps - i * span + 0.5) for i in range(steps)] + [0], dtype=torch.float32)
+    return torch.tensor(
+        [math.floor(num_steps - i * span + 0.5) for i in range(steps)] + [0], dtype=torch.float32
+    )

@@ -23,7 +23,9 @@ def cond(value: float) -> Conditioning:
 
 
 @pytest.mark.parametrize(("scale", "expected", "samples"), [(1.0, 2.0, 2), (3.0, 4.0, 4), (0.0, 1.0, 4)])
-def test_extrapolates_from_the_null_and_skips_it_at_scale_one(scale: float, expected: float, samples: int) -> None:
+def test_extrapolates_from_the_null_and_skips_it_at_scale_one(
+    scale: float, expected: float, samples: int
+) -> None:
     network, z_t = Counting(), torch.zeros(2, 1, 2, 2)
     denoise = guided(network, ScaledLinear(), Eps(), cond(2.0), cond(1.0), scale)
     _, eps = denoise(z_t, torch.tensor(500.0))

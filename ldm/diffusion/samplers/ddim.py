@@ -19,7 +19,7 @@ def ddim(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """z_s = alpha_s z_0 + sqrt(sigma_s² - tau²) eps + tau noise (Song et al. 2021, eq. 12),
 
-    tau = eta (sigma_s/sigma_t) sqrt(1 - (alpha_t/alpha_s)²) (eq. 16). eta = 0 follows the ODE, eta = 1 is DDPM.
+    tau = eta (sigma_s/sigma_t) sqrt(1 - (alpha_t/alpha_s)²) (eq. 16). eta 0 follows the ODE, 1 is DDPM.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in 0..1, not {eta}")

@@ -17,8 +17,8 @@ def ddpm(
     schedule: Schedule,
     noise: Callable[[int], Tensor],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """z_s ~ q(z_s | z_t, z_0) with the predicted z_0 (Ho et al. 2020, eq. 6 and 7), on any falling grid of times.
+    """z_s ~ q(z_s | z_t, z_0) with the predicted z_0 (Ho et al. 2020, eq. 6 and 7), on any falling times.
 
-    That posterior is DDIM's step with eta = 1 (Song et al. 2021, section 4.1), so the equation stands there alone.
+    That posterior is DDIM's step with eta = 1 (Song et al. 2021, section 4.1): the equation stands there.
     """
     return ddim(denoise, z_T, times, schedule, noise, eta=1.0)
