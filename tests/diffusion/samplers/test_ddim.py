@@ -66,7 +66,7 @@ def test_equals_the_peer_step_for_step(parameterization) -> None:  # noqa: ANN00
         return torch.tanh(z) * 0.7
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        at = t.expand(1)
+        at = t.expand(len(z_t))
         alpha, sigma = schedule.alpha(at).double(), (1 - schedule.alpha(at).double() ** 2).sqrt()
         return parameterization.solve(network(z_t), z_t, alpha, sigma)
 
