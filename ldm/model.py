@@ -46,7 +46,7 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         parameterization.check(schedule)
         self.denoiser = denoiser
-        self.first_stage = first_stage.requires_grad_(False)
+        self.first_stage = first_stage.requires_grad_(False).eval()
         self.conditioner = conditioner
         self.schedule = schedule
         self.parameterization = parameterization

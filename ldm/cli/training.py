@@ -84,9 +84,10 @@ def checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def quieten() -> None:
-    """Silence Lightning's notes, which repeat what `announce` says, and a deprecation inside it."""
+    """Silence Lightning's notes, which repeat what `announce` says, and its doubts about what is meant."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen, and meant so
 
 
 def announce(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:

@@ -1,0 +1,47 @@
+"""What both stages share."""
+
+import torch
+
+from tests import tiny
+
+
+def test_micro_batches_share_out_the_batch():
+    stage = tiny.first_stage(micro_batch_size=3)
+    parts = list(stage.micro_batches(tiny.batch(8)))
+    assert [len(part["position"]) for part, _ in parts] == [3, 3, 2]
+    assert [len(part["caption"]) for part, _ in parts] == [3, 3, 2]
+    assert [share for _, share in parts] == [3 / 8, 3 / 8, 2 / 8]
+    assert torch.equal(torch.cat([part["image"] for part, _ in parts]), tiny.batch(8)["image"])
+    assert [share for _, share in tiny.first_stage().micro_batches(tiny.batch(8))] == [1.0]
+
+
+def test_pixels_span_minus_one_to_one():
+    batch = {**tiny.batch(1), "image": torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)}
+    torch.testing.assert_close(tiny.first_stage().pixels(batch).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    stage = tiny.first_stage()
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for limit, expected in ((0.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (10.0, [3.0, 4.0])):
+        weight.grad = torch.tensor([3.0, 4.0])
+        stage.gradient_clip = limit
+        assert stage.clip([weight]).item() == 5.0
+        torch.testing.assert_close(weight.grad, torch.tensor(expected))
+
+
+def test_the_global_generator_follows_seed_and_step():
+    stage, drawn = tiny.first_stage(), []
+    stage.on_train_batch_end = lambda *_: drawn.append(torch.rand(1).item())
+    tiny.fit(stage, [tiny.batch(1)] * 3)
+    torch.manual_seed(99)
+    tiny.fit(stage, [tiny.batch(1)] * 3)
+    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3
+
+
+def test_one_row_every_so_many_steps():
+    stage, rows = tiny.first_stage(log_every=3), []
+    stage.record = lambda values: rows.append((stage.global_step, set(values)))
+    tiny.fit(stage, [tiny.batch(1)] * 7)
+    assert [step for step, _ in rows] == [3, 6]
+    assert {"train/loss", "train/rec", "train/gradient_norm", "train/learning_rate"} <= rows[0][1]

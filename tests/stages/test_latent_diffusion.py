@@ -1,0 +1,168 @@
+"""Stage 2: what learns, what does not, and that it learns."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ldm.callbacks.ema import EMA
+from ldm.errors import UserError
+from ldm.interop import safetensors
+from tests import tiny
+
+SGD = partial(torch.optim.SGD, lr=1.0)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A sampling file of stage 1."""
+    torch.manual_seed(1)
+    model, path = tiny.autoencoder(), str(tmp_path / "autoencoder.safetensors")
+    model.set_latent_statistics([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 0.5, 1.5])
+    safetensors.save(path, model.state_dict(), {}, "autoencoder", {})
+    return path
+
+
+def test_overfits_a_handful():
+    stage = tiny.second_stage(optimizer=partial(torch.optim.Adam, lr=1e-2))
+    losses = []
+    stage.record = lambda values: losses.append(float(values["train/loss"]))
+    tiny.fit(stage, [tiny.batch(4)] * 200)
+    assert losses[0] > 0.5 and min(losses) < losses[0] / 20
+
+
+def test_denoiser_and_text_learn_and_the_first_stage_rests():
+    stage = tiny.second_stage()
+    before = tiny.snapshot(stage)
+    tiny.fit(stage, [tiny.batch(4)] * 4)
+    moved = tiny.changed(stage, before)
+    assert moved == {name for name in before if name.startswith(("model.denoiser.", "model.conditioner."))}
+    assert not stage.model.first_stage.training and stage.model.denoiser.training
+    assert all(p.grad is None for p in stage.model.first_stage.parameters())
+
+
+def test_the_optimizer_holds_what_the_average_follows():
+    stage = tiny.second_stage()
+    stage.model.conditioner.requires_grad_(False)
+    optimizer = stage.configure_optimizers()["optimizer"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in stage.model.denoiser.parameters()}
+    assert held == {id(p) for p in stage.averaged_parameters().values()}
+
+
+def test_global_step_counts_batches():
+    trainer = tiny.fit(tiny.second_stage(micro_batch_size=1), [tiny.batch(2)] * 20, max_steps=7)
+    assert trainer.global_step == 7 and trainer.fit_loop.total_batch_idx == 6
+
+
+def test_micro_batches_give_the_gradient_of_the_whole():
+    model = tiny.diffusion()
+    tiny.fit(tiny.second_stage(model), [tiny.batch(4)] * 2)  # else the last layer is zero and hides the rest
+    start, steps = tiny.snapshot(model), {}
+    for size in (0, 3):
+        model.load_state_dict(start)
+        tiny.fit(tiny.second_stage(model, optimizer=SGD, micro_batch_size=size), [tiny.batch(8)])
+        steps[size] = torch.cat([(p - start[name]).flatten() for name, p in model.named_parameters()])
+    difference = (steps[0] - steps[3]).norm() / steps[0].norm()
+    assert steps[0].norm() > 1e-3 and difference < 1e-5
+
+
+def test_noise_time_and_dropout_follow_positions():
+    """Two ranks' halves of a batch lose, on average, what one process loses on the whole."""
+    stage = tiny.second_stage()
+    tiny.fit(stage, [tiny.batch(4)] * 2)
+    whole = stage.loss(tiny.batch(6), dropout=True)
+    halves = [stage.loss(tiny.batch(3, first), dropout=True) for first in (0, 3)]
+    torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-5, atol=1e-6)
+    for stream, shape in (("eps", (4, 4, 4)), ("posterior", (4, 4, 4))):
+        parts = [stage.normal(tiny.batch(3, first), stream, shape) for first in (0, 3)]
+        assert torch.equal(stage.normal(tiny.batch(6), stream, shape), torch.cat(parts))
+    for stream, shape in (("u", ()), ("drop", (1,))):
+        parts = [stage.uniform(tiny.batch(3, first), stream, shape) for first in (0, 3)]
+        assert torch.equal(stage.uniform(tiny.batch(6), stream, shape), torch.cat(parts))
+        assert len(torch.cat(parts).unique()) == 6
+
+
+def test_captions_are_dropped_in_training_alone():
+    stage = tiny.second_stage()
+    drawn = []
+    stage.model.conditioner.register_forward_pre_hook(lambda _, args: drawn.append(args[1]))
+    stage.loss(tiny.batch(3), dropout=True)
+    stage.loss(tiny.batch(3), dropout=False)
+    assert drawn[0].shape == (3, 1) and drawn[1] is None
+
+
+def test_cached_moments_are_the_latents_of_the_pictures(weights):
+    stage = tiny.second_stage(first_stage_weights=weights)
+    stage.load_pretrained()
+    batch = tiny.batch(4)
+    with torch.no_grad():
+        posterior = stage.model.first_stage.posterior(stage.pixels(batch))
+    moments = torch.cat([posterior.mean, posterior.std], 1).half()
+    cached = {"moments": moments, "position": batch["position"], "caption": batch["caption"]}
+    torch.testing.assert_close(stage.latents(cached), stage.latents(batch), atol=5e-3, rtol=5e-3)
+
+
+def test_the_first_stage_comes_from_its_file(weights):
+    stage = tiny.second_stage(first_stage_weights=weights)
+    stage.load_pretrained()
+    tensors, _, _ = safetensors.load(weights, "autoencoder")
+    assert not tiny.changed(stage.model.first_stage, tensors)
+    other = tiny.autoencoder()
+    other.load_state_dict(tensors)
+    assert stage.first_stage_hash() == safetensors.content_hash(other)
+
+
+def test_a_missing_first_stage_is_said():
+    with pytest.raises(UserError, match=r"needs a trained first stage: give first_stage=runs/NAME/autoenc"):
+        tiny.second_stage().load_pretrained()
+    with pytest.raises(UserError, match=r"no weight file /nowhere\.safetensors"):
+        tiny.second_stage(first_stage_weights="/nowhere.safetensors").load_pretrained()
+
+
+def test_the_wrong_kind_of_file_is_said(weights, tmp_path):
+    path = str(tmp_path / "latent_diffusion.safetensors")
+    safetensors.save(path, tiny.diffusion().state_dict(), {}, "latent_diffusion", {})
+    with pytest.raises(UserError, match=r"'latent_diffusion' where one of kind 'autoencoder' is needed"):
+        tiny.second_stage(first_stage_weights=path).load_pretrained()
+    with pytest.raises(UserError, match=r"'autoencoder' where one of kind 'latent_diffusion' is needed"):
+        tiny.second_stage(first_stage_weights=weights, init=weights).load_pretrained()
+
+
+def test_goes_on_from_a_sampling_file(weights, tmp_path):
+    torch.manual_seed(2)
+    other, path = tiny.diffusion(), str(tmp_path / "latent_diffusion.safetensors")
+    safetensors.save(path, other.state_dict(), {}, "latent_diffusion", {})
+    stage = tiny.second_stage(first_stage_weights=weights, init=path)
+    stage.load_pretrained()
+    assert not tiny.changed(stage.model, tiny.snapshot(other))
+
+
+def test_validation_sees_the_average(tmp_path):
+    stage, ema = tiny.second_stage(), EMA(0.9)
+    trainer = tiny.trainer(3, [ema], tmp_path / "metrics.csv", validate_every=3)
+    data = tiny.data(tmp_path / "shards", 3)
+    trainer.fit(stage, data)
+    logged = tiny.column(tmp_path / "metrics.csv", "val/loss")
+    batches = list(data.val_dataloader())
+
+    def loss() -> float:
+        stage.eval()
+        return torch.stack([stage.loss(batch, dropout=False).detach() for batch in batches]).mean().item()
+
+    with ema.applied(stage):
+        averaged = loss()
+    assert list(logged) == [3] and logged[3] == pytest.approx(averaged, rel=1e-6)
+    assert abs(loss() / averaged - 1) > 1e-4
+
+
+def test_pictures_are_rows_of_prompts(tmp_path):
+    stage = tiny.second_stage(prompts=["a red square", "a blue square"])
+    rows = stage.pictures(tiny.data(tmp_path, 1))
+    assert [(label, len(row), row[0].size) for label, row in rows] == [
+        ("a red square", 8, (16, 16)),
+        ("a blue square", 8, (16, 16)),
+    ]
+    assert [p.tobytes() for p in rows[0][1]] == [
+        p.tobytes() for p in stage.pictures(tiny.data(tmp_path, 1))[0][1]
+    ]
