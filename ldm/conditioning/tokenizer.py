@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +20,18 @@ def _bpe() -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
+
+
+@lru_cache(maxsize=1 << 16)
+def _encoded(text: str) -> tuple[int, ...]:
+    """The text's byte pairs; kept, for cleaning a text takes longer than a small U-Net's layer."""
+    return tuple(_bpe().encode(text))
+
+
+@lru_cache(maxsize=1 << 16)
+def _words(text: str) -> tuple[str, ...]:
+    """The text's words after cleaning."""
+    return tuple(_bpe().pat.findall(_bpe().clean_fn(text)))
 
 
 class ClipTokenizer:
@@ -64,8 +76,8 @@ class ClipTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         if self.words is None:
-            return _bpe().encode(text)
-        found = _bpe().pat.findall(_bpe().clean_fn(text))
+            return list(_encoded(text))
+        found = _words(text)
         for word in found:
             if word not in self.words:
                 raise UserError(
@@ -73,7 +85,7 @@ class ClipTokenizer:
                     f"({', '.join(self.words)}): say it with those, or train a model that knows every word "
                     "with conditioner=transformer_text"
                 )
-        return [token for word in found for token in _bpe().encode(word)]
+        return [token for word in found for token in _encoded(word)]
 
     def _compact(self, token: int) -> int:
         return token if self.words is None else self._ranks[token]

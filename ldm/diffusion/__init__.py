@@ -5,7 +5,7 @@ Everywhere `z_t = alpha_t * z_0 + sigma_t * eps`:
 | ours        | meaning             | DDPM       | DDIM       | DPM-Solver| EDM     | diffusers              |
 |-------------|---------------------|------------|------------|-----------|---------|------------------------|
 | `alpha_t`   | signal coefficient  | sqrt(ᾱ_t)  | sqrt(α_t)  | α_t       | s(t)    | `alphas_cumprod**0.5`  |
-| `sigma_t`   | noise coefficient   | sqrt(1−ᾱ_t)| sqrt(1−α_t)| σ_t       | s(t)σ(t)| `(1-alphas_cumprod)**.5`|
+| `sigma_t`   | noise coefficient   | sqrt(1−ᾱ_t)| sqrt(1−α_t)| σ_t       | s(t)σ(t)|`(1-alphas_cumprod)**.5`|
 | `lam_t`     | log(alpha_t/sigma_t)| –          | –          | λ_t       | −log σ  | `lambda_t`             |
 | `tau`       | injected noise      | σ_t        | σ_t(η)     | –         | –       | `std_dev_t`            |
 | `x`         | pixels              | x_0        | x_0        |           | y       | `sample`               |
