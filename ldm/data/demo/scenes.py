@@ -1,8 +1,8 @@
 """Captioned scenes of one or two coloured shapes on a plain background.
 
 A scene is a pure function of (split, seed, index). About a tenth of the arrangements, as
-(shape, colour, relation, shape, colour), are held out of training in every wording: 'A left of B' and
-'B right of A' go together. Lengths are in pixels of a picture 64 wide and scale with `size`.
+(shape, colour, relation, shape, colour), are held out of training in every wording: 'A left and B
+right' and 'B right and A left' go together. Lengths are in pixels of a picture 64 wide and scale with `size`.
 """
 
 import math
@@ -39,6 +39,13 @@ RELATIONS: dict[str, tuple[int, int]] = {
     "below": (0, 1),
 }
 """Where the first object lies, seen from the second; y points down."""
+SIDES = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("above", "below"),
+    "below": ("below", "above"),
+}
+"""How a caption tells the relation: each object with its own side."""
 
 CANVAS = 64
 JITTER = {"small": 3.0, "large": 1.0}
@@ -86,8 +93,10 @@ Arrangement: TypeAlias = tuple[str, str, str, str, str]
 
 def caption(scene: Scene) -> str:
     """The one sentence that describes `scene`."""
-    objects = f" {scene.relation} ".join(map(str, scene.things))
-    return f"{objects} on a {scene.background} background"
+    words = [str(thing) for thing in scene.things]
+    if scene.relation is not None:
+        words = [f"{thing} {side}" for thing, side in zip(words, SIDES[scene.relation], strict=True)]
+    return f"{' and '.join(words)} on a {scene.background} background"
 
 
 def _pattern() -> re.Pattern[str]:
@@ -95,7 +104,8 @@ def _pattern() -> re.Pattern[str]:
         return "(" + "|".join(words) + ")"  # type: ignore[arg-type]
 
     thing = f"a {any_of(SIZES)} {any_of(COLOURS)} {any_of(SHAPES)}"
-    return re.compile(f"{thing}(?: {any_of(RELATIONS)} {thing})? on a {any_of(BACKGROUNDS)} background")
+    side = any_of(first for first, _ in SIDES.values())
+    return re.compile(f"{thing}(?: {side} and {thing} {side})? on a {any_of(BACKGROUNDS)} background")
 
 
 _CAPTION = _pattern()
@@ -106,9 +116,13 @@ def parse(text: str) -> Scene:
     match = _CAPTION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} does not describe a demo scene")
-    *first, relation, size, colour, shape, background = match.groups()
-    things = (Thing(*first),) if relation is None else (Thing(*first), Thing(size, colour, shape))
-    return Scene(background, things, relation)
+    *first, side, size, colour, shape, opposite, background = match.groups()
+    if side is None:
+        return Scene(background, (Thing(*first),))
+    relations = [name for name, sides in SIDES.items() if sides == (side, opposite)]
+    if not relations:
+        raise ValueError(f"{text!r} has its objects {side} and {opposite}, which are no opposites")
+    return Scene(background, (Thing(*first), Thing(size, colour, shape)), relations[0])
 
 
 def mirrored(scene: Scene) -> Scene:

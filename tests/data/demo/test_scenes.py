@@ -33,7 +33,7 @@ DRAWN = {split: [source.scene(i) for i in range(len(source))] for split, source 
 def test_captions_read_as_sentences():
     red, blue = Thing("small", "red", "circle"), Thing("large", "blue", "square")
     assert caption(Scene("white", (red,))) == "a small red circle on a white background"
-    two = "a small red circle left of a large blue square on a black background"
+    two = "a small red circle left and a large blue square right on a black background"
     assert caption(Scene("black", (red, blue), "left of")) == two
 
 
@@ -47,6 +47,11 @@ def test_every_caption_is_distinct_and_parses_back():
 def test_other_sentences_are_refused(text):
     with pytest.raises(ValueError, match="does not describe"):
         parse(text)
+
+
+def test_sides_that_are_no_opposites_are_refused():
+    with pytest.raises(ValueError, match="left and above, which are no opposites"):
+        parse("a small red circle left and a large blue square above on a white background")
 
 
 def test_a_tenth_is_held_out_in_every_wording():
