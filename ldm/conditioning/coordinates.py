@@ -13,8 +13,8 @@ from ldm.typing import Conditioning
 class Coordinates(Conditioner):
     """Two channels, x and y in [-1, 1], concatenated to z_t (Liu et al. 2018, CoordConv, section 3).
 
-    A convolution learns where it is only from the zeros that pad its borders, which a small U-Net finds hard in
-    pure noise, just where 'left' and 'above' must be decided. The same for every sample, so it is never dropped.
+    A convolution learns where it is only from the zeros that pad its borders, which a small U-Net finds hard
+    in pure noise, just where 'left' and 'above' must be decided. All samples have the same; none is dropped.
 
     Args:
         size: side of the latent.
