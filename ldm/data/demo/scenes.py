@@ -1,8 +1,8 @@
 """Captioned scenes of one or two coloured shapes on a plain background.
 
 A scene is a pure function of (split, seed, index). About a tenth of the arrangements, as
-(shape, colour, relation, shape, colour), are held out of training in every wording: 'A left and B
-right' and 'B right and A left' go together. Lengths are in pixels of a picture 64 wide and scale with `size`.
+(shape, colour, relation, shape, colour), are held out of training. A scene is told from its left or
+upper object, so that a caption's order says the places. Lengths are in pixels of a picture 64 wide.
 """
 
 import math
@@ -34,18 +34,9 @@ SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 16.5), "large": (24.0, 
 """Range of the side of the square that a shape fills."""
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
-    "right of": (1, 0),
     "above": (0, -1),
-    "below": (0, 1),
 }
 """Where the first object lies, seen from the second; y points down."""
-SIDES = {
-    "left of": ("left", "right"),
-    "right of": ("right", "left"),
-    "above": ("above", "below"),
-    "below": ("below", "above"),
-}
-"""How a caption tells the relation: each object with its own side."""
 
 CANVAS = 64
 JITTER = {"small": 3.0, "large": 1.0}
@@ -92,11 +83,9 @@ Arrangement: TypeAlias = tuple[str, str, str, str, str]
 
 
 def caption(scene: Scene) -> str:
-    """The one sentence that describes `scene`."""
-    words = [str(thing) for thing in scene.things]
-    if scene.relation is not None:
-        words = [f"{thing} {side}" for thing, side in zip(words, SIDES[scene.relation], strict=True)]
-    return f"{' and '.join(words)} on a {scene.background} background"
+    """The one sentence that describes `scene`, told from the left or from above."""
+    objects = f" {scene.relation} ".join(map(str, scene.things))
+    return f"{objects} on a {scene.background} background"
 
 
 def _pattern() -> re.Pattern[str]:
@@ -104,8 +93,7 @@ def _pattern() -> re.Pattern[str]:
         return "(" + "|".join(words) + ")"  # type: ignore[arg-type]
 
     thing = f"a {any_of(SIZES)} {any_of(COLOURS)} {any_of(SHAPES)}"
-    side = any_of(first for first, _ in SIDES.values())
-    return re.compile(f"{thing}(?: {side} and {thing} {side})? on a {any_of(BACKGROUNDS)} background")
+    return re.compile(f"{thing}(?: {any_of(RELATIONS)} {thing})? on a {any_of(BACKGROUNDS)} background")
 
 
 _CAPTION = _pattern()
@@ -116,31 +104,17 @@ def parse(text: str) -> Scene:
     match = _CAPTION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} does not describe a demo scene")
-    *first, side, size, colour, shape, opposite, background = match.groups()
-    if side is None:
-        return Scene(background, (Thing(*first),))
-    relations = [name for name, sides in SIDES.items() if sides == (side, opposite)]
-    if not relations:
-        raise ValueError(f"{text!r} has its objects {side} and {opposite}, which are no opposites")
-    return Scene(background, (Thing(*first), Thing(size, colour, shape)), relations[0])
-
-
-def mirrored(scene: Scene) -> Scene:
-    """The same scene told from its second object; a scene of one object is its own mirror."""
-    if scene.relation is None:
-        return scene
-    dx, dy = RELATIONS[scene.relation]
-    opposite = next(name for name, step in RELATIONS.items() if step == (-dx, -dy))
-    return Scene(scene.background, scene.things[::-1], opposite)
+    *first, relation, size, colour, shape, background = match.groups()
+    things = (Thing(*first),) if relation is None else (Thing(*first), Thing(size, colour, shape))
+    return Scene(background, things, relation)
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the arrangement is kept out of training: a tenth, by a hash that both wordings share."""
+    """Whether the arrangement is kept out of training: a tenth, by a hash of it."""
     if scene.relation is None:
         return False
-    told = scene if scene.relation in ("left of", "above") else mirrored(scene)
-    first, second = told.things
-    text = f"{first.colour} {first.shape} {told.relation} {second.colour} {second.shape}"
+    first, second = scene.things
+    text = f"{first.colour} {first.shape} {scene.relation} {second.colour} {second.shape}"
     return blake2b(text.encode(), digest_size=8).digest()[0] % 10 == 0
 
 

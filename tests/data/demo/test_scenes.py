@@ -17,7 +17,6 @@ from ldm.data.demo.scenes import (
     captions,
     every_scene,
     is_held_out,
-    mirrored,
     parse,
 )
 
@@ -33,13 +32,13 @@ DRAWN = {split: [source.scene(i) for i in range(len(source))] for split, source 
 def test_captions_read_as_sentences():
     red, blue = Thing("small", "red", "circle"), Thing("large", "blue", "square")
     assert caption(Scene("white", (red,))) == "a small red circle on a white background"
-    two = "a small red circle left and a large blue square right on a black background"
+    two = "a small red circle left of a large blue square on a black background"
     assert caption(Scene("black", (red, blue), "left of")) == two
 
 
 def test_every_caption_is_distinct_and_parses_back():
     told = [caption(scene) for scene in TRAIN + HELD_OUT]
-    assert len(set(told)) == len(told) > 6000
+    assert len(set(told)) == len(told) > 3000
     assert all(parse(text) == scene for text, scene in zip(told, TRAIN + HELD_OUT, strict=True))
 
 
@@ -49,15 +48,10 @@ def test_other_sentences_are_refused(text):
         parse(text)
 
 
-def test_sides_that_are_no_opposites_are_refused():
-    with pytest.raises(ValueError, match="left and above, which are no opposites"):
-        parse("a small red circle left and a large blue square above on a white background")
-
-
-def test_a_tenth_is_held_out_in_every_wording():
+def test_a_tenth_is_held_out():
     assert 0.08 < len(HELD_OUT) / (len(TRAIN) + len(HELD_OUT)) < 0.13
-    assert all(is_held_out(mirrored(scene)) for scene in HELD_OUT)
-    assert not set(TRAIN) & {other for scene in HELD_OUT for other in (scene, mirrored(scene))}
+    assert all(is_held_out(scene) for scene in HELD_OUT)
+    assert not set(TRAIN) & set(HELD_OUT)
 
 
 def test_training_shows_every_pair_of_attributes():
