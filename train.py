@@ -11,17 +11,17 @@ from ldm.cli.entry import command
 @command("train")
 def main(cfg: DictConfig) -> None:
     """Train the experiment's stage; its pictures, metrics, checkpoints and sampling file go to `run`."""
-    training.check(cfg)
+    resume = training.checkpoint(cfg)
     training.quieten()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build(cfg.data)
+    trainer, data = training.trainer(cfg), build(cfg.data)
+    data.trainer = trainer  # the check below asks it how many processes share a batch
     data.check()
     stage = build(cfg.stage)
     stage.load_pretrained()
     training.match(stage, data, cfg)
-    trainer = training.trainer(cfg)
     training.announce(cfg, trainer, stage)
-    trainer.fit(stage, data, ckpt_path=training.checkpoint(cfg), weights_only=True)
+    trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
     print(f"wrote {cfg.run}: checkpoints/, pictures/, metrics.csv and {training.sampling_file(cfg).name}")
 
 

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     bf16 = precision("auto" if device.type == "cuda" else "cpu") != "32-true"
 
     @torch.no_grad()
-    def encode(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_z h w"]:
+    def encode(images: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b two_z h w"]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             posterior = autoencoder.posterior(images.to(device).float() / 127.5 - 1)
         return torch.cat([posterior.mean, posterior.std], 1)

@@ -11,26 +11,41 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, newest_checkpoint
 from ldm.callbacks.sampling_file import SamplingFile
 from ldm.cli.build import build
+from ldm.data.latents import read_header
 from ldm.data.module import ShardDataModule
+from ldm.data.reader import find_shards
 from ldm.errors import UserError
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
 
 
-def check(cfg: DictConfig) -> None:
-    """UserError for a run's folder that another run filled."""
-    run = Path(cfg.run)
-    if cfg.resume is None and newest_checkpoint(run / "checkpoints") is not None:
+def checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint to go on from: `resume` is null, auto or a path; UserError for a folder in use."""
+    newest = newest_checkpoint(Path(cfg.run) / "checkpoints")
+    if cfg.resume == "auto":
+        return newest
+    if cfg.resume is not None:
+        if not Path(cfg.resume).is_file():
+            raise UserError(
+                f"there is no checkpoint {cfg.resume}: give resume=auto for the newest of {cfg.run}"
+            )
+        return Path(cfg.resume)
+    if newest is not None:
         raise UserError(
-            f"{run} already holds checkpoints: go on from them with resume=auto, "
+            f"{cfg.run} already holds checkpoints: go on from them with resume=auto, "
             "or choose another folder with run=..."
         )
+    return None
 
 
 def match(stage: Stage, data: ShardDataModule, cfg: DictConfig) -> None:
     """UserError where the stage and its data do not belong together."""
     if isinstance(stage, AutoencoderStage):
         stage.check_steps(cfg.trainer.max_steps)
+        if read_header(find_shards(data.shards)) is not None:
+            raise UserError(
+                f"{data.shards} holds latents and stage 1 trains on pictures: give data.shards=PICTURES"
+            )
     if isinstance(stage, LatentDiffusionStage):
         data.check_latents(stage.first_stage_hash())
 
@@ -72,22 +87,15 @@ def precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint to go on from: `resume` is null, auto, or a path."""
-    if cfg.resume is None:
-        return None
-    if cfg.resume == "auto":
-        return newest_checkpoint(Path(cfg.run) / "checkpoints")
-    if not Path(cfg.resume).is_file():
-        raise UserError(f"there is no checkpoint {cfg.resume}: give resume=auto for the newest of {cfg.run}")
-    return Path(cfg.resume)
-
-
 def quieten() -> None:
     """Silence Lightning's notes, which repeat what `announce` says, and its doubts about what is meant."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen, and meant so
+    for doubt in (
+        "isinstance.treespec, LeafSpec",
+        "in eval mode at the start",
+        "length of `list` .* is zero",
+    ):
+        warnings.filterwarnings("ignore", f".*{doubt}")
 
 
 def announce(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:

@@ -18,7 +18,7 @@ class Schedule(nn.Module):
 
     def __init__(self, alpha_bars: Float64[Tensor, " T"]) -> None:
         super().__init__()
-        alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars])
+        alpha_bars = torch.cat([alpha_bars.new_ones(1), alpha_bars])
         self.num_steps = len(alpha_bars) - 1
         # Not persistent: the configuration names the schedule, and a checkpoint must not contradict it.
         self.register_buffer("alphas", alpha_bars.sqrt().float(), persistent=False)

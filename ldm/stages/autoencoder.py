@@ -74,7 +74,7 @@ class AutoencoderStage(Stage):
             raise UserError(
                 f"the discriminator starts at step {self.adversary.start}, past the end of training "
                 f"at {max_steps}: lower adversary.start, raise trainer.max_steps, "
-                "or switch it off with adversary=none"
+                "or switch it off with stage.adversary=null"
             )
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, DiagonalGaussian]:
@@ -170,8 +170,8 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """Validation pictures above their reconstructions from the posterior's mean."""
-        batch = next(iter(data.val_dataloader()))
+        """Validation pictures, or training's where none are held out, above their reconstructions."""
+        batch = next(iter(data.val_dataloader() or data.train_dataloader()))
         x = self.pixels(batch)[:16]
         x_hat = self.model.reconstruct(self.model.posterior(x).mean)
         rows = []

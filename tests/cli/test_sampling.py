@@ -1,0 +1,140 @@
+"""A sampling file's round trip, and what a drawn picture knows of itself."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.sampling_file import SamplingFile
+from ldm.cli import sampling
+from ldm.cli.build import build
+from ldm.cli.composition import compose
+from ldm.diffusion.samplers.ddim import ddim
+from ldm.diffusion.times import trailing
+from ldm.errors import UserError
+from ldm.grid import to_pil
+from ldm.interop import safetensors
+from ldm.model import LatentDiffusion
+from tests import tiny
+
+TIMES = trailing(1000, 3)
+WANTED = [("a red square", 3), ("a blue circle", 1), ("a red square", 4)]
+TINY = [
+    "experiment=debug_text",
+    "data.shards=shards",
+    "autoencoder.encoder.channel_mult=[1,2,2]",
+    "autoencoder.decoder.channel_mult=[1,2,2]",
+]
+"""Factor 4, so that 16 pixels are 4 places."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(stage, its average, its sampling file) after three steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    cfg = compose("train", TINY)
+    config = OmegaConf.to_container(cfg.stage.model, resolve=True)
+    stage, ema, path = tiny.second_stage(build(cfg.stage.model)), EMA(0.5), folder / "out.safetensors"
+    trainer = tiny.trainer(3, [ema, SamplingFile(str(path), config, "latent_diffusion", 10)])
+    trainer.fit(stage, tiny.data(folder / "shards", 3))
+    return stage, ema, str(path)
+
+
+def settings(*words: str):
+    return compose("sample", ["ckpt=c", "prompts=[p]", "n=2", *words])
+
+
+def draw(model: LatentDiffusion, wanted=WANTED, *words: str):
+    return sampling.draw(model, wanted, settings(*words), (16, 16), ddim, TIMES)
+
+
+def test_the_file_draws_what_the_stage_draws_with_its_average(trained):
+    stage, ema, path = trained
+    loaded, header = sampling.load(path, "cpu")
+    assert header["step"] == "3" and not any(module.training for module in loaded.modules())
+    stage.eval()
+    with ema.applied(stage):
+        expected = draw(stage.model)
+    assert torch.equal(draw(loaded), expected)
+    assert not torch.equal(draw(stage.model), expected), "without the average it draws something else"
+
+
+def test_a_picture_depends_on_its_own_seed_alone(trained):
+    model, _ = sampling.load(trained[2], "cpu")
+    wanted = [(prompt, seed + 10 * i) for i in range(3) for prompt, seed in WANTED][:7]
+    together = draw(model, wanted, "batch_size=7")
+    alone = draw(model, wanted[::-1], "batch_size=1").flip(0)
+    assert ((together - alone).norm() / alone.norm()).item() < 1e-5
+    assert (together[0] - together[3]).norm() > 1e-3, "another seed, another picture"
+
+
+def test_a_negative_prompt_leads_away(trained):
+    model, _ = sampling.load(trained[2], "cpu")
+    assert not torch.equal(draw(model), draw(model, WANTED, "negative='a blue square'"))
+    assert torch.equal(draw(model), draw(model, WANTED, "negative=''")), (
+        "the null is the empty prompt's encoding"
+    )
+
+
+def test_pictures_know_how_they_were_made(tmp_path):
+    cfg = settings(f"out={tmp_path}", "n=2", "guidance=3.5", "steps=7", "ckpt=runs/x.safetensors")
+    images = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
+    wanted = [("a red square, on grey", 5), ("a red square, on grey", 6), ("ü", 5), ("ü", 6)]
+    sampling.save(images, wanted, cfg, {"step": "3000", "size": "8"})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["0000_000005.png", "0000_000006.png", "0001_000005.png", "0001_000006.png", "grid.png"]
+    for name, image, (prompt, seed) in zip(names, images, wanted, strict=False):
+        picture = Image.open(tmp_path / name)
+        assert picture.tobytes() == to_pil(image).tobytes()
+        assert picture.text["prompt"] == prompt
+        assert json.loads(picture.text["parameters"]) == {
+            "prompt": prompt,
+            "negative": None,
+            "seed": seed,
+            "steps": 7,
+            "guidance": 3.5,
+            "sampler": "ldm.diffusion.samplers.ddim.ddim",
+            "ckpt": "runs/x.safetensors",
+            "trained_steps": "3000",
+        }
+
+
+def test_prompts_are_a_list_or_a_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red circle\n\n  a blue square \n")
+    assert sampling.read_prompts(str(file)) == ["a red circle", "a blue square"]
+    assert sampling.read_prompts(OmegaConf.create(["a red circle", 7])) == ["a red circle", "7"]
+    with pytest.raises(UserError, match=r"there is no prompt file a red circle: give a file, or captions as"):
+        sampling.read_prompts("a red circle")
+    file.write_text("\n")
+    with pytest.raises(UserError, match="there is no prompt in"):
+        sampling.read_prompts(str(file))
+
+
+def test_the_size_is_the_trained_one_unless_given():
+    assert sampling.picture_size(settings(), {"size": "64"}) == (64, 64)
+    assert sampling.picture_size(settings("size=[32,48]"), {"size": "64"}) == (32, 48)
+
+
+def test_the_wrong_kind_of_file_is_said(tmp_path):
+    path = str(tmp_path / "autoencoder.safetensors")
+    safetensors.save(path, tiny.autoencoder().state_dict(), {}, "autoencoder", {})
+    with pytest.raises(UserError, match=r"'autoencoder' where one of kind 'latent_diffusion' is needed"):
+        sampling.load(path, "cpu")
+
+
+def test_other_frozen_encoders_than_in_training_are_refused(trained, monkeypatch):
+    monkeypatch.setattr(LatentDiffusion, "identity", lambda self: {"text.sha256": "abc"})
+    with pytest.raises(UserError, match=r"trained with text\.sha256 None and this version of ldm has abc"):
+        sampling.load(trained[2], "cpu")
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert sampling.pick_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="no GPU that PyTorch can use: give device=cpu"):
+        sampling.pick_device("cuda")

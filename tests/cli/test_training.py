@@ -1,0 +1,83 @@
+"""What train.py checks, builds and says."""
+
+import pytest
+import torch
+
+from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.sampling_file import SamplingFile
+from ldm.cli import training
+from ldm.cli.composition import compose
+from ldm.errors import UserError
+from tests import tiny
+
+
+def config(*words: str):
+    return compose("train", ["experiment=debug_ae", "data.shards=shards", *words])
+
+
+def test_a_run_that_another_filled_is_refused(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    assert training.checkpoint(config(f"run={tmp_path}")) is None
+    (folder / "step00000003.ckpt").touch()
+    with pytest.raises(UserError, match=rf"{tmp_path} already holds checkpoints: .* resume=auto"):
+        training.checkpoint(config(f"run={tmp_path}"))
+
+
+def test_resume_names_a_checkpoint(tmp_path):
+    assert training.checkpoint(config(f"run={tmp_path}")) is None
+    assert training.checkpoint(config(f"run={tmp_path}", "resume=auto")) is None, "starts afresh"
+    (tmp_path / "checkpoints").mkdir()
+    for step in (8, 12):
+        (tmp_path / "checkpoints" / f"step{step:08d}.ckpt").touch()
+    assert training.checkpoint(config(f"run={tmp_path}", "resume=auto")).name == "step00000012.ckpt"
+    older = tmp_path / "checkpoints" / "step00000008.ckpt"
+    assert training.checkpoint(config(f"run={tmp_path}", f"resume={older}")) == older
+    with pytest.raises(UserError, match=r"no checkpoint /nowhere\.ckpt: give resume=auto"):
+        training.checkpoint(config("resume=/nowhere.ckpt"))
+
+
+def test_the_trainer_has_this_runs_callbacks(tmp_path):
+    made = training.trainer(config(f"run={tmp_path}"))
+    kinds = [type(callback) for callback in made.callbacks]
+    assert kinds.index(EMA) < kinds.index(SamplingFile) < kinds.index(Checkpoint) == len(kinds) - 1
+    saver = next(c for c in made.callbacks if isinstance(c, SamplingFile))
+    assert saver.path == tmp_path / "autoencoder.safetensors" and saver.kind == "autoencoder"
+    assert saver.every_n_steps == 4 and saver.config["_target_"] == "ldm.networks.autoencoder.Autoencoder"
+    assert made.logger.path == tmp_path / "metrics.csv" and made.max_steps == 8
+
+
+def test_null_switches_a_callback_off(tmp_path):
+    made = training.trainer(config(f"run={tmp_path}", "callbacks.checkpoint=null", "callbacks.ema=null"))
+    kinds = [type(callback) for callback in made.callbacks]
+    assert Checkpoint not in kinds and EMA not in kinds and SamplingFile in kinds
+
+
+def test_stage_2_has_its_own_file():
+    cfg = compose("train", ["experiment=debug_text", "data.shards=shards"])
+    assert training.sampling_file(cfg).as_posix() == "runs/debug_text/latent_diffusion.safetensors"
+
+
+def test_precision_is_what_the_device_computes_in(monkeypatch):
+    for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda n=native: n)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert training.precision("cpu") == expected
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: not n)
+        assert training.precision("auto") == ("32-true" if native else "bf16-mixed")
+        assert training.precision("cpu") == expected
+        monkeypatch.undo()
+
+
+def test_says_what_is_about_to_happen(tmp_path, capsys):
+    cfg, stage = config(f"run={tmp_path}"), tiny.first_stage(decoder_only=True)
+    training.announce(cfg, training.trainer(cfg), stage)
+    out = capsys.readouterr().out
+    trained = sum(p.numel() for p in stage.model.decoder.parameters())
+    assert (
+        f"debug_ae: {trained:,} trained parameters of {sum(p.numel() for p in stage.model.parameters()):,}"
+        in out
+    )
+    assert "batch 4 over 1 process(es), 8 steps, rate 0.0001 (never rescaled)" in out and str(tmp_path) in out

@@ -1,0 +1,164 @@
+"""Every shipped config composes, resolves and builds."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from omegaconf import OmegaConf
+
+from ldm.cli.build import build
+from ldm.cli.composition import CONFIGS, compose
+from ldm.data.module import ShardDataModule
+from ldm.diffusion.times import trailing
+from ldm.errors import UserError
+from ldm.stages import AutoencoderStage, LatentDiffusionStage
+from ldm.stages.base import Stage
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+GIVEN = ["data.shards=shards", "init=weights.safetensors", "first_stage=weights.safetensors"]
+"""What a user must say, for some experiments."""
+COUNTS = {
+    "ae_kl_f8": {"": 83_653_863},
+    "ae_kl_f8_finetune": {"": 83_653_863},
+    "ldm_f8_text": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
+    "ldm_f8_text_512": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
+}
+GROUPS = {
+    "autoencoder": ["autoencoder", "perceptual", "adversary", "optimizer", "learning_rate"],
+    "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
+}
+"""The stage in which each group is chosen."""
+LEAVES = [
+    (stage, group, path.stem)
+    for stage, groups in GROUPS.items()
+    for group in groups
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_builds(name):
+    cfg = compose("train", [f"experiment={name}", *GIVEN])
+    assert cfg.name == name and cfg.run == f"runs/{name}"
+    with torch.device("meta"):
+        stage = build(cfg.stage)
+    assert isinstance(stage, Stage) and isinstance(build(cfg.data), ShardDataModule)
+    for part, expected in COUNTS.get(name, {}).items():
+        assert count(stage.model.get_submodule(part)) == expected, part
+    frozen = isinstance(stage, LatentDiffusionStage)
+    assert not frozen or not any(p.requires_grad for p in stage.model.first_stage.parameters())
+    assert stage.averaged_parameters()
+    for callback in cfg.callbacks.values():
+        build(callback)
+    for logger in cfg.logger.values():
+        build(logger)
+    optimizer = build(cfg.stage.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
+
+
+def test_the_published_recipes():
+    text, first = (build_stage(name) for name in ("ldm_f8_text", "ae_kl_f8"))
+    assert isinstance(text, LatentDiffusionStage) and isinstance(first, AutoencoderStage)
+    cfg = compose("train", ["experiment=ldm_f8_text", *GIVEN])
+    assert (cfg.data.global_batch_size, cfg.optimizer.lr, cfg.data.size) == (2048, 1e-4, 256)
+    assert text.learning_rate(4999) == 0.5 and text.learning_rate(9999) == text.learning_rate(10**6) == 1
+    schedule = build(cfg.schedule)
+    beta = 1 - (schedule.alpha(torch.tensor([1.0, 1000.0])) / schedule.alpha(torch.tensor([0.0, 999.0]))) ** 2
+    torch.testing.assert_close(beta.flatten(), torch.tensor([0.00085, 0.012]), rtol=2e-3, atol=0)
+    assert cfg.conditioner.conditioners.text.dropout == 0.1 and cfg.callbacks.ema.decay == 0.9999
+    larger = compose("train", ["experiment=ldm_f8_text_512", *GIVEN])
+    assert larger.data.size == 512 and larger.stage.init == "weights.safetensors"
+
+
+def build_stage(name: str) -> Stage:
+    with torch.device("meta"):
+        return build(compose("train", [f"experiment={name}", *GIVEN]).stage)
+
+
+@pytest.mark.parametrize(("stage", "group", "name"), LEAVES, ids=[f"{g}/{n}" for _, g, n in LEAVES])
+def test_a_leaf_builds(stage, group, name):
+    cfg = compose("train", ["name=x", "trainer.max_steps=1000", f"stage={stage}", f"{group}={name}", *GIVEN])
+    with torch.device("meta"):
+        made = build(cfg[group])
+    if group == "optimizer":
+        made([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize("name", options("data"))
+def test_a_data_config_builds(name):
+    cfg = compose("train", ["experiment=debug_ae", f"data={name}", "data.shards=shards"])
+    assert build(cfg.data).steps == cfg.trainer.max_steps
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_a_trainer_config_has_arguments_of_the_trainer(name):
+    settings = compose("train", ["experiment=debug_ae", f"trainer={name}"]).trainer
+    known = inspect.signature(Trainer).parameters
+    assert {key for key in settings if key != "_target_"} <= set(known)
+    assert settings.use_distributed_sampler is False and settings.enable_checkpointing is False
+
+
+@pytest.mark.parametrize("name", options("logger"))
+def test_a_logger_builds(name):
+    for logger in compose("train", ["experiment=debug_ae", f"logger={name}"]).logger.values():
+        build(logger)
+
+
+@pytest.mark.parametrize("name", options("source"))
+def test_a_source_builds(name, tmp_path):
+    (tmp_path / "table.csv").write_text("path,caption\n")
+    path = {"folder": tmp_path, "table": tmp_path / "table.csv"}.get(name)
+    given = [] if path is None else [f"source.path={path}"]
+    cfg = compose("pack", [f"source={name}", "out=out", *given])
+    try:
+        build(cfg.source)
+    except UserError as error:
+        assert "font" in str(error), "only the emoji's font may be missing here"
+
+
+@pytest.mark.parametrize("name", options("spacing"))
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_sampling_builds(sampler, name):
+    cfg = compose("sample", ["ckpt=a", "prompts=[a]", f"sampler={sampler}", f"spacing={name}"])
+    assert callable(build(cfg.sampler))
+    assert len(build(cfg.spacing)(1000, cfg.steps)) == cfg.steps + 1 == len(trailing(1000, cfg.steps))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("encode_latents", ["first_stage=a", "shards=b", "out=c", "size=64"]),
+        ("evaluate", ["ckpt=a", "out=b"]),
+        ("sample", ["ckpt=a", "prompts=b"]),
+        ("pack", ["source=demo", "out=b"]),
+    ],
+)
+def test_a_command_composes(command, words):
+    OmegaConf.to_container(compose(command, words), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_what_it_is(name):
+    package, what, how, cost, number, *rest = (
+        (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()
+    )
+    assert package == "# @package _global_"
+    assert what.startswith("# ") and len(what) > 20
+    assert how.startswith("# ") and f"train.py experiment={name}" in how
+    assert cost.startswith("# cost: ") and number.startswith("# our number: ")
+    assert not rest[0].startswith("#")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_a_config_opens_with_one_line_that_says_what_it_is(path: Path):
+    assert path.read_text().startswith("# ")

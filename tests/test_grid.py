@@ -1,0 +1,41 @@
+"""Pictures side by side."""
+
+import torch
+from PIL import Image
+
+from ldm.grid import LABEL_WIDTH, MARGIN, labelled_grid, to_pil
+
+
+def test_to_pil_rounds_and_clamps():
+    x = torch.tensor([-3.0, -1.0, 0.0, 0.0039, 1.0, 9.0]).repeat(3, 1).view(3, 1, 6)
+    assert list(to_pil(x).getdata(0)) == [0, 0, 128, 128, 255, 255]
+    assert to_pil(torch.rand(3, 5, 7)).size == (7, 5)
+
+
+def test_to_pil_undoes_what_the_stage_does_to_bytes():
+    stored = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).repeat(3, 1, 1)
+    assert list(to_pil(stored.float() / 127.5 - 1).getdata(1)) == list(range(256))
+
+
+def test_every_picture_stands_in_its_place():
+    colours = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255)]]
+    rows = [(f"row {i}", [Image.new("RGB", (8, 6), c) for c in row]) for i, row in enumerate(colours)]
+    sheet = labelled_grid(rows, scale=2)
+    assert sheet.size == (LABEL_WIDTH + 2 * (16 + MARGIN), 2 * (12 + MARGIN) + MARGIN)
+    for i, row in enumerate(colours):
+        for j, colour in enumerate(row):
+            left, top = LABEL_WIDTH + j * (16 + MARGIN), MARGIN + i * (12 + MARGIN)
+            for corner in ((left, top), (left + 15, top + 11)):
+                assert sheet.getpixel(corner) == colour
+    ground = sheet.getpixel((0, 0))
+    assert sheet.getpixel((LABEL_WIDTH + 16 + MARGIN, MARGIN + 12 + MARGIN)) == ground, "no fourth picture"
+    labels = sheet.crop((0, 0, LABEL_WIDTH, sheet.height))
+    assert len(labels.getcolors()) > 1, "the words are drawn"
+
+
+def test_long_labels_stay_beside_their_pictures():
+    label = "a small blue square left of a large yellow triangle on a black background"
+    sheet = labelled_grid([(label, [Image.new("RGB", (64, 64))])])
+    assert sheet.size == (LABEL_WIDTH + 64 + MARGIN, 64 + 2 * MARGIN)
+    column = sheet.crop((LABEL_WIDTH - 2, 0, LABEL_WIDTH, sheet.height))
+    assert len(column.getcolors()) == 1, "no word reaches the pictures"

@@ -1,0 +1,104 @@
+"""The model as sampling holds it."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ldm.diffusion.parameterization import Eps
+from ldm.diffusion.samplers.ddim import ddim
+from ldm.diffusion.times import trailing
+from ldm.errors import UserError
+from ldm.model import LatentDiffusion
+from tests import tiny
+
+CAPTIONS = ["a red square", "a green square", "a blue square"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Not trained, but without the zeros that the U-Net begins with, which hide the text."""
+    torch.manual_seed(0)
+    model = tiny.diffusion().eval()
+    for p in model.denoiser.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.03)
+    return model
+
+
+def draw(model, seeds, captions=None, scale=2.0, eta=0.0, negative=None, size=(16, 16)):
+    captions = captions or [CAPTIONS[seed % 3] for seed in seeds]
+    times, sampler = trailing(model.schedule.num_steps, 5), partial(ddim, eta=eta)
+    return model.generate({"caption": captions}, seeds, size, sampler, times, scale, negative)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_picture_depends_on_its_own_seed_alone(model, eta):
+    order = [6, 2, 5, 0, 3, 1, 4]
+    together = draw(model, order, eta=eta)
+    for place, seed in enumerate(order):
+        alone = draw(model, [seed], eta=eta)[0]
+        assert (alone - together[place]).norm() / alone.norm() < 1e-5
+    assert (together[0] - together[1]).norm() > 0.1
+
+
+def test_seed_and_caption_each_matter(model):
+    one, other = draw(model, [0, 1], CAPTIONS[:1] * 2)
+    assert (one - other).norm() > 0.1
+    assert (one - draw(model, [0], CAPTIONS[1:2])[0]).norm() > 1e-3
+    assert torch.equal(one, draw(model, [0, 1], CAPTIONS[:1] * 2)[0])
+
+
+def test_pictures_are_pixels_of_the_size_asked_for(model):
+    wide = draw(model, [0, 1], size=(8, 24))
+    assert wide.shape == (2, 3, 8, 24) and wide.abs().max() <= 1
+
+
+def test_the_empty_caption_as_negative_prompt_is_the_null(model):
+    plain = draw(model, [0, 1])
+    torch.testing.assert_close(plain, draw(model, [0, 1], negative={"caption": ["", ""]}))
+    led_away = draw(model, [0, 1], negative={"caption": ["a blue square"] * 2})
+    assert (plain - led_away).norm() > 1e-3
+
+
+def test_scale_1_is_no_guidance(model):
+    negative = {"caption": ["a blue square"] * 2}
+    assert torch.equal(draw(model, [0, 1], scale=1.0), draw(model, [0, 1], scale=1.0, negative=negative))
+    assert (draw(model, [0, 1], scale=1.0) - draw(model, [0, 1], scale=3.0)).norm() > 1e-3
+
+
+def test_progress_sees_z_T_and_every_step(model):
+    seen = []
+
+    def progress(steps):
+        for z in steps:
+            seen.append(z)
+            yield z
+
+    times = trailing(100, 4)
+    images = model.generate({"caption": CAPTIONS[:1]}, [0], (16, 16), ddim, times, 1.0, progress=progress)
+    assert len(seen) == 5
+    assert torch.equal(images, model.first_stage.decode(seen[-1]).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("size", [(18, 16), (16, 2), (0, 16)])
+def test_a_size_that_does_not_divide_is_refused(model, size):
+    with pytest.raises(UserError, match=rf"{size[0]}x{size[1]} does not divide by .* factor 4"):
+        draw(model, [0], size=size)
+
+
+def test_the_first_stage_is_frozen_from_the_start():
+    model = tiny.diffusion()
+    assert not any(p.requires_grad for p in model.first_stage.parameters())
+    assert model.denoiser.training and not model.first_stage.training
+    assert model.train().denoiser.training and not model.first_stage.training
+
+
+def test_a_parameterization_that_the_schedule_does_not_allow_is_refused():
+    class Strict(Eps):
+        def check(self, schedule) -> None:
+            raise ValueError("eps needs a signal at T")
+
+    parts = tiny.diffusion()
+    with pytest.raises(ValueError, match="needs a signal"):
+        LatentDiffusion(parts.denoiser, parts.first_stage, parts.conditioner, parts.schedule, Strict())

@@ -1,0 +1,226 @@
+"""train.py from end to end: go on bit for bit, and what a job lacks in one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import sample
+import train
+from ldm.callbacks.checkpoint import Checkpoint, newest_checkpoint
+from ldm.callbacks.ema import EMA
+from ldm.cli import encode_latents, evaluate
+from ldm.data.demo.scenes import DemoScenes
+from ldm.data.latents import read_header
+from ldm.data.shards import write_shards
+from ldm.interop import safetensors
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+CAPTION = "a large red circle on a white background"
+
+
+def equal(a, b) -> bool:
+    """Bit for bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def state(folder: Path, step: int) -> dict:
+    """What a checkpoint says of the model, the optimizers, the average and the stream."""
+    found = torch.load(folder / "checkpoints" / f"step{step:08d}.ckpt", weights_only=True)
+    loops = found["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    return {
+        **{key: found[key] for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")},
+        "ema": found["callbacks"]["EMA"],
+        "stream": loops,
+    }
+
+
+def stage_1():
+    return tiny.first_stage(adversary=tiny.adversary(start=3, warmup=2, ramp_steps=3), micro_batch_size=3)
+
+
+def stage_2():
+    return tiny.second_stage(tiny.diffusion(dropout=0.2), micro_batch_size=3)
+
+
+def run(stage, folder: Path, max_steps: int, checkpoint: Path | None = None) -> dict[int, float]:
+    """Train into a folder; the losses by step."""
+    callbacks = [EMA(0.9), Checkpoint(str(folder / "checkpoints"), every_n_steps=3, keep=9)]
+    trainer = tiny.trainer(max_steps, callbacks, folder / "metrics.csv", validate_every=3)
+    data = tiny.data(folder.parent / "shards", max_steps)
+    trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
+    return tiny.column(folder / "metrics.csv", "train/loss")
+
+
+@pytest.mark.parametrize("build", [stage_1, stage_2])
+def test_goes_on_as_if_never_stopped(build, tmp_path):
+    straight = run(build(), tmp_path / "straight", 6)
+    torch.manual_seed(1)  # another trainer, with other weights, in another state of the generator
+    checkpoint = tmp_path / "straight" / "checkpoints" / "step00000003.ckpt"
+    resumed = run(build(), tmp_path / "resumed", 6, checkpoint)
+    assert list(straight) == [1, 2, 3, 4, 5, 6] and list(resumed) == [4, 5, 6]
+    assert resumed == {step: straight[step] for step in (4, 5, 6)}
+    ours, theirs = state(tmp_path / "straight", 6), state(tmp_path / "resumed", 6)
+    assert [key for key in ours if not equal(ours[key], theirs[key])] == []
+    assert not equal(ours, state(tmp_path / "straight", 3))
+
+
+@pytest.mark.parametrize("build", [stage_1, stage_2])
+def test_a_finished_run_can_be_made_longer(build, tmp_path):
+    straight = run(build(), tmp_path / "straight", 6)
+    torch.manual_seed(0)
+    run(build(), tmp_path / "resumed", 3)
+    resumed = run(
+        build(), tmp_path / "resumed", 6, tmp_path / "resumed" / "checkpoints" / "step00000003.ckpt"
+    )
+    assert resumed == straight, "and the table goes on"
+    assert equal(state(tmp_path / "straight", 6)["state_dict"], state(tmp_path / "resumed", 6)["state_dict"])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A dozen drawn scenes in a shard."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_shards(DemoScenes("train", 12), folder)
+    return folder
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Runs a command in this process; answers (exit status, stdout, stderr)."""
+
+    def run(main, *words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+        status = 0
+        try:
+            main()
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_the_main_job_from_pictures_to_a_score(shell, pictures, tmp_path):
+    first, second = tmp_path / "ae", tmp_path / "text"
+    words = ("experiment=debug_ae", f"data.shards={pictures}", "trainer.max_steps=5")
+    status, out, err = shell(train.main, *words, f"run={first}", f"data.val_shards={pictures}")
+    assert status == 0, err
+    assert "debug_ae: " in out and "batch 4 over 1 process(es), 5 steps, rate 0.0001 (never rescaled)" in out
+    assert {p.name for p in first.iterdir()} == {
+        "autoencoder.safetensors", "checkpoints", "metrics.csv", "pictures",
+    }  # fmt: skip
+
+    weights, latents = first / "autoencoder.safetensors", tmp_path / "latents"
+    where = (f"first_stage={weights}", f"shards={pictures}", f"out={latents}", "size=64")
+    status, out, err = shell(encode_latents.main, *where)
+    assert status == 0 and f"latents of 12 pictures to {latents}" in out, err
+    autoencoder = encode_latents.load_first_stage(str(weights), "cpu")
+    header = read_header([latents / "00000.tar"])
+    assert header.autoencoder == safetensors.content_hash(autoencoder) and header.shape == (8, 8, 8)
+
+    words = ("experiment=debug_text", f"data.shards={latents}", "trainer.max_steps=3", f"run={second}")
+    status, out, err = shell(train.main, *words, f"first_stage={weights}")
+    assert status == 0, err
+    assert (second / "pictures" / "step00000003.png").is_file()
+
+    status, _, err = shell(train.main, *words, f"first_stage={weights}")
+    assert status == 2 and "already holds checkpoints: go on from them with resume=auto" in err
+    status, out, err = shell(train.main, *words, f"first_stage={weights}", "resume=auto")
+    assert status == 0, "a finished run has nothing to do"
+
+    ckpt, out_folder = second / "latent_diffusion.safetensors", tmp_path / "samples"
+    asked = (f"ckpt={ckpt}", f"prompts=['{CAPTION}']", "n=2", "steps=2", f"out={out_folder}")
+    status, out, err = shell(sample.main, *asked)
+    assert status == 0 and "wrote 2 pictures" in out, err
+    assert Image.open(out_folder / "0000_000001.png").size == (64, 64)
+
+    scored = (f"ckpt={ckpt}", "n=2", "steps=2", "batch_size=2", f"out={tmp_path / 'score'}")
+    status, out, err = shell(evaluate.main, *scored)
+    assert status == 0 and "drawn pictures (ceiling)" in out, err
+    scores = json.loads((tmp_path / "score" / "scores.json").read_text())
+    assert scores["drawn pictures (ceiling)"]["passed"] in (2, 1.0, 100.0)
+
+    other = tmp_path / "other.safetensors"
+    torch.nn.init.normal_(autoencoder.decoder.conv_out.weight)
+    _, config, _ = safetensors.load(weights, "autoencoder")
+    safetensors.save(other, autoencoder.state_dict(), config, "autoencoder", {})
+    words = ("experiment=debug_text", f"data.shards={latents}", f"run={tmp_path / 'more'}")
+    status, _, err = shell(train.main, *words, f"first_stage={other}")
+    assert status == 2 and err.count("\n") == 1
+    assert "are of autoencoder" in err and "encode them again with `python -m ldm.cli.encode_latents`" in err
+    status, _, err = shell(
+        train.main, "experiment=debug_ae", f"data.shards={latents}", f"run={tmp_path / 'm'}"
+    )
+    assert status == 2 and "holds latents and stage 1 trains on pictures" in err
+
+
+MISTAKES = [
+    (["experiment=debug_tex"], "no experiment 'debug_tex'; nearest: debug_text"),
+    (
+        ["experiment=debug_ae", "trainer.max_steps=4"],
+        "discriminator starts at step 4, past the end of training at 4",
+    ),
+    (["experiment=debug_ae", "data.shards=/nowhere"], "there is no shard /nowhere"),
+    (["experiment=debug_ae", "resume=/nowhere.ckpt"], "there is no checkpoint /nowhere.ckpt"),
+    (
+        ["experiment=debug_ae", "trainer.devices=3", "trainer.strategy=ddp"],
+        "data.global_batch_size=4 does not divide over 3 processes",
+    ),
+    (["experiment=debug_text", "first_stage=null"], "stage 2 needs a trained first stage"),
+    (["experiment=debug_text", "first_stage=/nowhere.safetensors"], "no weight file /nowhere.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
+def test_what_is_missing_is_one_sentence_before_any_work(shell, pictures, tmp_path, words, sentence):
+    shards = [] if any("data.shards" in word for word in words) else [f"data.shards={pictures}"]
+    status, out, err = shell(train.main, *words, *shards, f"run={tmp_path / 'run'}")
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and sentence in err, err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.multiprocess
+def test_killed_and_gone_on_with_resume_auto(shell, pictures, tmp_path):
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    words = ["experiment=debug_ae", f"data.shards={pictures}", "callbacks.checkpoint.every_n_steps=2"]
+    endless = [*words, f"run={killed}", "trainer.max_steps=100000", "resume=auto"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *endless], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (killed / "checkpoints" / "step00000006.ckpt").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    step = int(newest_checkpoint(killed / "checkpoints").stem.removeprefix("step"))
+    last = [f"trainer.max_steps={step + 3}"]
+    assert shell(train.main, *words, *last, f"run={killed}", "resume=auto")[0] == 0
+    assert shell(train.main, *words, *last, f"run={straight}")[0] == 0
+    losses = [tiny.column(folder / "metrics.csv", "train/loss") for folder in (straight, killed)]
+    assert losses[0] == losses[1] and max(losses[0]) == step + 3
+    assert equal(state(straight, step + 3), state(killed, step + 3))
+    ours, theirs = (
+        safetensors.load(folder / "autoencoder.safetensors", "autoencoder")[0]
+        for folder in (straight, killed)
+    )
+    assert equal(ours, theirs)
