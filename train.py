@@ -22,7 +22,8 @@ def main(cfg: DictConfig) -> None:
     training.match(stage, data, cfg)
     training.announce(cfg, trainer, stage)
     trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
-    print(f"wrote {cfg.run}: checkpoints/, pictures/, metrics.csv and {training.sampling_file(cfg).name}")
+    if trainer.is_global_zero:
+        print(f"wrote {cfg.run}: checkpoints/, pictures/, metrics.csv and {training.sampling_file(cfg).name}")
 
 
 if __name__ == "__main__":

@@ -197,6 +197,23 @@ def test_what_is_missing_is_one_sentence_before_any_work(shell, pictures, tmp_pa
 
 
 @pytest.mark.multiprocess
+def test_two_processes_train_as_one(shell, pictures, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ["experiment=debug_ae", f"data.shards={pictures}", f"data.val_shards={pictures}"]
+    ranks = ["trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true", f"run={two}"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words, *ranks], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "batch 4 over 2 process(es)" in done.stdout and done.stdout.count("wrote") == 1
+    assert shell(train.main, *words, f"run={one}")[0] == 0
+    for name in ("train/loss", "train/lambda", "train/gradient_norm", "train/logits_fake", "val/psnr"):
+        ours, theirs = (tiny.column(folder / "metrics.csv", name) for folder in (one, two))
+        assert ours.keys() == theirs.keys()
+        assert theirs == pytest.approx(ours, rel=1e-4), name
+
+
+@pytest.mark.multiprocess
 def test_killed_and_gone_on_with_resume_auto(shell, pictures, tmp_path):
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     words = ["experiment=debug_ae", f"data.shards={pictures}", "callbacks.checkpoint.every_n_steps=2"]

@@ -166,7 +166,7 @@ class AutoencoderStage(Stage):
         terms["kl"] = self.kl(posterior, x)
         logged = {f"val/{k}": v for k, v in terms.items()}
         self.log_dict(logged, batch_size=len(x), logger=False, sync_dist=True)
-        self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x))
+        self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x), sync_dist=True)
 
     @torch.no_grad()
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:

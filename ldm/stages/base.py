@@ -101,10 +101,14 @@ class Stage(LightningModule):
         return nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
 
     def report(self, values: Mapping[str, Tensor | float]) -> None:
-        """Record training values every `log_every` steps as `train/...`; the progress bar shows the loss."""
+        """Record training values, means over ranks, every `log_every` steps; the bar shows the loss."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
-            self.record({f"train/{name}": value for name, value in values.items()})
+            self.record({f"train/{name}": self.mean_over_ranks(value) for name, value in values.items()})
+
+    def mean_over_ranks(self, value: Tensor | float) -> Tensor | float:
+        """What one process would have found in the whole batch; a plain number is the same everywhere."""
+        return value if isinstance(value, float) else self.trainer.strategy.reduce(value, reduce_op="mean")
 
     def on_validation_epoch_end(self) -> None:
         """Record what validation logged."""
