@@ -89,7 +89,7 @@ def test_dropout_is_a_probability(dropout: float) -> None:
     [
         ("clip_vit_l14", 123_060_480),
         ("transformer_text", 50_556_416),
-        ("demo_text", 401_664),
+        ("demo_text", 401_408),
         ("debug", 396_280),
     ],
 )
