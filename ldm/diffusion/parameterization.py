@@ -49,8 +49,7 @@ class Parameterization:
         sigma_t: Coefficient,
     ) -> tuple[Float[Tensor, "b z h w"], Float[Tensor, "b z h w"]]:
         """(z_0, eps) from the prediction y at z_t."""
-        a, b = self.coefficients(alpha_t, sigma_t)
-        det = b * alpha_t - a * sigma_t
+        (a, b), det = self.coefficients(alpha_t, sigma_t), self.det(alpha_t, sigma_t)
         return (b * z_t - sigma_t * y) / det, (alpha_t * y - a * z_t) / det
 
     def input_scale(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
