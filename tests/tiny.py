@@ -34,7 +34,7 @@ from ldm.networks.discriminator import PatchDiscriminator
 from ldm.networks.patch import PatchDecoder, PatchEncoder
 from ldm.networks.unet import UNet
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
-from ldm.stages.learning_rate import WarmUp
+from ldm.stages.learning_rate import WarmUpCosine
 from ldm.typing import Batch
 
 SIZE, WORDS = 16, ("a", "red", "green", "blue", "square")
@@ -68,7 +68,7 @@ def first_stage(
         RandomVGG([4], [1]),
         adversary,
         optimizer,
-        WarmUp(2),
+        WarmUpCosine(500, warmup_steps=2),
         decoder_only=decoder_only,
         init=init,
         statistics_batches=3,
@@ -97,7 +97,7 @@ def second_stage(
         Uniform(),
         UniformTimes(100),
         optimizer,
-        WarmUp(2),
+        WarmUpCosine(500, warmup_steps=2),
         first_stage_weights,
         init=init,
         prompts=prompts,
