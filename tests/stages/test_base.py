@@ -1,5 +1,6 @@
 """What both stages share."""
 
+import pytest
 import torch
 
 from tests import tiny
@@ -45,3 +46,23 @@ def test_one_row_every_so_many_steps():
     tiny.fit(stage, [tiny.batch(1)] * 7)
     assert [step for step, _ in rows] == [3, 6]
     assert {"train/loss", "train/rec", "train/gradient_norm", "train/learning_rate"} <= rows[0][1]
+
+
+STAGES = [lambda: tiny.first_stage(adversary=tiny.adversary(start=0)), tiny.second_stage]
+
+
+@pytest.mark.parametrize("build", STAGES, ids=["first", "second"])
+def test_the_rate_follows_its_schedule(build):
+    stage, rates = build(), []
+    stage.record = lambda values: rates.append(values["train/learning_rate"])
+    trainer = tiny.fit(stage, [tiny.batch(1)] * 4)
+    assert rates == [3e-3 * stage.learning_rate(step) for step in range(4)] and len(set(rates)) > 2
+    for optimizer in trainer.optimizers:
+        assert optimizer.param_groups[0]["lr"] == 3e-3 * stage.learning_rate(4)
+
+
+@pytest.mark.parametrize("build", STAGES, ids=["first", "second"])
+def test_no_gradient_stays_for_the_next_batch(build):
+    stage = build()
+    tiny.fit(stage, [tiny.batch(1)])
+    assert all(p.grad is None for p in stage.parameters())
