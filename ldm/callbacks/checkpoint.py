@@ -69,9 +69,8 @@ class Checkpoint(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Write this step's file once, then remove the oldest beyond `keep`."""
-        if (
-            trainer.global_step == self.saved_step
-        ):  # not path.exists(): all ranks must enter save_checkpoint, or none
+        # Not path.exists(): either all ranks enter save_checkpoint or none.
+        if trainer.global_step == self.saved_step:
             return
         trainer.save_checkpoint(self.folder / f"step{trainer.global_step:08d}.ckpt", weights_only=False)
         self.saved_step = trainer.global_step

@@ -1,5 +1,7 @@
 """What both stages share."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -66,3 +68,20 @@ def test_no_gradient_stays_for_the_next_batch(build):
     stage = build()
     tiny.fit(stage, [tiny.batch(1)])
     assert all(p.grad is None for p in stage.parameters())
+
+
+@pytest.mark.parametrize("build", [tiny.first_stage, tiny.second_stage], ids=["first", "second"])
+def test_micro_batches_give_loss_and_gradient_of_the_whole(build):
+    trained = build()
+    tiny.fit(trained, [tiny.batch(4)] * 2)  # else the U-Net's last layer is zero and hides the rest
+    start, losses, steps = tiny.snapshot(trained.model), {}, {}
+    for size in (0, 3):
+        stage = build(optimizer=partial(torch.optim.SGD, lr=1.0), micro_batch_size=size)
+        stage.model.load_state_dict(start)
+        stage.record = lambda values, size=size: losses.update({size: values["train/loss"].item()})
+        tiny.fit(stage, [tiny.batch(8)])
+        moved = stage.averaged_parameters().items()
+        steps[size] = torch.cat([(p.detach() - start[name]).flatten() for name, p in moved])
+    assert losses[3] == pytest.approx(losses[0], rel=1e-5)
+    difference = (steps[0] - steps[3]).norm() / steps[0].norm()
+    assert steps[0].norm() > 1e-3 and difference < 1e-5
