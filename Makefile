@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 USER_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-slow lint format
+.PHONY: help demo test test-slow test-slurm lint format
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -32,7 +32,7 @@ demo: $(USER_STAMP)
 	$(RUN) -m ldm.cli.encode_latents first_stage=runs/demo_ae/autoencoder.safetensors shards=data/demo/train out=data/demo/latents size=64
 	$(RUN) -m ldm.cli.encode_latents first_stage=runs/demo_ae/autoencoder.safetensors shards=data/demo/val out=data/demo/val_latents size=64
 	$(RUN) train.py experiment=demo_text resume=auto
-	$(RUN) sample.py ckpt=runs/demo_text/latent_diffusion.safetensors prompts=docs/demo_prompts.txt out=runs/demo_text/samples n=8 steps=30 guidance=2.0 seed=100
+	$(RUN) sample.py ckpt=runs/demo_text/latent_diffusion.safetensors prompts=docs/demo_prompts.txt out=runs/demo_text/samples n=8 steps=30 scale=2.0 seed=100 grid_scale=2
 	$(RUN) -m ldm.cli.evaluate ckpt=runs/demo_text/latent_diffusion.safetensors out=runs/demo_text/scores
 
 lint: $(DEV_STAMP)
@@ -46,6 +46,10 @@ test: lint
 
 test-slow: $(DEV_STAMP)
 	$(RUN) -m pytest -m slow
+
+test-slurm: $(DEV_STAMP)
+	bash tests/slurm/cluster.sh start
+	$(RUN) -m tests.slurm.check; status=$$?; bash tests/slurm/cluster.sh stop; exit $$status
 
 format: $(DEV_STAMP)
 	$(RUN) -m ruff check --fix

@@ -10,13 +10,12 @@ from ldm.cli.entry import command
 @command("sample")
 def main(cfg: DictConfig) -> None:
     """Draw n pictures a prompt: PNGs with prompt, seed and settings inside them, and a labelled grid."""
-    prompts = sampling.read_prompts(cfg.prompts)
+    prompts, task = sampling.read_prompts(cfg.prompts), build(cfg.task)
     model, settings = sampling.load(cfg.ckpt, cfg.device)
-    times = build(cfg.spacing)(model.schedule.num_steps, cfg.steps)
-    wanted = [(prompt, cfg.seed + i) for prompt in prompts for i in range(cfg.n)]
+    times = build(cfg.spacing)(model.schedule, cfg.steps)
     size = sampling.picture_size(cfg, settings)
-    images = sampling.draw(model, wanted, cfg, size, build(cfg.sampler), times)
-    sampling.save(images, wanted, cfg, settings)
+    drawn = task(model, prompts, cfg, size, build(cfg.sampler), times)
+    sampling.save(drawn.images, drawn.wanted, cfg, settings, drawn.names)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import lightning
 from omegaconf import DictConfig
 
-from ldm.cli import training
+from ldm.cli import checks, training
 from ldm.cli.build import build
 from ldm.cli.entry import command
 
@@ -20,6 +20,7 @@ def main(cfg: DictConfig) -> None:
     stage = build(cfg.stage)
     stage.load_pretrained()
     training.match(stage, data, cfg)
+    checks.resumable(resume, stage)
     training.announce(cfg, trainer, stage)
     trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:

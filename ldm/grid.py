@@ -12,9 +12,10 @@ LABEL_WIDTH = 190
 FONT_SIZE = 12
 
 
-def to_pil(x: Float[Tensor, "3 h w"]) -> Image.Image:
-    """A picture in [-1, 1] as 8-bit RGB, rounded and clamped."""
-    bytes_ = ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+def to_pil(x: Float[Tensor, "c h w"]) -> Image.Image:
+    """A picture in [-1, 1] as 8-bit RGB, rounded and clamped; of other channels than one, the first three."""
+    colours = x.expand(3, -1, -1) if len(x) == 1 else x[:3]
+    bytes_ = ((colours.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
 
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,26 +9,13 @@ from torch import Tensor, nn
 
 from ldm import keyed
 from ldm.conditioning.base import Compose
-from ldm.diffusion.guidance import Denoise, guided
+from ldm.diffusion.guidance import Denoise, Guidance, guided
 from ldm.diffusion.parameterization import Parameterization
+from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.networks.autoencoder import Autoencoder
-from ldm.typing import Batch, Conditioning
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """A generator of z_t; see ldm.diffusion.samplers."""
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        z_T: Float[Tensor, "b z h w"],
-        times: Float[Tensor, " s"],
-        schedule: Schedule,
-        noise: Callable[[int], Tensor],
-    ) -> Iterator[Float[Tensor, "b z h w"]]: ...
+from ldm.typing import Batch
 
 
 class LatentDiffusion(nn.Module):
@@ -71,32 +57,57 @@ class LatentDiffusion(nn.Module):
 
     def trajectory(
         self,
-        cond: Conditioning,
-        null: Conditioning,
+        denoise: Denoise,
         seeds: Sequence[int],
         size: tuple[int, int],
         sampler: Sampler,
         times: Float[Tensor, " s"],
-        scale: float,
     ) -> Iterator[Float[Tensor, "b z h w"]]:
         """z_T, then every z_t of the sampler. A picture's noise depends on its own seed alone.
 
         Args:
-            cond, null: each picture's condition, and the null or negative prompt that guidance starts from.
+            denoise: see ldm.diffusion.guidance.
             seeds: one a picture.
             size: (height, width) in pixels.
             times: falling, ending in 0; see ldm.diffusion.times.
-            scale: of classifier-free guidance; 1 is none.
         """
         shape, device = self.latent_shape(*size), next(self.denoiser.parameters()).device
         z_T = keyed.normal(0, seeds, "z_T", shape).to(device)
-        denoise = guided(self.denoiser, self.schedule, self.parameterization, cond, null, scale)
 
         def noise(step: int) -> Tensor:
             return keyed.normal(0, seeds, f"sampler/{step}", shape)
 
         yield z_T
         yield from sampler(denoise, z_T, times, self.schedule, noise)
+
+    def denoise(
+        self,
+        batch: Batch,
+        scale: float,
+        negative: Batch | None = None,
+        guidance: Guidance = guided,
+        weak: "LatentDiffusion | None" = None,
+    ) -> Denoise:
+        """What a sampler calls, for the conditions of a batch.
+
+        Args:
+            scale: of guidance; 1 is none.
+            negative: prompts to lead away from, in place of the null.
+            guidance: see ldm.diffusion.guidance.
+            weak: a model to lead away from, with the batch's own conditions: a smaller or an earlier one, of
+                the same schedule and parameterization (autoguidance).
+        """
+        if negative is not None and weak is not None:
+            raise UserError("a weak model takes the negative prompt's place: give one of the two")
+        if weak is not None:
+            null = weak.conditioner(batch)
+        elif negative is not None:
+            null = self.conditioner(negative)
+        else:
+            null = self.conditioner.null(len(next(iter(batch.values()))))  # type: ignore[arg-type]
+        network = None if weak is None else weak.denoiser
+        cond = self.conditioner(batch)
+        return guidance(self.denoiser, self.schedule, self.parameterization, cond, null, scale, network)
 
     @torch.no_grad()
     def generate(
@@ -109,12 +120,13 @@ class LatentDiffusion(nn.Module):
         scale: float,
         negative: Batch | None = None,
         progress: Callable[[Iterator[Tensor]], Iterator[Tensor]] = iter,
+        guidance: Guidance = guided,
+        weak: "LatentDiffusion | None" = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Pictures in [-1, 1] for the conditions of a batch; the other arguments as in `trajectory`.
+        """Pictures in [-1, 1]; the arguments as in `denoise` and `trajectory`.
 
         `progress` wraps the iteration over steps, e.g. in a bar.
         """
-        cond = self.conditioner(batch)
-        null = self.conditioner.null(len(seeds)) if negative is None else self.conditioner(negative)
-        z_0 = deque(progress(self.trajectory(cond, null, seeds, size, sampler, times, scale)), maxlen=1).pop()
+        denoise = self.denoise(batch, scale, negative, guidance, weak)
+        z_0 = deque(progress(self.trajectory(denoise, seeds, size, sampler, times)), maxlen=1).pop()
         return self.first_stage.decode(z_0).clamp(-1, 1)

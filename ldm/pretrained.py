@@ -24,12 +24,14 @@ class Weights:
     sha256: str
     licence: str
     cache: str
-    """Where the package that publishes it keeps its downloads."""
+    """Where the package that publishes it keeps its downloads, under the url's name or its hash."""
+    name: str = ""
+    """The file's, where the url's says too little."""
 
     @property
     def file(self) -> str:
         """The file's name."""
-        return self.url.rsplit("/", 1)[-1]
+        return self.name or self.url.rsplit("/", 1)[-1]
 
 
 WEIGHTS = {
@@ -40,6 +42,22 @@ WEIGHTS = {
         sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
         licence="MIT",
         cache="~/.cache/clip",
+    ),
+    "clip_vit_h14": Weights(
+        title="LAION's CLIP ViT-H/14 (3.9 GB)",
+        url="https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K/resolve/main/open_clip_pytorch_model.bin",
+        sha256="9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
+        licence="MIT",
+        cache="~/.cache/huggingface/hub/models--laion--CLIP-ViT-H-14-laion2B-s32B-b79K/blobs",
+        name="ViT-H-14.laion2b_s32b_b79k.bin",
+    ),
+    "clip_vit_bigg14": Weights(
+        title="LAION's CLIP ViT-bigG/14 (10.2 GB)",
+        url="https://huggingface.co/laion/CLIP-ViT-bigG-14-laion2B-39B-b160k/resolve/main/open_clip_pytorch_model.bin",
+        sha256="0d5318839ad03607c48055c45897c655a14c0276a79f6b867934ddd073760e39",
+        licence="MIT",
+        cache="~/.cache/huggingface/hub/models--laion--CLIP-ViT-bigG-14-laion2B-39B-b160k/blobs",
+        name="ViT-bigG-14.laion2b_s39b_b160k.bin",
     ),
     "vgg16": Weights(
         title="torchvision's VGG-16 (0.6 GB)",
@@ -62,9 +80,10 @@ def find(name: str) -> Path:
     UserError: it is missing and there is no network, or the file is another than the published one.
     """
     weights = WEIGHTS[name]
-    for place in (folder(), Path(weights.cache).expanduser()):
-        if (place / weights.file).is_file():
-            return _checked(place / weights.file, weights)
+    cache = Path(weights.cache).expanduser()
+    for path in (folder() / weights.file, cache / weights.file, cache / weights.sha256):
+        if path.is_file():
+            return _checked(path, weights)
     return _downloaded(weights, folder() / weights.file)
 
 

@@ -11,10 +11,14 @@ from omegaconf import OmegaConf
 from ldm.cli.build import build
 from ldm.cli.composition import CONFIGS, compose
 from ldm.data.module import ShardDataModule
+from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.parameterization import Eps
+from ldm.diffusion.schedule import ScaledLinear
 from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
+from ldm.typing import Conditioning
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GIVEN = ["data.shards=shards", "init=weights.safetensors", "first_stage=weights.safetensors"]
@@ -25,6 +29,50 @@ COUNTS = {
     "ldm_f8_text": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
     "ldm_f8_text_512": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
 }
+PARTS = {
+    "denoiser": {
+        "sd15": 859_520_964,
+        "sd15_inpainting": 859_535_364,
+        "sd2": 865_910_724,
+        "sd2_inpainting": 865_925_124,
+        "sd2_depth": 865_913_604,
+        "sd2_unclip": 870_173_124,
+        "sd2_x4_upscaler": 473_398_020,
+        "sdxl": 2_567_463_684,
+        "sdxl_refiner": 2_259_526_660,
+        "ldm4_faces": 274_056_163,
+        "ldm8_churches": 294_966_916,
+        "ldm8_imagenet": 394_984_196,
+        "ldm4_imagenet": 400_920_579,
+        "ldm4_text": 403_623_939,
+        "ldm8_text": 872_300_484,
+        "ldm4_layout": 246_277_379,
+        "ldm4_inpainting": 387_245_827,
+        "ldm4_semantic": 215_229_315,
+        "ldm4_super_resolution": 113_622_563,
+    },
+    "autoencoder": {
+        "kl_f4": 55_312_063,
+        "kl_f4_upscaler": 55_325_927,
+        "kl_f8": 83_653_863,
+        "kl_f16": 69_610_963,
+        "kl_f32": 103_880_131,
+        "vq_f4": 55_322_782,
+        "vq_f4_noattn": 53_219_486,
+        "vq_f8": 67_717_295,
+        "vq_f8_n256": 67_652_783,
+        "vq_f16": 69_593_371,
+        "identity": 0,
+    },
+    "conditioner": {
+        "clip_vit_l14": 123_060_480,
+        "clip_vit_h14": 340_387_840,
+        "sdxl_text": 810_632_448,
+        "clip_picture": 303_966_208,
+        "transformer_text_1280": 567_069_440,
+    },
+}
+"""The published sizes."""
 GROUPS = {
     "autoencoder": ["autoencoder", "perceptual", "adversary", "optimizer", "learning_rate"],
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
@@ -90,6 +138,8 @@ def test_a_leaf_builds(stage, group, name):
     cfg = compose("train", ["name=x", "trainer.max_steps=1000", f"stage={stage}", f"{group}={name}", *GIVEN])
     with torch.device("meta"):
         made = build(cfg[group])
+    if name in PARTS.get(group, {}):
+        assert count(made) == PARTS[group][name]
     if group == "optimizer":
         made([torch.nn.Parameter(torch.zeros(1))])
 
@@ -131,7 +181,55 @@ def test_a_source_builds(name, tmp_path):
 def test_sampling_builds(sampler, name):
     cfg = compose("sample", ["ckpt=a", "prompts=[a]", f"sampler={sampler}", f"spacing={name}"])
     assert callable(build(cfg.sampler))
-    assert len(build(cfg.spacing)(1000, cfg.steps)) == cfg.steps + 1 == len(trailing(1000, cfg.steps))
+    times = build(cfg.spacing)(ScaledLinear(), cfg.steps)
+    assert len(times) == cfg.steps + 1 == len(trailing(1000, cfg.steps))
+
+
+@pytest.mark.parametrize("name", options("guidance"))
+def test_guidance_builds(name):
+    guidance = build(compose("sample", ["ckpt=a", "prompts=[a]", f"guidance={name}"]).guidance)
+    assert isinstance(guidance, Guidance)
+    cond = Conditioning(torch.ones(2, 1, 4), None, torch.ones(2, 1, 3, 3))
+    denoise = guidance(lambda z, t, c: z * c.context.mean(), ScaledLinear(), Eps(), cond, cond, 1.5)
+    z_0, eps = denoise(torch.randn(2, 4, 3, 3), torch.tensor(500.0))
+    assert z_0.isfinite().all() and z_0.shape == eps.shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize("schedule", options("schedule"))
+@pytest.mark.parametrize("parameterization", options("parameterization"))
+def test_any_schedule_goes_with_any_prediction_but_eps_with_pure_noise(schedule, parameterization):
+    y, noise = (
+        build(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+        for group, name in (("parameterization", parameterization), ("schedule", schedule))
+    )
+    if (schedule, parameterization) == ("rectified_flow", "eps"):
+        with pytest.raises(ValueError, match="alpha_T = 0 at T = 1000"):
+            y.check(noise)
+    else:
+        y.check(noise)
+
+
+RECIPES = {
+    "EDM": ["schedule=karras", "parameterization=edm", "times=log_normal"],
+    "EDM2": ["schedule=karras", "parameterization=edm", "times=log_normal", "weighting=learned"],
+    "rectified flow": ["schedule=rectified_flow", "parameterization=flow", "times=shifted"],
+    "zero terminal SNR": [
+        "schedule=cosine", "schedule.zero_terminal_snr=true", "parameterization=v", "weighting=min_snr",
+        "weighting.least=0.005", "stage.strata=${data.global_batch_size}", "stage.offset_noise=0.1",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_known_recipe_is_a_line_of_overrides(name):
+    cfg = compose("train", ["experiment=debug_text", "data.shards=shards", *RECIPES[name]])
+    assert isinstance(build(cfg.stage), LatentDiffusionStage)
+
+
+@pytest.mark.parametrize("name", options("task"))
+def test_a_task_builds(name):
+    given = {"img2img": ["image"], "inpaint": ["image", "mask"], "invert": ["image", "prompt"]}.get(name, [])
+    build(compose("sample", ["ckpt=a", "prompts=[a]", f"task={name}", *(f"task.{k}=a" for k in given)]).task)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +239,9 @@ def test_sampling_builds(sampler, name):
         ("evaluate", ["ckpt=a", "out=b"]),
         ("sample", ["ckpt=a", "prompts=b"]),
         ("pack", ["source=demo", "out=b"]),
+        ("ema", ["ckpt=a", "snapshots=b", "length=0.1", "out=c"]),
+        ("compare_samplers", ["ckpt=a", "out=b"]),
+        ("densities", ["out=a"]),
     ],
 )
 def test_a_command_composes(command, words):

@@ -28,7 +28,7 @@ def model():
 
 def draw(model, seeds, captions=None, scale=2.0, eta=0.0, negative=None, size=(16, 16)):
     captions = captions or [CAPTIONS[seed % 3] for seed in seeds]
-    times, sampler = trailing(model.schedule.num_steps, 5), partial(ddim, eta=eta)
+    times, sampler = trailing(model.schedule, 5), partial(ddim, eta=eta)
     return model.generate({"caption": captions}, seeds, size, sampler, times, scale, negative)
 
 
@@ -75,7 +75,7 @@ def test_progress_sees_z_T_and_every_step(model):
             seen.append(z)
             yield z
 
-    times = trailing(100, 4)
+    times = trailing(model.schedule, 4)
     images = model.generate({"caption": CAPTIONS[:1]}, [0], (16, 16), ddim, times, 1.0, progress=progress)
     assert len(seen) == 5
     assert torch.equal(images, model.first_stage.decode(seen[-1]).clamp(-1, 1))

@@ -42,6 +42,16 @@ def test_a_file_that_is_there_is_found(tiny: Weights, tmp_path: Path, place: str
     assert find("tiny") == tmp_path / place / "tiny.pt"
 
 
+def test_a_cache_that_names_files_by_hash(tiny: Weights, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / tiny.sha256).write_bytes(CONTENT)
+    assert find("tiny") == tmp_path / "cache" / tiny.sha256
+
+
+def test_files_of_a_folder_have_different_names() -> None:
+    assert len({weights.file for weights in WEIGHTS.values()}) == len(WEIGHTS)
+
+
 def test_a_file_that_is_nowhere_is_downloaded_once(tiny: Weights, tmp_path: Path) -> None:
     assert find("tiny").read_bytes() == CONTENT
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["tiny.pt"]

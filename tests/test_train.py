@@ -20,6 +20,7 @@ from ldm.cli import encode_latents, evaluate
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.latents import read_header
 from ldm.data.shards import write_shards
+from ldm.diffusion.weighting import LearnedUncertainty, Uniform
 from ldm.interop import safetensors
 from tests import tiny
 
@@ -57,6 +58,10 @@ def stage_2():
     return tiny.second_stage(tiny.diffusion(dropout=0.2), micro_batch_size=3)
 
 
+def stage_2_with_uncertainty():
+    return tiny.second_stage(weighting=LearnedUncertainty(Uniform()), micro_batch_size=3, strata=4)
+
+
 def run(stage, folder: Path, max_steps: int, checkpoint: Path | None = None) -> dict[int, float]:
     """Train into a folder; the losses by step."""
     callbacks = [EMA(0.9), Checkpoint(str(folder / "checkpoints"), every_n_steps=3, keep=9)]
@@ -66,7 +71,7 @@ def run(stage, folder: Path, max_steps: int, checkpoint: Path | None = None) -> 
     return tiny.column(folder / "metrics.csv", "train/loss")
 
 
-@pytest.mark.parametrize("build", [stage_1, stage_2])
+@pytest.mark.parametrize("build", [stage_1, stage_2, stage_2_with_uncertainty])
 def test_goes_on_as_if_never_stopped(build, tmp_path):
     straight = run(build(), tmp_path / "straight", 6)
     torch.manual_seed(1)  # another trainer, with other weights, in another state of the generator
@@ -123,7 +128,7 @@ def test_the_main_job_from_pictures_to_a_score(shell, pictures, tmp_path):
     assert status == 0, err
     assert "debug_ae: " in out and "batch 4 over 1 process(es), 5 steps, rate 0.0001 (never rescaled)" in out
     assert {p.name for p in first.iterdir()} == {
-        "autoencoder.safetensors", "checkpoints", "metrics.csv", "pictures",
+        "autoencoder.safetensors", "checkpoints", "config.yaml", "metrics.csv", "pictures",
     }  # fmt: skip
 
     weights, latents = first / "autoencoder.safetensors", tmp_path / "latents"

@@ -23,8 +23,9 @@ from ldm.data.shards import write_shard
 from ldm.diffusion.parameterization import V
 from ldm.diffusion.schedule import Cosine
 from ldm.diffusion.times import UniformTimes
-from ldm.diffusion.weighting import Uniform
+from ldm.diffusion.weighting import Uniform, Weighting
 from ldm.losses.adversary import Adversary
+from ldm.losses.equivariance import Equivariance
 from ldm.losses.perceptual import RandomVGG
 from ldm.losses.reconstruction import ReconstructionLoss
 from ldm.model import LatentDiffusion
@@ -61,6 +62,8 @@ def first_stage(
     init: str | None = None,
     micro_batch_size: int = 0,
     log_every: int = 1,
+    likelihood: nn.Module | None = None,
+    equivariance: Equivariance | None = None,
 ) -> AutoencoderStage:
     return AutoencoderStage(
         model or autoencoder(),
@@ -69,6 +72,8 @@ def first_stage(
         adversary,
         optimizer,
         WarmUpCosine(500, warmup_steps=2),
+        likelihood=likelihood,
+        equivariance=equivariance,
         decoder_only=decoder_only,
         init=init,
         statistics_batches=3,
@@ -91,10 +96,14 @@ def second_stage(
     init: str | None = None,
     micro_batch_size: int = 0,
     prompts: Sequence[str] = (),
+    weighting: Weighting | None = None,
+    strata: int = 1,
+    offset_noise: float = 0.0,
+    input_perturbation: float = 0.0,
 ) -> LatentDiffusionStage:
     return LatentDiffusionStage(
         model or diffusion(),
-        Uniform(),
+        weighting or Uniform(),
         UniformTimes(100),
         optimizer,
         WarmUpCosine(500, warmup_steps=2),
@@ -104,6 +113,9 @@ def second_stage(
         preview_steps=2,
         micro_batch_size=micro_batch_size,
         log_every=1,
+        strata=strata,
+        offset_noise=offset_noise,
+        input_perturbation=input_perturbation,
     )
 
 
@@ -140,11 +152,17 @@ def data(folder: Path, steps: int, batch_size: int = 4) -> ShardDataModule:
 
 
 def trainer(
-    max_steps: int, callbacks: Sequence[Callback] = (), log: Path | None = None, validate_every: int = 10**6
+    max_steps: int,
+    callbacks: Sequence[Callback] = (),
+    log: Path | None = None,
+    validate_every: int = 10**6,
+    processes: int = 1,
 ) -> Trainer:
     """As configs/trainer/cpu.yaml, in fp32 and silent."""
     return Trainer(
         accelerator="cpu",
+        devices=processes,
+        strategy="auto" if processes == 1 else "ddp_fork",
         max_steps=max_steps,
         max_epochs=-1,
         callbacks=list(callbacks),

@@ -14,14 +14,17 @@ from ldm.stages.base import Stage
 class EMA(Callback):
     """ema <- d ema + (1 - d) parameter after each step, with d = min(decay, (1 + n)/(10 + n)) after n steps.
 
-    One multi-tensor operation over `stage.averaged_parameters()`, in fp32. Validation, pictures and the
-    sampling file use the average.
+    n counts from the step `start`; until then the average is the parameters themselves. One multi-tensor
+    operation over `stage.averaged_parameters()`, in fp32. Validation, pictures and the sampling file use the
+    average.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: float = 0.9999, start: int = 0) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the EMA's decay must lie in [0, 1), not {decay}")
-        self.decay = decay
+        if start < 0:
+            raise ValueError(f"the EMA's start must be a step >= 0, not {start}")
+        self.decay, self.start = decay, start
         self.num_updates = 0
         self.averages: dict[str, Tensor] = {}
 
@@ -37,7 +40,8 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
         """One update."""
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        n = self.num_updates - self.start
+        decay = min(self.decay, (1 + n) / (10 + n)) if n > 0 else 0.0
         parameters = [p.float() for p in stage.averaged_parameters().values()]
         torch._foreach_lerp_(list(self.averages.values()), parameters, 1 - decay)
 
@@ -56,6 +60,15 @@ class EMA(Callback):
         """Validate the average."""
         self._swap = self.applied(stage)
         self._swap.__enter__()
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, stage: Stage, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """The parameters in training on the same batch, in the precision of the validation step."""
+        self._swap.__exit__(None, None, None)
+        with trainer.strategy.precision_plugin.val_step_context():
+            stage.measure(batch, "val/raw")
+        self.on_validation_start(trainer, stage)
 
     def on_validation_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
         """Back to the parameters in training."""

@@ -1,4 +1,4 @@
-"""Grids of pictures under the run's folder while it trains."""
+"""Grids of pictures under the run's folder, and at W&B, while it trains."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from ldm.callbacks.ema import averaged
+from ldm.callbacks.wandb_log import WandbLog
 from ldm.grid import labelled_grid
 from ldm.stages.base import Stage
 
@@ -26,12 +27,17 @@ class ImageLogger(Callback):
         self.draw(trainer, stage)
 
     def draw(self, trainer: Trainer, stage: Stage) -> None:
-        """One PNG, by rank 0."""
+        """One PNG, and a gallery where W&B listens, by rank 0."""
         if not trainer.is_global_zero:
             return
         stage.eval()
         with averaged(trainer, stage):
             rows = stage.pictures(trainer.datamodule)  # type: ignore[attr-defined]
         stage.train()
+        if not rows:  # stage 2 without prompts
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         labelled_grid(rows, self.scale).save(self.folder / f"step{trainer.global_step:08d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLog):
+                logger.log_pictures(rows, trainer.global_step)

@@ -1,5 +1,7 @@
 """The sampling file that a run leaves: one .safetensors with averaged weights and the configuration."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,18 @@ class SamplingFile(Callback):
         if not trainer.is_global_zero:
             return
         with averaged(trainer, stage):
-            stage.finish(trainer.datamodule)  # type: ignore[attr-defined]
+            with _alone(trainer.datamodule):  # type: ignore[attr-defined]
+                stage.finish(trainer.datamodule)  # type: ignore[attr-defined]
             size = str(trainer.datamodule.size)  # type: ignore[attr-defined]
             identity = stage.identity() | {"step": str(trainer.global_step), "size": size}
             safetensors.save(self.path, stage.exported_tensors(), self.config, self.kind, identity)
+
+
+@contextmanager
+def _alone(data: Any) -> Iterator[None]:
+    """The data come as to one process: what is measured does not depend on the number of ranks."""
+    trainer, data.trainer = data.trainer, None
+    try:
+        yield
+    finally:
+        data.trainer = trainer

@@ -96,6 +96,10 @@ def _compose(name: str, parsed: Sequence[Override], skip_missing: bool = False) 
         raise UserError(_refused(error, name, parsed)) from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"a config file cannot be read: {_line(error)}") from error
+    except ValueError as error:
+        if (sentence := _no_option(parsed)) is None:
+            raise
+        raise UserError(sentence) from error
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -105,6 +109,15 @@ def _missing_option(error: MissingConfigException) -> str:
         return f"no config '{name}': {_line(error)}"
     names = _options(group)
     return f"no {group} '{name}';{_nearest(name, names)} all: {', '.join(names) or 'none'}"
+
+
+def _no_option(parsed: Sequence[Override]) -> str | None:
+    """For a number or a switch in the place of a config group's option."""
+    for override in parsed:
+        key = override.key_or_group
+        if _options(key) and not isinstance(override.value(), str | list | None):
+            return f"'{override.input_line}': {key} is a config group, one of {', '.join(_options(key))}"
+    return None
 
 
 def _refused(error: ConfigCompositionException, name: str, parsed: Sequence[Override]) -> str:

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import ldm
 from ldm.cli import composition
 from ldm.errors import UserError
 
@@ -45,7 +47,7 @@ def command(
         @functools.wraps(main)
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra swallows the exception and exits with 1
-            with _sentences():
+            with sentences():
                 _run(main, config_name, configs)
 
         return run
@@ -54,7 +56,7 @@ def command(
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def sentences() -> Iterator[None]:
     """Ends the process with one line on stderr for Ctrl-C (status 130) or a user's mistake (status 2)."""
     try:
         yield
@@ -82,9 +84,16 @@ def mistake(error: BaseException) -> str | None:
             return _unwrapped(str(link))
     if isinstance(error, InstantiationException):
         return _instantiation(error, chain[-1])
-    if isinstance(error, ConfigCompositionException):
+    if isinstance(error, ConfigCompositionException) or _out_of_range(error):
         return " ".join(str(error).split())
     return None
+
+
+def _out_of_range(error: BaseException) -> bool:
+    """Whether a line of ours says `raise ValueError`: it names a range and the value that was given."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = bool(frames) and frames[-1].filename.startswith(str(Path(ldm.__path__[0])))
+    return type(error) is ValueError and ours and (frames[-1].line or "").startswith("raise ValueError")
 
 
 def usage(main: Callable[[DictConfig], None], config_name: str, overrides: list[str], configs: Path) -> str:
@@ -145,7 +154,7 @@ def _launch(
         job = HydraConfig.get()
         if job.mode == RunMode.MULTIRUN:
             print(f"\njob {job.job.num}: {' '.join(job.overrides.task)}", flush=True)
-        with _sentences():  # in here, for Hydra prints a line of its own about what leaves the task
+        with sentences():  # in here, for Hydra prints a line of its own about what leaves the task
             main(cfg)
 
     flags = list(words)

@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     model, header = sampling.load(cfg.ckpt, cfg.device)
     size = sampling.picture_size(cfg, header)
     scores = ceilings(model, cfg.n)
-    times = build(cfg.spacing)(model.schedule.num_steps, cfg.steps)
+    times = build(cfg.spacing)(model.schedule, cfg.steps)
     splits: dict[str, Split] = {"seen": "train", "held-out": "held_out"}
     for label, split in splits.items():
         wanted = captions(split, cfg.n)

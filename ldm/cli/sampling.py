@@ -1,23 +1,37 @@
 """What sample.py and the evaluation do with a sampling file: load, draw, save."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli.build import build_untrusted
+from ldm.cli.build import build, build_untrusted
 from ldm.errors import UserError
 from ldm.grid import labelled_grid, to_pil
 from ldm.interop import safetensors
 from ldm.model import LatentDiffusion, Sampler
 from ldm.typing import Batch
+
+Progress: TypeAlias = Callable[[Iterator[Tensor]], Iterator[Tensor]]
+"""Wraps the iteration over z_T and a sampler's steps."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures in [-1, 1] on the CPU; (prompt, seed) of each; their files' names."""
+
+    images: Float[Tensor, "b 3 h w"]
+    wanted: Sequence[tuple[str, int]]
+    names: Sequence[str]
 
 
 def read_prompts(prompts: str | ListConfig) -> list[str]:
@@ -59,6 +73,26 @@ def load(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:
     return model.to(pick_device(device)).eval(), header
 
 
+def load_weak(path: str | None, model: LatentDiffusion, device: str) -> LatentDiffusion | None:
+    """The smaller or earlier model in `path`; UserError unless it predicts the same of the same latents."""
+    if path is None:
+        return None
+    weak, _ = load(path, device)
+    t = torch.arange(1.0, model.schedule.num_steps + 1)
+    parts = {
+        "schedule": type(weak.schedule) is type(model.schedule)
+        and torch.equal(weak.schedule.lam(t), model.schedule.lam(t)),
+        "parameterization": type(weak.parameterization) is type(model.parameterization)
+        and vars(weak.parameterization) == vars(model.parameterization),
+        "first stage": safetensors.content_hash(weak.first_stage)
+        == safetensors.content_hash(model.first_stage),
+    }
+    for part, same in parts.items():
+        if not same:
+            raise UserError(f"weak={path} has another {part} than the model that it is to guide")
+    return weak
+
+
 def picture_size(cfg: DictConfig, header: dict[str, str]) -> tuple[int, int]:
     """(height, width) asked for, or the square that the model was trained at."""
     if cfg.size is None:
@@ -74,28 +108,49 @@ def draw(
     size: tuple[int, int],
     sampler: Sampler,
     times: Float[Tensor, " s"],
+    steps: int | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
-    """A picture of `size` (height, width) for each (prompt, seed), in [-1, 1] on the CPU."""
-    device = next(model.denoiser.parameters()).device
-    images = []
-    bar = tqdm(total=len(wanted) * (len(times) - 1), desc=f"{len(wanted)} pictures", unit="step")
-    for start in range(0, len(wanted), cfg.batch_size):
-        part = wanted[start : start + cfg.batch_size]
+    """A picture of `size` (height, width) for each (prompt, seed), in [-1, 1] on the CPU.
 
-        def progress(steps: Iterator[Tensor], n: int = len(part)) -> Iterator[Tensor]:
-            yield next(steps)  # z_T, which cost no step
-            for z in steps:
-                bar.update(n)
+    `steps` is how many the sampler makes where that is not one for each of the times.
+    """
+    guidance, weak = build(cfg.guidance), load_weak(cfg.weak, model, cfg.device)
+
+    def make(part: slice, progress: Progress) -> Tensor:
+        prompts, seeds = zip(*wanted[part], strict=True)
+        batch: Batch = {"caption": list(prompts)}
+        negative: Batch | None = (
+            None if cfg.get("negative") is None else {"caption": [cfg.negative] * len(seeds)}
+        )
+        return model.generate(
+            batch, seeds, size, sampler, times, cfg.scale, negative, progress, guidance, weak
+        )
+
+    return in_batches(len(wanted), cfg.batch_size, steps or len(times) - 1, model, make)
+
+
+@torch.no_grad()
+def in_batches(
+    n: int,
+    batch_size: int,
+    steps: int,
+    model: LatentDiffusion,
+    make: Callable[[slice, Progress], Tensor],
+) -> Float[Tensor, "b 3 h w"]:
+    """n pictures, `make(part, progress)` a batch, in [-1, 1] on the CPU, under one bar of n times `steps`."""
+    device, images = next(model.denoiser.parameters()).device, []
+    bar = tqdm(total=n * steps, desc=f"{n} pictures", unit="step")
+    for start in range(0, n, batch_size):
+        part = slice(start, min(start + batch_size, n))
+
+        def progress(made: Iterator[Tensor], size: int = part.stop - part.start) -> Iterator[Tensor]:
+            yield next(made)  # z_T, which cost no step
+            for z in made:
+                bar.update(size)
                 yield z
 
-        batch: Batch = {"caption": [prompt for prompt, _ in part]}
-        negative: Batch | None = (
-            None if cfg.get("negative") is None else {"caption": [cfg.negative] * len(part)}
-        )
-        seeds = [seed for _, seed in part]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            drawn = model.generate(batch, seeds, size, sampler, times, cfg.guidance, negative, progress)
-        images.append(drawn.float().cpu())
+            images.append(make(part, progress).float().cpu())
     bar.close()
     return torch.cat(images)
 
@@ -105,8 +160,12 @@ def save(
     wanted: Sequence[tuple[str, int]],
     cfg: DictConfig,
     header: dict[str, str],
+    names: Sequence[str] | None = None,
 ) -> None:
-    """One PNG a picture, its making inside as text, and `grid.png` with a row a prompt."""
+    """One PNG a picture, its making inside as text, and `grid.png` with a row a prompt.
+
+    The files are named after the prompt's number and the seed where there are no `names`.
+    """
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[Image.Image]] = {}
@@ -116,8 +175,11 @@ def save(
             "negative": cfg.negative,
             "seed": seed,
             "steps": cfg.steps,
-            "guidance": cfg.guidance,
+            "scale": cfg.scale,
+            "guidance": cfg.guidance._target_,
+            "weak": cfg.weak,
             "sampler": cfg.sampler._target_,
+            "task": OmegaConf.to_container(cfg.task),
             "ckpt": str(cfg.ckpt),
             "trained_steps": header.get("step"),
         }
@@ -125,7 +187,8 @@ def save(
         info.add_text("prompt", prompt)
         info.add_text("parameters", json.dumps(making))
         picture = to_pil(image)
-        picture.save(out / f"{i // cfg.n:04d}_{seed:06d}.png", pnginfo=info)
+        name = f"{i // cfg.n:04d}_{seed:06d}" if names is None else names[i]
+        picture.save(out / f"{name}.png", pnginfo=info)
         rows.setdefault(prompt, []).append(picture)
     labelled_grid(list(rows.items()), cfg.grid_scale).save(out / "grid.png")
     print(f"wrote {len(images)} pictures and {out / 'grid.png'}")

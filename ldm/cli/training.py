@@ -3,13 +3,19 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, newest_checkpoint
+from ldm.callbacks.preemption import Preemption
 from ldm.callbacks.sampling_file import SamplingFile
+from ldm.callbacks.wandb_log import WandbLog
+from ldm.cli import checks, launch, record
 from ldm.cli.build import build
 from ldm.data.latents import read_header
 from ldm.data.module import ShardDataModule
@@ -17,6 +23,11 @@ from ldm.data.reader import find_shards
 from ldm.errors import UserError
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
+
+# What Lightning builds for "ddp", also where "auto" means it. The search for unused parameters is what the
+# two optimizers of stage 1 need, and it keeps DDP from cutting new buckets after its first step, which would
+# change the order of sums and so the last bits of a resumed run.
+StrategyRegistry.register("ddp", DDPStrategy, override=True, find_unused_parameters=True)
 
 
 def checkpoint(cfg: DictConfig) -> Path | None:
@@ -39,7 +50,9 @@ def checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def match(stage: Stage, data: ShardDataModule, cfg: DictConfig) -> None:
-    """UserError where the stage and its data do not belong together."""
+    """UserError where the stage and its data do not belong together, or its files do not fit on the disk."""
+    checks.fits(stage, data)
+    checks.space(cfg, stage)
     if isinstance(stage, AutoencoderStage):
         stage.check_steps(cfg.trainer.max_steps)
         if read_header(find_shards(data.shards)) is not None:
@@ -61,21 +74,43 @@ def kind(cfg: DictConfig) -> str:
 
 
 def trainer(cfg: DictConfig) -> Trainer:
-    """Lightning's trainer with this run's callbacks and loggers."""
-    callbacks = [build(c) for c in cfg.callbacks.values() if c is not None]
-    model_config = OmegaConf.to_container(cfg.stage.model, resolve=True)
-    every = cfg.callbacks.checkpoint.every_n_steps if cfg.callbacks.checkpoint else cfg.trainer.max_steps
-    callbacks.append(SamplingFile(str(sampling_file(cfg)), model_config, kind(cfg), every))
-    # The checkpoint last: where it stands, the step's sampling file stands too, also after a kill.
-    callbacks.sort(key=lambda c: isinstance(c, Checkpoint))
+    """Lightning's trainer with this run's callbacks and loggers, on the processes started for it."""
+    checks.numbers(cfg)
+    checks.folder(cfg.run)
     loggers = [build(c) for c in cfg.logger.values() if c is not None]
-    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    for logger in loggers:
+        if isinstance(logger, WandbLog):
+            logger.check()
+    launched = launch.find()
+    wanted: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings = launch.place(wanted, launched)
     if settings["precision"] == "auto":
         settings["precision"] = precision(settings["accelerator"])
-    made: Trainer = build({**settings, "_partial_": True})(
-        callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()]
-    )
+    plugins = [AtomicCheckpointIO(), launched.environment]
+    try:
+        made: Trainer = build({**settings, "_partial_": True})(
+            callbacks=callbacks(cfg), logger=loggers, plugins=plugins
+        )
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the trainer refuses its settings: {' '.join(str(error).split())}") from error
+    launch.refuse_relaunch(made)
     return made
+
+
+def callbacks(cfg: DictConfig) -> list[Callback]:
+    """This run's; from here on a signal to stop is noted."""
+    found = [build(c) for c in cfg.callbacks.values() if c is not None]
+    model_config = OmegaConf.to_container(cfg.stage.model, resolve=True)
+    every = cfg.callbacks.checkpoint.every_n_steps if cfg.callbacks.checkpoint else cfg.trainer.max_steps
+    found.append(SamplingFile(str(sampling_file(cfg)), model_config, kind(cfg), every))
+    # The checkpoint last: where it stands, the step's sampling file stands too, also after a kill.
+    found.sort(key=lambda c: isinstance(c, Checkpoint))
+    for callback in found:
+        if isinstance(callback, Preemption):
+            callback.listen()
+    return found
 
 
 def precision(accelerator: str) -> str:
@@ -94,6 +129,8 @@ def quieten() -> None:
         "isinstance.treespec, LeafSpec",
         "in eval mode at the start",
         "length of `list` .* is zero",
+        "find_unused_parameters=True was specified",
+        "The `srun` command is available",
     ):
         warnings.filterwarnings("ignore", f".*{doubt}")
 
@@ -111,3 +148,8 @@ def announce(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:
         f"{trainer.accelerator.__class__.__name__} in {trainer.precision}, into {cfg.run}",
         flush=True,
     )
+    config = record.resolved(cfg)
+    for change in record.write(config, Path(cfg.run)):
+        print(f"changed since the run was last started: {change}", flush=True)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config)

@@ -38,18 +38,23 @@ class ClipTokenizer:
     """begin, the text's byte pairs, end, then padding up to `length` (Radford et al. 2021).
 
     Args:
-        length: tokens a text, begin and end included. What does not fit is cut off, and the first cut warns.
+        length: tokens a chunk, begin and end included. What does not fit is cut off, and the first cut warns.
         pad_token: CLIP's id that fills the rest: 49407 for Stable Diffusion, 0 for open_clip.
         words: where given, the texts' only words, each a whole token of CLIP's. The ids are then the ranks of
             theirs among those that can occur, so that a small model's embedding holds nothing unused.
+        chunks: into which a longer text is divided, each with its own begin, end and padding.
     """
 
-    def __init__(self, length: int, pad_token: int, words: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, length: int, pad_token: int, words: Sequence[str] | None = None, chunks: int = 1
+    ) -> None:
         if length < 2:
             raise ValueError(f"length is {length}, but begin and end alone are 2 tokens")
+        if chunks < 1:
+            raise ValueError(f"chunks is at least 1, got {chunks}")
         if words is not None and len(set(words)) != len(words):
             raise ValueError(f"words names {len(words) - len(set(words))} words twice")
-        self.length, self.pad_token = length, pad_token
+        self.length, self.pad_token, self.chunks = length, pad_token, chunks
         self.words = None if words is None else tuple(words)
         self._warned = False
 
@@ -64,15 +69,17 @@ class ClipTokenizer:
         return self._compact(END)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Token ids. UserError for a word that is not among `words`."""
-        ids = torch.full((len(texts), self.length), self._compact(self.pad_token), dtype=torch.int64)
-        for row, text in zip(ids, texts, strict=True):
+        """Token ids, chunk behind chunk. UserError for a word that is not among `words`."""
+        shape, room = (len(texts), self.chunks, self.length), self.length - 2
+        ids = torch.full(shape, self._compact(self.pad_token), dtype=torch.int64)
+        for chunks, text in zip(ids, texts, strict=True):
             tokens = self._encode(text)
-            if len(tokens) > self.length - 2:
-                self._warn(text, tokens[self.length - 2 :])
-            tokens = [BEGIN, *tokens[: self.length - 2], END]
-            row[: len(tokens)] = torch.tensor([self._compact(t) for t in tokens])
-        return ids
+            if len(tokens) > self.chunks * room:
+                self._warn(text, tokens[self.chunks * room :])
+            for i, row in enumerate(chunks):
+                part = [BEGIN, *tokens[i * room : (i + 1) * room], END]
+                row[: len(part)] = torch.tensor([self._compact(t) for t in part])
+        return ids.flatten(1)
 
     def _encode(self, text: str) -> list[int]:
         if self.words is None:
@@ -108,7 +115,7 @@ class ClipTokenizer:
         if not self._warned:
             cut = _bpe().decode(lost).strip()
             warnings.warn(
-                f"a text was cut at {self.length} tokens and {cut!r} fell off its end: {text!r}"
+                f"a text was cut at {self.chunks * self.length} tokens and {cut!r} fell off its end: {text!r}"
                 " (later cuts are not mentioned)",
                 stacklevel=3,
             )

@@ -1,130 +1,217 @@
-"""Where the members of a shard lie: `00000.index.npy` beside `00000.tar`.
+"""Where the samples of a shard lie and what is known of them: `00000.index` beside `00000.tar`.
 
-An index is one structured array with a row a sample: its `key`, then an (offset, size) for each kind of
-member (`jpg`, `txt`, ...); offset 0 means that the sample lacks it. Reading a member is then one `pread`.
+An index is a head of 64 bytes, 16 bytes a sample, and by choice 4 more for a check sum of each; it is
+memory-mapped. A sample is one run of the tar, its headers included, so that one read fetches all its members
+with their names.
 """
 
+import json
 import os
-import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from ldm.data.atomic import replacing
+from ldm.data.tar import BLOCK, MOMENTS, PICTURES, Damaged, Member, Twice, samples, walk
 from ldm.errors import UserError
 
-BLOCK = 512
-END_PADDING = 2 * BLOCK + 10240
-"""Two zero blocks end a tar; writers then pad to a record of 10240 bytes."""
+ROW = np.dtype(
+    [
+        ("block", "<u4"),  # where the sample's run begins, in blocks of 512 bytes
+        ("blocks", "<u4"),  # its length
+        ("width", "<u2"),  # of the picture; 0 is unknown
+        ("height", "<u2"),
+        ("caption", "<u2"),  # bytes of the caption, at most 65534; NO_CAPTION where it is absent
+        ("score", "<f2"),  # of the picture; nan is unknown
+    ]
+)
+HEAD = np.dtype(
+    [
+        ("magic", "S4"),
+        ("version", "<u4"),
+        ("count", "<u8"),
+        ("shard_bytes", "<u8"),
+        ("mtime", "<u8"),  # of the shard, in ns
+        ("captioned", "<u4"),  # samples with a caption
+        ("halves", "<u4"),  # samples without a picture, which are left out
+        ("facts", "<u4"),  # 1: sizes and scores were read
+        ("sums", "<u4"),  # 1: check sums follow the rows
+        ("hash", "V8"),  # of the names and places of all members
+        ("source", "V8"),  # of latents: the hash of the pictures they were made from
+    ]
+)
+MAGIC, VERSION = b"ldmi", 1
+NO_CAPTION = 65535
+WHOLE = 1 << 26
+"""A longer run is not read as a whole, and has no check sum: its members lie apart."""
 
-SPAN = np.dtype([("offset", "<u8"), ("size", "<u8")])
-_PAX_PATH = re.compile(rb"\d+ path=([^\n]*)\n")
+INDEX = "`python -m ldm.cli.index shards=FOLDER`"
 
 
-def index_path(shard: Path) -> Path:
-    """The index's file of a shard."""
-    return shard.with_suffix(".index.npy")
+@dataclass
+class Index:
+    """The samples of one shard."""
+
+    head: np.void
+    rows: np.ndarray
+    """One ROW a sample."""
+    sums: np.ndarray | None
+    """crc32 of each sample's run; 0 for none."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __bool__(self) -> bool:
+        return True  # an empty shard has an index, too
+
+    @property
+    def hash(self) -> bytes:
+        """Tells shards of other names, sizes or places apart."""
+        return bytes(self.head["hash"])
+
+    @property
+    def source(self) -> bytes:
+        """The hash of the shard that these samples were made from; zeros where that is not noted."""
+        return bytes(self.head["source"])
+
+    def changed(self, **fields: Any) -> "Index":
+        """With some fields of the head replaced."""
+        head = np.array([self.head])
+        for name, value in fields.items():
+            head[name] = np.void(value) if isinstance(value, bytes) else value
+        return Index(head[0], self.rows, self.sums)
 
 
-def load_index(shard: Path) -> np.ndarray:
-    """A shard's index, memory-mapped; if none fits, built, and written beside where the folder allows."""
-    try:
-        index = np.load(index_path(shard), mmap_mode="r").view(np.ndarray)
-        if fits(index, shard.stat().st_size):
-            return index
-    except (OSError, ValueError):
-        pass  # no index yet, or a file that is none
+def captioned(rows: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Which samples have a caption that is not empty."""
+    return (rows["caption"] > 0) & (rows["caption"] < NO_CAPTION)
+
+
+def index_path(shard: Path, folder: Path | None = None) -> Path:
+    """The index's file of a shard: beside it, or in a folder of its own."""
+    return (folder or shard.parent) / f"{shard.stem}.index"
+
+
+def load_index(shard: Path, folder: Path | None = None) -> Index:
+    """A shard's index, memory-mapped; if none fits, built, and written where the folder allows.
+
+    Raises UserError where the shard is damaged, FileNotFoundError where there is none.
+    """
+    state = shard.stat()
+    old = read_index(index_path(shard, folder))
+    if old and (old.head["shard_bytes"], old.head["mtime"]) == (state.st_size, state.st_mtime_ns):
+        return old
     index = build_index(shard)
+    if old and old.hash == index.hash:  # the same shard, copied: what was known of it holds
+        index = old.changed(mtime=state.st_mtime_ns)
+    elif old:
+        index = build_index(shard, facts=bool(old.head["facts"]), sums=bool(old.head["sums"]))
     try:
-        save_index(index, shard)
+        save_index(index, shard, folder)
     except OSError:
         pass  # a read-only folder: the index lives in memory
     return index
 
 
-def save_index(index: np.ndarray, shard: Path) -> None:
-    """Write the index beside its shard, at once."""
-    with replacing(index_path(shard)) as temporary, open(temporary, "wb") as file:
-        np.save(file, index)
+def read_index(path: Path) -> Index | None:
+    """An index as it was written; None where there is none or it is no whole one."""
+    try:
+        head = np.fromfile(path, HEAD, 1)
+        if not len(head) or head["magic"][0] != MAGIC or head["version"][0] != VERSION:
+            return None
+        count, sums = int(head["count"][0]), int(head["sums"][0])
+        if os.path.getsize(path) != HEAD.itemsize + count * (ROW.itemsize + 4 * sums):
+            return None
+        if count == 0:
+            return Index(head[0], np.zeros(0, ROW), np.zeros(0, "<u4") if sums else None)
+        rows = np.memmap(path, ROW, "r", HEAD.itemsize, (count,)).view(np.ndarray)
+        behind = HEAD.itemsize + count * ROW.itemsize
+        table = np.memmap(path, "<u4", "r", behind, (count,)).view(np.ndarray) if sums else None
+        return Index(head[0], rows, table)
+    except OSError:
+        return None
 
 
-def fits(index: np.ndarray, shard_bytes: int) -> bool:
-    """Whether an index can be that of a tar of this many bytes: it ends just behind the last member."""
-    ends = [int((index[kind]["offset"] + index[kind]["size"]).max(initial=0)) for kind in kinds(index)]
-    return 0 < shard_bytes - max(ends, default=0) <= END_PADDING + BLOCK
+def save_index(index: Index, shard: Path, folder: Path | None = None) -> None:
+    """Write a shard's index, at once."""
+    with replacing(index_path(shard, folder)) as temporary, open(temporary, "wb") as file:
+        file.write(np.array(index.head).tobytes())
+        file.write(index.rows.tobytes())
+        if index.sums is not None:
+            file.write(index.sums.tobytes())
 
 
-def kinds(index: np.ndarray) -> tuple[str, ...]:
-    """The kinds of members in an index, `jpg` and so on."""
-    assert index.dtype.names is not None
-    return index.dtype.names[1:]
+def build_index(shard: Path, facts: bool = False, sums: bool = False, score: str = "score") -> Index:
+    """Walk the headers of a tar.
 
-
-def build_index(shard: Path) -> np.ndarray:
-    """Walk the headers of a tar; members whose names agree up to the first dot make one sample."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, offset, size in walk(shard):
-        folder, slash, file = name.rpartition("/")
-        stem, _, kind = file.partition(".")
-        if not kind:
-            continue
-        members = samples.setdefault(folder + slash + stem, {})
-        if members.setdefault(kind.lower(), (offset, size)) != (offset, size):
-            raise UserError(f"{shard} holds two members named {name}: remove one and pack the shard again")
-    columns = sorted({kind for members in samples.values() for kind in members})
-    width = max((len(key.encode()) for key in samples), default=1)
-    index = np.zeros(len(samples), [("key", f"S{width}"), *((kind, SPAN) for kind in columns)])
-    for row, (key, members) in enumerate(samples.items()):
-        index[row] = (key.encode(), *(members.get(kind, (0, 0)) for kind in columns))
-    return index
-
-
-def walk(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every file in a tar, by its 512-byte headers alone."""
+    `facts` reads each sample's `.json` for `width`, `height` and the number under `score`; `sums` reads every
+    byte. Raises UserError where the tar is damaged or holds two files of one name.
+    """
+    try:
+        found = samples(walk(shard))
+    except Damaged as error:
+        raise UserError(f"{shard} is {error}: fetch or pack this shard again") from error
+    except Twice as error:
+        raise UserError(f"{shard} holds {error}: remove one and pack the shard again") from error
+    whole = [group for group in found.values() if _has_picture(group)]
     descriptor = os.open(shard, os.O_RDONLY)
     try:
-        yield from _walk(descriptor, shard)
+        rows = np.array([_row(group, descriptor, score if facts else None) for group in whole], ROW)
+        table = np.array([_sum(row, descriptor) for row in rows], "<u4") if sums else None
     finally:
         os.close(descriptor)
+    state = shard.stat()
+    head = np.zeros(1, HEAD)
+    head["magic"], head["version"], head["count"] = MAGIC, VERSION, len(rows)
+    head["shard_bytes"], head["mtime"] = state.st_size, state.st_mtime_ns
+    head["captioned"], head["halves"] = captioned(rows).sum(), len(found) - len(whole)
+    head["facts"], head["sums"] = facts, sums
+    head["hash"] = np.void(_hash(member for group in found.values() for member in group.values()))
+    return Index(head[0], rows, table)
 
 
-def _walk(descriptor: int, shard: Path) -> Iterator[tuple[str, int, int]]:
-    offset, long_name = 0, b""
-    while True:
-        header = os.pread(descriptor, BLOCK, offset)
-        if header.count(0) == BLOCK:
-            return
-        size = _size(header)
-        data = offset + BLOCK
-        if size is None:  # past the end of what was cut, too
-            raise UserError(f"{shard} is damaged or cut at byte {offset}: fetch or pack this shard again")
-        kind = header[156:157]
-        if kind == b"L":
-            long_name = os.pread(descriptor, size, data).rstrip(b"\0")
-        elif kind == b"x":
-            found = _PAX_PATH.search(os.pread(descriptor, size, data))
-            long_name = found[1] if found else b""
-        else:
-            if kind in (b"0", b"\0"):
-                yield (long_name or _name(header)).decode(errors="replace"), data, size
-            long_name = b""
-        offset = data + -(-size // BLOCK) * BLOCK
+def _hash(members: Iterable[Member]) -> bytes:
+    lines = "".join(f"{member.name}\0{member.data}\0{member.size}\n" for member in members)
+    return blake2b(lines.encode(), digest_size=8).digest()
 
 
-def _size(header: bytes) -> int | None:
-    """The size in a header, None where it is no header: its check sum tells."""
+def _has_picture(group: Mapping[str, Member]) -> bool:
+    return MOMENTS in group or any(kind in group for kind in PICTURES)
+
+
+def _row(group: Mapping[str, Member], descriptor: int, score: str | None) -> tuple[Any, ...]:
+    members = list(group.values())  # as they lie
+    width, height, number = 0, 0, float("nan")
+    if score and "json" in group:
+        member = group["json"]
+        width, height, number = _facts(os.pread(descriptor, member.size, member.data), score)
+    caption = NO_CAPTION
+    if "txt" in group:
+        member = group["txt"]
+        nan = member.size == 3 and os.pread(descriptor, 3, member.data).lower() == b"nan"
+        caption = NO_CAPTION if nan else min(member.size, NO_CAPTION - 1)
+    start = members[0].start
+    return start // BLOCK, (members[-1].end - start) // BLOCK, width, height, caption, number
+
+
+def _facts(text: bytes, score: str) -> tuple[int, int, float]:
+    """Width, height and score in a sample's `.json`, as far as they are there."""
     try:
-        stated = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
-        size = int(header[124:136].split(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        return None
-    actual = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    return size if len(header) == BLOCK and stated == actual else None
+        known = json.loads(text)
+        width, height = (min(int(known.get(name) or 0), 65535) for name in ("width", "height"))
+        return width, height, float(known.get(score, "nan"))
+    except (ValueError, TypeError, AttributeError):
+        return 0, 0, float("nan")
 
 
-def _name(header: bytes) -> bytes:
-    name, prefix = header[:100].rstrip(b"\0"), b""
-    if header[257:263] == b"ustar\0":
-        prefix = header[345:500].rstrip(b"\0")
-    return prefix + b"/" + name if prefix else name
+def _sum(row: np.void, descriptor: int) -> int:
+    length = int(row["blocks"]) * BLOCK
+    if length > WHOLE:
+        return 0
+    return zlib.crc32(os.pread(descriptor, length, int(row["block"]) * BLOCK)) or 1

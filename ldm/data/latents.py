@@ -1,29 +1,38 @@
 """Cached posteriors of an autoencoder: shards of `moments.npy`, and `latents.json` that says whose."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from io import BytesIO
-from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.data.arrays import Array, Variants, npy
 from ldm.data.atomic import replacing
+from ldm.data.batches import Reader
+from ldm.data.captions import Captions
 from ldm.data.index import load_index
-from ldm.data.reader import Shard, Shards
+from ldm.data.loader import Batches, one_pass
+from ldm.data.manifest import Names, Note, write_manifest
+from ldm.data.reader import BadSample, Shards
 from ldm.data.shards import write_shard
-from ldm.data.stream import Batches, one_pass
+from ldm.data.tar import MOMENTS
 from ldm.data.transforms import Pictures
 from ldm.errors import UserError
 
-MOMENTS = "moments.npy"
 ENCODE = "`python -m ldm.cli.encode_latents`"
+PREPROCESSING = "RGB on white, short side by antialiased bicubic, square crop, pixel / 127.5 - 1"
+
+TEXT = "text.npy"
+
+Encode = Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b two_z h w"]]
+"""Mean and standard deviation of square pictures."""
+
+Describe = Callable[[list[str]], Float[Tensor, "b l d"]]
+"""A frozen text encoder's states of captions."""
 
 
 @dataclass
@@ -37,51 +46,137 @@ class LatentHeader:
     downsampling: int
     channels: int
     """Channels of a latent; the moments have twice as many."""
+    crops: int = 0
+    """Random crops of each picture; 0 is the one at its centre."""
+    flip: bool = False
+    """Each crop mirrored, too."""
+    text: str = ""
+    """Which frozen encoder's states of the captions lie beside the moments."""
+    text_shape: tuple[int, ...] = ()
+
+    @property
+    def variants(self) -> int:
+        """Encodings of each picture."""
+        return max(self.crops, 1) * (1 + self.flip)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of a sample's moments: means, then standard deviations."""
+        """Shape of one encoding: means, then standard deviations."""
         side = self.size // self.downsampling
         return 2 * self.channels, side, side
+
+    def readers(self, seed: int) -> list[Reader]:
+        """What reads an encoding of a sample, drawn by its position where there are several, and its text."""
+        one: Reader = Array(MOMENTS, "moments", self.shape)
+        several: Reader = Variants(Array(MOMENTS, "moments", (self.variants, *self.shape)), seed)
+        moments = one if self.variants == 1 else several
+        return [moments, Array(TEXT, "text", self.text_shape)] if self.text_shape else [moments]
+
+    def pictures(self) -> list[Reader]:
+        """What reads the crops to encode."""
+        if not self.crops:
+            return [Pictures(self.size, seed=0)]
+        return [
+            Pictures(self.size, seed, random_crop=True, field=f"crop {seed}") for seed in range(self.crops)
+        ]
+
+
+@dataclass
+class Encoding:
+    """What became of a rank's share of the pictures."""
+
+    pictures: int = 0
+    bad: int = 0
+    unreadable: tuple[str, ...] = ()
+    """Why whole shards were left out."""
 
 
 def write_latents(
     pictures: Shards,
     out: Path,
     header: LatentHeader,
-    encode: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b two_z h w"]],
+    encode: Encode,
     batch_size: int,
     num_workers: int = 0,
-) -> None:
+    rank: int = 0,
+    world: int = 1,
+    describe: Describe | None = None,
+) -> Encoding:
     """Write the moments of each shard of pictures, with their captions, into a shard of the same number.
 
-    `encode` gives mean and standard deviation of centre crops. Shards that an earlier call finished are kept;
-    UserError where the folder holds other latents.
+    Rank r of w encodes every w-th shard. Shards that an earlier call finished, on whatever number of ranks,
+    are kept unless their pictures have changed since. Pictures that cannot be read are left out, named and
+    counted. With `describe`, the states of each caption lie beside. UserError where the folder holds other
+    latents.
     """
     _claim(out, header)
-    with tqdm(total=int(pictures.counts.sum()), desc="encoding", unit=" pictures") as bar:
-        for number, (path, count) in enumerate(zip(pictures.paths, pictures.counts.tolist(), strict=True)):
-            target = out / f"{number:05d}.tar"
-            if target.is_file() and len(load_index(target)) == count:
-                bar.initial += count
-                bar.update(count)
+    done, total = Encoding(), int(pictures.counts[rank::world].sum())
+    with tqdm(total=total, desc="encoding", unit=" pictures", disable=rank > 0) as bar:
+        for number in range(rank, len(pictures), world):
+            target, count = out / f"{number:05d}.tar", int(pictures.counts[number])
+            try:
+                source = pictures[number].index.hash
+            except BadSample as error:
+                done.unreadable += (str(error),)
                 continue
-            shard = Shards([path], [count])
-            batches = one_pass(shard, Pictures(header.size, seed=0), batch_size, num_workers)
-            write_shard(target, _encoded(shard[0], batches, encode, bar.update))
+            if _is_done(target, source, count):
+                bar.update(count)
+            else:
+                _sweep(target)
+                batches = one_pass(pictures.only(number), header.pictures(), batch_size, num_workers)
+                encoded = _encoded(pictures.only(number), batches, header, encode, bar.update, describe)
+                write_shard(target, encoded, source)
+                done.bad += batches.tally.bad
+            done.pictures += len(load_index(target))
+    _note(out, len(pictures))
+    return done
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a run that was killed left of a shard."""
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        leftover.unlink()
 
 
 def _encoded(
-    shard: Shard, batches: Batches, encode: Callable[[Tensor], Tensor], count: Callable[[int], object]
+    shards: Shards,
+    batches: Batches,
+    header: LatentHeader,
+    encode: Encode,
+    count: Callable[[int], object],
+    describe: Describe | None,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     for batch in batches:
-        moments = encode(batch["image"]).to("cpu", torch.float16).numpy()
-        for row, sample in zip(batch["position"].tolist(), moments, strict=True):
-            file = BytesIO()
-            np.save(file, np.ascontiguousarray(sample))
-            kept = {kind: shard.read(row, kind) for kind in ("txt", "json") if shard.has(row, kind)}
-            yield shard.key(row), {MOMENTS: file.getvalue(), **kept}
-        count(len(moments))
+        rows = batch["position"].tolist()
+        if rows:
+            crops = [batch[reader.field] for reader in header.pictures()]  # type: ignore[literal-required]
+            mirrored = [crop.flip(3) for crop in crops] if header.flip else []
+            moments = torch.stack([encode(x) for x in [*crops, *mirrored]], 1).to("cpu", torch.float16)
+            moments = moments if header.variants > 1 else moments[:, 0]
+            read = [shards[0].sample(row) for row in rows]
+            states = None if describe is None else describe([Captions()(sample, 0) for sample in read])
+            for i, (sample, own) in enumerate(zip(read, moments.numpy(), strict=True)):
+                kept = {kind: data for kind, data in sample.members.items() if kind in ("txt", "json")}
+                if states is not None:
+                    kept[TEXT] = npy(states[i].to("cpu", torch.float16).numpy())
+                yield sample.key, {MOMENTS: npy(own), **kept}
+        count(len(rows))
+
+
+def _is_done(target: Path, source: bytes, count: int) -> bool:
+    """Whether an earlier call wrote this shard, from the pictures as they are now."""
+    try:
+        index = load_index(target)
+    except (OSError, UserError):
+        return False
+    return index.source == source if any(index.source) else len(index) == count
+
+
+def _note(out: Path, shards: int) -> None:
+    """The folder's manifest, by whichever rank comes last."""
+    targets = [out / f"{number:05d}.tar" for number in range(shards)]
+    if all(target.is_file() for target in targets):
+        write_manifest(out, [Note.of(target, load_index(target)) for target in targets])
 
 
 def _claim(out: Path, header: LatentHeader) -> None:
@@ -96,13 +191,17 @@ def _claim(out: Path, header: LatentHeader) -> None:
 
 def write_header(header: LatentHeader, folder: Path) -> None:
     """Write `latents.json`."""
+    fields = {"format": 2, **asdict(header), "preprocessing": PREPROCESSING}
     with replacing(folder / "latents.json") as temporary:
-        temporary.write_text(json.dumps({"format": 1, **asdict(header)}, indent=1) + "\n")
+        temporary.write_text(json.dumps(fields, indent=1) + "\n")
 
 
-def read_header(paths: Iterable[Path]) -> LatentHeader | None:
+def read_header(*shards: Sequence[Path]) -> LatentHeader | None:
     """The header of the folders that these shards lie in; None where they hold pictures."""
-    headers = {folder: _read_header(folder) for folder in sorted({path.parent for path in paths})}
+    folders = set[Path]()
+    for paths in shards:
+        folders |= {paths.folder} if isinstance(paths, Names) else {path.parent for path in paths}
+    headers = {folder: _read_header(folder) for folder in sorted(folders)}
     first, *others = headers
     for folder in others:
         if headers[folder] != headers[first]:
@@ -115,37 +214,9 @@ def _read_header(folder: Path) -> LatentHeader | None:
         fields = json.loads((folder / "latents.json").read_text())
     except FileNotFoundError:
         return None
-    if fields.pop("format") != 1:
-        raise UserError(f"{folder}/latents.json is of another version: write the latents again with {ENCODE}")
-    return LatentHeader(**fields)
-
-
-@dataclass
-class Moments:
-    """Reads a sample's posterior moments."""
-
-    shape: tuple[int, int, int]
-    field = "moments"
-
-    def __call__(self, shard: Shard, row: int, position: int) -> Float16[Tensor, "two_z h w"]:
-        data = bytearray(shard.read(row, MOMENTS))
-        start = 10 + int.from_bytes(data[8:10], "little")
-        whole = len(data) == start + 2 * prod(self.shape)
-        if not whole or _layout(bytes(data[:start])) != ("<f2", self.shape):
-            raise UserError(
-                f"the moments of sample {shard.key(row)} in {shard.path} are not fp16 of shape {self.shape}: "
-                f"encode the shard again with {ENCODE}"
-            )
-        return torch.frombuffer(data, dtype=torch.float16, offset=start).view(self.shape)
-
-
-@lru_cache
-def _layout(header: bytes) -> tuple[str, tuple[int, ...]] | None:
-    # parsing the header costs ten times the read, and there is only one header in a data set
-    try:
-        file = BytesIO(header)
-        assert np.lib.format.read_magic(file) == (1, 0)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, AssertionError):
-        return None
-    return None if fortran else (dtype.str, shape)
+    if fields.pop("format") not in (1, 2) or fields.pop("preprocessing", PREPROCESSING) != PREPROCESSING:
+        raise UserError(
+            f"the latents in {folder} were made by another version, from pictures prepared in another way: "
+            f"encode them again with {ENCODE}"
+        )
+    return LatentHeader(**{**fields, "text_shape": tuple(fields.get("text_shape", ()))})

@@ -1,14 +1,21 @@
 """The training and validation data of a run, as Lightning asks for it."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule
 
-from ldm.data.latents import ENCODE, Moments, read_header
-from ldm.data.reader import Shards, find_shards, open_shards
-from ldm.data.stream import Batches, InOrder, Loader, Order, Reader, Stream
+from ldm.data.arrangement import Arrangement
+from ldm.data.batches import Reader, Stream
+from ldm.data.captions import Captions
+from ldm.data.latents import ENCODE, LatentHeader, read_header
+from ldm.data.loader import Batches, Loader
+from ldm.data.mixture import Sources
+from ldm.data.reader import BadSample, Shards, open_shards
+from ldm.data.remote import Cache, is_remote
+from ldm.data.stream import InOrder
 from ldm.data.transforms import Pictures
 from ldm.errors import UserError
 
@@ -19,9 +26,19 @@ warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` def
 class ShardDataModule(LightningDataModule):
     """Shards of pictures, or of latents, as batches of a fixed global size.
 
-    `shards` and `val_shards` are each a folder, a brace pattern or a list of either; `val_shards` None is no
-    validation. Training runs `steps` batches; validation reads the first `val_batches` batches of its shards,
-    the same each time.
+    `shards` and `val_shards` are each a folder, a brace pattern, a URL of either, or a list of these;
+    `val_shards` None is no validation. Training runs `steps` batches; validation reads the first
+    `val_batches` batches of its shards, the same each time.
+
+    Args:
+        size: side of a square crop; latents must be of this size, and `arrangement.buckets` goes before it.
+        arrangement: the order of samples: window, mixture, filter, buckets.
+        captions: weights of where captions stand, as in `Captions`; None takes `txt`, where shards have it.
+        extras: what else a batch holds of a sample, as cached text states.
+        index: folder of the shards' indexes, where they do not lie beside them.
+        cache: where remote shards are kept on this machine.
+        max_bad_rate: of samples that may be bad before the run is stopped; 0 stops at the first.
+        start_method: of worker processes: fork, forkserver or spawn; None is the platform's.
     """
 
     def __init__(
@@ -36,6 +53,13 @@ class ShardDataModule(LightningDataModule):
         random_crop: bool = False,
         flip: bool = False,
         val_batches: int = 1,
+        arrangement: Arrangement | None = None,
+        captions: Mapping[str, float] | None = None,
+        extras: Sequence[Reader] = (),
+        index: str | None = None,
+        cache: Cache | None = None,
+        max_bad_rate: float = 0.01,
+        start_method: str | None = None,
     ) -> None:
         super().__init__()
         self.shards = shards
@@ -48,6 +72,13 @@ class ShardDataModule(LightningDataModule):
         self.random_crop = random_crop
         self.flip = flip
         self.val_batches = val_batches
+        self.arrangement = arrangement or Arrangement()
+        self.captions = captions
+        self.extras = list(extras)
+        self.index = None if index is None else Path(index).expanduser()
+        self.cache = cache
+        self.max_bad_rate = max_bad_rate
+        self.start_method = start_method
         self.first_step = 0
 
     def check(self) -> None:
@@ -57,13 +88,17 @@ class ShardDataModule(LightningDataModule):
 
     def check_latents(self, autoencoder: str) -> None:
         """UserError where the shards hold latents of another autoencoder than the one of this hash."""
-        for spec in self._specs():
-            header = read_header(find_shards(spec))
+        for spec in (self.shards, self.val_shards):
+            header = None if spec is None else self.header(spec)
             if header is not None and header.autoencoder != autoencoder:
                 raise UserError(
                     f"the latents in {spec} are of autoencoder {header.autoencoder[:12]}, this model's is "
                     f"{autoencoder[:12]}: encode them again with {ENCODE}"
                 )
+
+    def header(self, spec: str | Sequence[str]) -> LatentHeader | None:
+        """Whose latents these shards hold; None where they hold pictures."""
+        return read_header(*(part.paths for part in self._open(spec).parts))
 
     def skip_to(self, step: int) -> None:
         """Let training begin with this step's batch."""
@@ -71,33 +106,47 @@ class ShardDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches of the whole run, resumable."""
-        pin = torch.cuda.is_available()
-        loader = Loader(self._train_stream(), self.seed, self.num_workers, pin_memory=pin)
+        stream, manifest = self._train_stream()
+        loader = Loader(
+            stream,
+            self.seed,
+            manifest,
+            self.num_workers,
+            torch.cuda.is_available(),
+            self.max_bad_rate,
+            self.start_method,
+        )
         loader.skip_to(self.first_step)
         return loader
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """The same batches each time, none without `val_shards`."""
         stream = self._val_stream()
-        return [] if stream is None else Batches(stream, self.num_workers, torch.cuda.is_available())
+        if stream is None:
+            return []
+        pin = torch.cuda.is_available()
+        return Batches(stream, self.num_workers, pin, self.max_bad_rate, self.start_method)
 
-    def _specs(self) -> list[str | Sequence[str]]:
-        return [spec for spec in (self.shards, self.val_shards) if spec is not None]
-
-    def _train_stream(self) -> Stream:
-        shards = open_shards(self.shards)
-        read = self._reader(shards, self.random_crop, self.flip)
-        order = Order(shards.counts, self.seed)
-        return Stream(order, shards, read, self.global_batch_size, self.steps, *self._rank_and_world())
+    def _train_stream(self) -> tuple[Stream, str]:
+        """The stream, and the hash of what its order depends on."""
+        sources = self._open(self.shards, apart=self.arrangement.weights is not None)
+        order = self.arrangement.order(sources, self.seed, self.global_batch_size)
+        buckets = self.arrangement.buckets
+        sizes = [self.size] if buckets is None else [(h, w) for h, w in buckets.shapes]
+        readers = [self._readers(sources, size, self.random_crop, self.flip) for size in sizes]
+        rank, world = self._rank_and_world()
+        stream = Stream(order, sources, readers, self.global_batch_size, self.steps, rank, world)
+        return stream, self.arrangement.identity(sources)
 
     def _val_stream(self) -> Stream | None:
         if self.val_shards is None:
             return None
-        shards = open_shards(self.val_shards)
+        sources = self._open(self.val_shards)
+        counts = sources.parts[0].counts
         rank, world = self._rank_and_world()
-        batch, steps = self._val_plan(int(shards.counts.sum()), world)
-        read = self._reader(shards, random_crop=False, flip=False)
-        return Stream(InOrder(shards.counts), shards, read, batch, steps, rank, world)
+        batch, steps = self._val_plan(int(counts.sum()), world)
+        readers = self._readers(sources, self.size, random_crop=False, flip=False)
+        return Stream(InOrder(counts), sources, [readers], batch, steps, rank, world)
 
     def _val_plan(self, samples: int, world: int) -> tuple[int, int]:
         """(global batch, batches): whole batches only, all ranks alike; one smaller batch of a small set."""
@@ -107,22 +156,66 @@ class ShardDataModule(LightningDataModule):
             raise UserError(f"{self.val_shards} holds {samples} pictures for {world} processes: add some")
         return samples // world * world, min(self.val_batches, 1)
 
-    def _reader(self, shards: Shards, random_crop: bool, flip: bool) -> Reader:
-        header = read_header(shards.paths)
-        if header is None:
-            return Pictures(self.size, self.seed, random_crop, flip)
-        if header.size != self.size:
+    def _open(self, spec: str | Sequence[str], apart: bool = False) -> Sources:
+        """All shards as one source, or each entry as its own."""
+        listed = [spec] if isinstance(spec, str) else list(spec)
+        return Sources([self._opened(one) for one in (listed if apart else [listed])])
+
+    def _opened(self, spec: str | Sequence[str]) -> Shards:
+        if not is_remote(spec):
+            return open_shards(spec, self.index)
+        if self.cache is None:
             raise UserError(
-                f"the latents in {shards.paths[0].parent} are of {header.size} px pictures and data.size is "
-                f"{self.size}: set data.size={header.size}, or encode again with {ENCODE}"
+                f"{spec} is not on this machine: name a folder for shards with data.cache.folder=FOLDER"
+            )
+        return self.cache.open(spec, self.index)
+
+    def _readers(
+        self, sources: Sources, size: int | tuple[int, int], random_crop: bool, flip: bool
+    ) -> list[Reader]:
+        header = read_header(*(part.paths for part in sources.parts))
+        readers = self._pictures(sources, header, size, random_crop, flip)
+        if self.captions is not None or _captioned(sources):
+            readers.append(Captions(self.captions or {"txt": 1.0}, self.seed))
+        return [*readers, *self.extras]
+
+    def _pictures(
+        self,
+        sources: Sources,
+        header: LatentHeader | None,
+        size: int | tuple[int, int],
+        random_crop: bool,
+        flip: bool,
+    ) -> list[Reader]:
+        if header is None:
+            return [Pictures(size, self.seed, random_crop, flip)]
+        folder = sources.parts[0].paths[0].parent
+        if header.size != size:
+            raise UserError(
+                f"the latents in {folder} are of {header.size} px pictures and data.size is "
+                f"{size}: set data.size={header.size}, or encode again with {ENCODE}"
             )
         if random_crop or flip:
             raise UserError(
                 "latents are neither cropped nor flipped: set data.random_crop and data.flip to false"
             )
-        return Moments(header.shape)
+        return header.readers(self.seed)
 
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+
+def _captioned(sources: Sources) -> bool:
+    """Whether any shard notes a caption, or the first one that can be read has one."""
+    if all(part.noted is not None for part in sources.parts):
+        return any(bool(part.noted["captioned"].any()) for part in sources.parts)  # type: ignore[index]
+    for number in range(sum(map(len, sources.parts))):
+        try:
+            shard = sources[number]
+        except BadSample:
+            continue
+        if len(shard):
+            return bool(shard.index.head["captioned"])
+    return False

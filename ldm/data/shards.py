@@ -21,10 +21,11 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.atomic import replacing
+from ldm.data.atomic import replacing, room_for
+from ldm.data.decode import Unreadable, decode, resize_short_side, to_rgb
 from ldm.data.index import build_index, load_index, save_index
+from ldm.data.manifest import Note, write_manifest
 from ldm.data.sources import Record, Source, Unusable
-from ldm.data.transforms import Unreadable, decode, resize_short_side, to_rgb
 from ldm.errors import UserError
 
 Format: TypeAlias = Literal["jpg", "png"]
@@ -101,14 +102,21 @@ def write_shards(
                 bar.initial += len(rows)  # kept from before: no part of the speed
                 bar.update(len(rows))
             report.add(stats["successes"], stats["skipped"])
+    paths = sorted(out.glob("*.tar"))
+    write_manifest(out, [Note.of(path, load_index(path)) for path in paths])
     _write_json(out / "report.json", asdict(report))
     return report
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Write one tar of (key, {kind: bytes}) and its index, never seen half done; returns the count."""
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], source: bytes = bytes(8)
+) -> int:
+    """Write one tar of (key, {kind: bytes}) and its index, never seen half done; returns the count.
+
+    The index holds what the `.json` members know and check sums, and the hash of the shard it was made from.
+    """
     count = 0
-    with replacing(path) as temporary:
+    with room_for(path), replacing(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for key, members in samples:
                 count += 1
@@ -116,7 +124,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
                     info = tarfile.TarInfo(f"{key}.{kind}")
                     info.size = len(data)
                     tar.addfile(info, BytesIO(data))
-        save_index(build_index(temporary), path)
+        save_index(build_index(temporary, facts=True, sums=True).changed(source=source), path)
     return count
 
 

@@ -1,35 +1,33 @@
-"""The order of samples as a pure function, and the loader whose whole state is one integer."""
+"""The order of samples as a pure function of the position."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ldm.data.reader import Shard, Shards
-from ldm.errors import UserError
-from ldm.typing import Batch
+from ldm import keyed
 
 
 @runtime_checkable
 class Places(Protocol):
     """Which sample stands at a position."""
 
+    samples: int
+    """How many there are, each once an epoch."""
+
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
         """(shard, row) of the samples at position, position + 1, ..., m <= n of them."""
         ...
 
+    def substitute(self, position: int, attempt: int) -> tuple[int, int]:
+        """(shard, row) of a sample nearby, for one that is bad."""
+        ...
 
-@runtime_checkable
-class Reader(Protocol):
-    """Reads the tensor of a sample that a batch holds under the name `field`."""
-
-    field: str
-
-    def __call__(self, shard: Shard, row: int, position: int) -> Tensor: ...
+    def bucket(self, position: int) -> int:
+        """Which of the stream's lists of readers reads it."""
+        ...
 
 
 class Order:
@@ -37,50 +35,115 @@ class Order:
 
     Shards are permuted each epoch, then samples inside windows of `window` shards, by counter-based
     generators (Philox) keyed by (seed, epoch) and (seed, epoch, window); only the current window is held.
+
+    With `lanes` > 1 an epoch is cut into as many stretches of shards, and the j-th part of every global batch
+    is read from the j-th stretch: a rank then reads, and has to fetch from afar, its own lanes' shards alone.
+    The order depends on `lanes`, and still on neither ranks nor workers.
     """
 
-    def __init__(self, counts: Sequence[int] | Int64[np.ndarray, " s"], seed: int, window: int = 4) -> None:
+    def __init__(
+        self,
+        counts: Sequence[int] | Int64[np.ndarray, " s"],
+        seed: int,
+        window: int = 4,
+        lanes: int = 1,
+        global_batch: int = 1,
+    ) -> None:
+        if window < 1 or lanes < 1 or global_batch % lanes:
+            raise ValueError(
+                f"an order needs window >= 1 and a number of lanes that divides the global batch of "
+                f"{global_batch}, not window {window} and {lanes} lanes"
+            )
         self.counts = np.asarray(counts, np.int64)
-        self.seed = seed
-        self.window = window
+        self.seed, self.window, self.lanes, self.global_batch = seed, window, lanes, global_batch
         self.samples = int(self.counts.sum())
-        self._epoch = self._drawn = -1
+        self._epoch = -1
         self._shards = self._ends = np.zeros(0, np.int64)
-        self._places = np.zeros((0, 2), np.int64)
+        self._windows: dict[int, tuple[tuple[int, int], Int64[np.ndarray, "w 2"]]] = {}
 
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
         """(shard, row) of the n samples from `position` on; position = epoch * samples + index."""
         parts = []
         while n > 0:
-            epoch, place = divmod(position, self.samples)
-            self._draw_epoch(epoch)
-            window = int(np.searchsorted(self._ends, place, "right"))
-            self._draw_window(window)
-            first = place - (int(self._ends[window - 1]) if window else 0)
-            parts.append(self._places[first : first + n])
+            places, at, room = self._window(position)
+            parts.append(places[at : at + min(n, room)])
             position, n = position + len(parts[-1]), n - len(parts[-1])
         return np.concatenate(parts)
 
+    def substitute(self, position: int, attempt: int) -> tuple[int, int]:
+        """Another sample of the position's window."""
+        places, _, _ = self._window(position)
+        shard, row = places[_draw(self.seed, position, attempt, len(places))].tolist()
+        return shard, row
+
+    def bucket(self, position: int) -> int:
+        """There is one."""
+        return 0
+
+    def _window(self, position: int) -> tuple[Int64[np.ndarray, "w 2"], int, int]:
+        """(samples of the position's window, its place among them, how many from it on follow in turn)."""
+        epoch, place = divmod(position, self.samples)
+        self._draw_epoch(epoch)
+        lane, room = 0, self.samples
+        if self.lanes > 1:
+            width = self.global_batch // self.lanes
+            lane, room = position % self.global_batch // width, width - position % width
+            begin = epoch * self.samples
+            place = self._of(lane, position) - self._of(lane, begin)
+        first, last = self._stretch(lane, epoch)
+        place += first
+        start = int(np.searchsorted(self._ends, first, "right")) if first else 0
+        shard = int(np.searchsorted(self._ends, place, "right"))
+        number = (shard - start) // self.window
+        from_shard = start + number * self.window
+        to_shard = min(from_shard + self.window, len(self._shards))
+        low = max(first, int(self._ends[from_shard - 1]) if from_shard else 0)
+        high = min(last, int(self._ends[to_shard - 1]))
+        if lane not in self._windows or self._windows[lane][0] != (epoch, number):
+            places = self._between(low, high, from_shard, to_shard)
+            key = (epoch << 32) | (lane << 20) | number
+            permutation = philox(self.seed ^ 0x9E3779B9, key).permutation(len(places))
+            self._windows[lane] = (epoch, number), places[permutation]
+        return self._windows[lane][1], place - low, room
+
     def _draw_epoch(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
-        self._shards = _philox(self.seed, epoch).permutation(len(self.counts))
-        ends = np.cumsum(self.counts[self._shards])
-        self._ends = np.append(ends[self.window - 1 : -1 : self.window], ends[-1])  # of windows
-        self._epoch, self._drawn = epoch, -1
+        if epoch != self._epoch:
+            self._shards = philox(self.seed, epoch).permutation(len(self.counts))
+            self._ends = np.cumsum(self.counts[self._shards])
+            self._epoch = epoch
 
-    def _draw_window(self, window: int) -> None:
-        if window == self._drawn:
-            return
-        shards = self._shards[window * self.window : (window + 1) * self.window]
-        rows = [np.arange(self.counts[shard]) for shard in shards]
-        places = np.stack([np.repeat(shards, self.counts[shards]), np.concatenate(rows)], 1)
-        permutation = _philox(self.seed ^ 0x9E3779B9, (self._epoch << 32) | window).permutation(len(places))
-        self._places, self._drawn = places[permutation], window
+    def _of(self, lane: int, position: int) -> int:
+        """How many positions before this one belong to the lane."""
+        return self._below(lane + 1, position) - self._below(lane, position)
+
+    def _below(self, lane: int, position: int) -> int:
+        """How many positions before this one belong to the first so many lanes."""
+        batches, row = divmod(position, self.global_batch)
+        width = lane * self.global_batch // self.lanes
+        return batches * width + min(row, width)
+
+    def _stretch(self, lane: int, epoch: int) -> tuple[int, int]:
+        """[first, last) of the epoch's samples, shards in their permuted order, that the lane reads."""
+        begin, end = epoch * self.samples, (epoch + 1) * self.samples
+        first, last = (self._below(j, end) - self._below(j, begin) for j in (lane, lane + 1))
+        return first, last
+
+    def _between(self, low: int, high: int, from_shard: int, to_shard: int) -> Int64[np.ndarray, "w 2"]:
+        """(shard, row) of the epoch's samples [low, high), as they lie in these of its shards."""
+        shards = self._shards[from_shard:to_shard]
+        counts = self.counts[shards]
+        begin = int(self._ends[to_shard - 1] - counts.sum())
+        rows = np.concatenate([np.arange(count) for count in counts])
+        return np.stack([np.repeat(shards, counts), rows], 1)[low - begin : high - begin]
 
 
-def _philox(*key: int) -> np.random.Generator:
+def philox(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
+
+
+def _draw(seed: int, position: int, attempt: int, n: int) -> int:
+    generator = keyed.generator(seed, position, f"substitute/{attempt}")
+    return int(torch.randint(n, (), generator=generator))
 
 
 class InOrder:
@@ -97,132 +160,11 @@ class InOrder:
         shards = np.searchsorted(self._ends, places, "right")
         return np.stack([shards, places - (self._ends - self.counts)[shards]], 1)
 
+    def substitute(self, position: int, attempt: int) -> tuple[int, int]:
+        """One of the next samples; after the last comes the first."""
+        shard, row = self.locate((position + 1 + attempt) % self.samples, 1)[0].tolist()
+        return shard, row
 
-class Stream(IterableDataset):
-    """One rank's share of every global batch: step b is positions [b * B, (b + 1) * B), cut in ranks' order.
-
-    Rank and world are told, never detected; worker w of n serves every n-th step, so that the data loader's
-    round robin over workers restores the order of steps. A user's error is passed on as an item: raised in a
-    worker it would come wrapped in a stack trace.
-    """
-
-    def __init__(
-        self,
-        order: Places,
-        shards: Shards,
-        read: Reader,
-        global_batch: int,
-        steps: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if global_batch % world:
-            raise UserError(
-                f"data.global_batch_size={global_batch} does not divide over {world} processes: "
-                f"make it a multiple of {world}, {-(-global_batch // world) * world} for one"
-            )
-        self.order = order
-        self.shards = shards
-        self.read = read
-        self.global_batch = global_batch
-        self.steps = steps
-        self.rank = rank
-        self.local_batch = global_batch // world
-        self.start = 0
-
-    def __iter__(self) -> Iterator[Batch | UserError]:
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.start + first, self.steps, stride):
-            try:
-                batch = self.batch(step)
-            except UserError as error:
-                yield error
-                return
-            yield batch
-
-    def batch(self, step: int) -> Batch:
-        """The rank's samples of one step."""
-        position = step * self.global_batch + self.rank * self.local_batch
-        places = self.order.locate(position, self.local_batch).tolist()
-        positions = range(position, position + len(places))
-        opened = [(self.shards[shard], row) for shard, row in places]
-        batch: dict[str, Any] = {
-            "position": torch.arange(position, position + len(places)),
-            "key": [shard.key(row) for shard, row in opened],
-            self.read.field: torch.stack(
-                [self.read(shard, row, at) for (shard, row), at in zip(opened, positions, strict=True)]
-            ),
-        }
-        if all("txt" in shard.kinds for shard, _ in opened):
-            batch["caption"] = [shard.read(row, "txt").decode(errors="replace") for shard, row in opened]
-        return batch  # type: ignore[return-value]
-
-
-class Batches(DataLoader):
-    """A stream's batches from its start to its last step; errors of users come out as they went in."""
-
-    def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
-        # a generator of its own: making an iterator must not draw from the global one
-        own = torch.Generator()
-        super().__init__(stream, None, num_workers=num_workers, pin_memory=pin_memory, generator=own)
-        self.stream = stream
-
-    def __len__(self) -> int:
-        return self.stream.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-
-def one_pass(shards: Shards, read: Reader, batch_size: int, num_workers: int = 0) -> Batches:
-    """Every sample once, as they lie; the last batch holds what is left."""
-    steps = -(-int(shards.counts.sum()) // batch_size)
-    return Batches(Stream(InOrder(shards.counts), shards, read, batch_size, steps), num_workers)
-
-
-class Loader(Batches):
-    """Batches for training that know how many were handed out: state = {step, seed, global_batch, manifest}.
-
-    The state is the same on every rank and worker. `len` is the number of steps of the whole run, so that
-    Lightning does not fetch one batch ahead of the state it saves.
-    """
-
-    def __init__(self, stream: Stream, seed: int, num_workers: int = 0, pin_memory: bool = False) -> None:
-        super().__init__(stream, num_workers, pin_memory)
-        self.seed = seed
-        self.step = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.stream.start = self.step
-        for batch in super().__iter__():
-            self.step += 1
-            yield batch
-
-    def skip_to(self, step: int) -> None:
-        """Let the next iterator begin with this step."""
-        self.step = step
-
-    def state_dict(self) -> dict[str, int | str]:
-        """The position in the stream, with what it is a position in."""
-        return {"step": self.step, **self._identity()}
-
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Go on where another loader stopped; UserError where it read another stream."""
-        for name, value in self._identity().items():
-            if state[name] != value:
-                raise UserError(
-                    f"the checkpoint read its data with {name} {state[name]} and this run has {value}: "
-                    "run with the settings and shards it was begun with, or begin another run"
-                )
-        self.step = int(state["step"])
-
-    def _identity(self) -> dict[str, int | str]:
-        return {
-            "seed": self.seed,
-            "global_batch": self.stream.global_batch,
-            "manifest": self.stream.shards.manifest,
-        }
+    def bucket(self, position: int) -> int:
+        """There is one."""
+        return 0

@@ -1,87 +1,54 @@
-"""From a picture file's bytes to uint8 pixels, and the crop and flip of a training sample."""
+"""The crop and flip of a training sample."""
 
 from dataclasses import dataclass
-from io import BytesIO
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ldm import keyed
-from ldm.data.reader import Shard
-from ldm.errors import UserError
-
-IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
-
-
-class Unreadable(ValueError):
-    """Bytes that are not a whole picture."""
-
-
-def decode(data: bytes) -> Image.Image:
-    """An upright RGB picture of any file Pillow reads: turned by EXIF, alpha on white."""
-    try:
-        image = Image.open(BytesIO(data))
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise Unreadable("no picture of a known format") from error
-    except Exception as error:  # decoders of foreign bytes raise whatever they like
-        raise Unreadable(f"{type(error).__name__}: {error}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; what is transparent becomes white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """The picture with its short side at `size`, bicubic with antialiasing."""
-    short = min(image.size)
-    width, height = (max(size, round(side * size / short)) for side in image.size)
-    return image if short == size else image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """The pixels of an RGB picture, channels first."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+from ldm.data.decode import Unreadable, cover, decode, to_tensor
+from ldm.data.reader import BadSample, Sample
+from ldm.data.tar import PICTURES
 
 
 @dataclass
 class Pictures:
-    """Reads a sample's picture as a `size` x `size` crop; crop and flip are keyed by (seed, position)."""
+    """Reads a sample's picture as a crop; crop and flip are keyed by (seed, position).
 
-    size: int
+    Args:
+        size: side of a square, or (height, width).
+    """
+
+    size: int | tuple[int, int]
     seed: int
     random_crop: bool = False
     flip: bool = False
-    field = "image"
+    field: str = "image"
 
-    def __call__(self, shard: Shard, row: int, position: int) -> UInt8[Tensor, "3 size size"]:
-        kind = next((kind for kind in IMAGE_KINDS if shard.has(row, kind)), IMAGE_KINDS[0])
+    def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "3 h w"]:
+        kind = next((kind for kind in PICTURES if kind in sample.members), PICTURES[0])
         try:
-            return to_tensor(self.transform(decode(shard.read(row, kind)), position))
+            image = decode(sample.read(kind), self.shape)
         except Unreadable as error:
-            where = f"the picture of sample {shard.key(row)} in {shard.path}"
-            raise UserError(f"{where} cannot be read ({error}): pack this shard again") from error
+            where = f"the picture of sample {sample.key} in {sample.shard}"
+            raise BadSample(f"{where} cannot be read ({error}): pack this shard again") from error
+        return self.transform(to_tensor(image), position)
 
-    def transform(self, image: Image.Image, position: int) -> Image.Image:
-        """Resize the short side, crop a square, perhaps mirror it."""
-        image = resize_short_side(image, self.size)
-        room = (image.width - self.size, image.height - self.size)
-        left, top = self._corner(room, position)
-        image = image.crop((left, top, left + self.size, top + self.size))
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def transform(self, pixels: UInt8[Tensor, "3 h w"], position: int) -> UInt8[Tensor, "3 h2 w2"]:
+        """Reduce until it just covers the crop, crop, perhaps mirror it."""
+        height, width = self.shape
+        pixels = cover(pixels, height, width)
+        left, top = self._corner((pixels.shape[2] - width, pixels.shape[1] - height), position)
+        pixels = pixels[:, top : top + height, left : left + width]
         if self.flip and torch.rand((), generator=keyed.generator(self.seed, position, "flip")) < 0.5:
-            image = ImageOps.mirror(image)
-        return image
+            pixels = pixels.flip(2)
+        return pixels.contiguous()
 
     def _corner(self, room: tuple[int, int], position: int) -> tuple[int, int]:
         if not self.random_crop:

@@ -15,4 +15,8 @@ Everywhere `z_t = alpha_t * z_0 + sigma_t * eps`:
 
 Time counts as in the papers, t = 1..T with 0 clean: a schedule has T + 1 entries and t = 0 is exactly
 alpha = 1, sigma = 0. t = 0 is only ever a target, never a point of evaluation (lam is infinite there).
+Between whole t a schedule has values, too; T is the same axis for continuous ones (flow, Karras).
+
+A network is fed `parameterization.input_scale * z_t` and told `schedule.network_time(t)` in two places alone,
+`objective.sample_losses` and `guidance`.
 """

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.weighting import Weighting
 from ldm.typing import Conditioning
 
 
@@ -20,6 +21,32 @@ class Network(Protocol):
     ) -> Float[Tensor, "b z h w"]: ...
 
 
+def sample_losses(
+    network: Network,
+    z_0: Float[Tensor, "b z h w"],
+    cond: Conditioning,
+    eps: Float[Tensor, "b z h w"],
+    u: Float[Tensor, " b"],
+    schedule: Schedule,
+    parameterization: Parameterization,
+    weighting: Weighting,
+    times: Callable[[Tensor], Tensor],
+    jitter: Float[Tensor, "b z h w"] | float = 0.0,
+) -> Float[Tensor, " b"]:
+    """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
+
+    Each sample's term. Pure: the caller draws eps ~ N(0, I) and u ~ U[0, 1). The norm is a mean over channels
+    and pixels. `jitter` is noise in z_t of which y knows nothing (Ning et al. 2023, algorithm 1).
+    """
+    t = times(u)  #                                                              b
+    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
+    z_t = alpha_t * z_0 + sigma_t * (eps + jitter)  #                            b z h w
+    target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w
+    y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
+    error = (y.float() - target).square().mean((1, 2, 3))  #                     b
+    return weighting.loss(error, alpha_t, sigma_t)
+
+
 def diffusion_loss(
     network: Network,
     z_0: Float[Tensor, "b z h w"],
@@ -28,17 +55,8 @@ def diffusion_loss(
     u: Float[Tensor, " b"],
     schedule: Schedule,
     parameterization: Parameterization,
-    weighting: Callable[[Tensor, Tensor], Tensor],
+    weighting: Weighting,
     times: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, ""]:
-    """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
-
-    Pure: the caller draws eps ~ N(0, I) and u ~ U[0, 1). The norm is a mean over channels and pixels.
-    """
-    t = times(u)  #                                                              b
-    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
-    z_t = alpha_t * z_0 + sigma_t * eps  #                                       b z h w
-    target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w
-    y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
-    error = (y.float() - target).square().mean((1, 2, 3))  #                     b
-    return (weighting(alpha_t, sigma_t) * error).mean()
+    """The mean of `sample_losses`."""
+    return sample_losses(network, z_0, cond, eps, u, schedule, parameterization, weighting, times).mean()

@@ -10,6 +10,8 @@ the solve. And an error in y is an error (sigma/det) times as large in z_0, whic
 needs to know.
 """
 
+from abc import ABC, abstractmethod
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,12 +20,12 @@ from ldm.diffusion.schedule import Schedule
 Coefficient = Float[Tensor, "b 1 1 1"]
 
 
-class Parameterization:
+class Parameterization(ABC):
     """A prediction type is its (a, b)."""
 
+    @abstractmethod
     def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
         """(a, b) of y = a z_0 + b eps."""
-        raise NotImplementedError
 
     def det(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
         """b alpha - a sigma."""
@@ -58,6 +60,7 @@ class Parameterization:
 
     def check(self, schedule: Schedule) -> None:
         """ValueError where some t in 1..T has no solution."""
+        return None
 
 
 class Eps(Parameterization):
@@ -86,3 +89,36 @@ class V(Parameterization):
 
     def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
         return -sigma_t, alpha_t
+
+
+class Flow(Parameterization):
+    """y = eps - z_0, the velocity of straight lines (Liu et al. 2023, eq. 1; Esser et al. 2024, eq. 2)."""
+
+    def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
+        return alpha_t * 0 - 1, alpha_t * 0 + 1
+
+
+class EDM(Parameterization):
+    """z_0 = c_skip x + c_out y, x = z_0 + (sigma/alpha) eps, of a network that sees c_in x
+
+    (Karras et al. 2022, eq. 7). Here x = z_t / alpha. With the data's `std` (theirs: sigma_data) and
+    n = sqrt(sigma² + alpha² std²), their table 1 reads c_skip x = alpha std²/n² z_t, c_out = sigma std/n and
+    c_in x = z_t/n; so
+
+        y = sigma/(std n) z_0 - alpha std/n eps,      det = -n/std,
+
+    which never vanishes: any schedule will do, zero terminal SNR included. With std 1 it is -v.
+    """
+
+    def __init__(self, std: float = 0.5) -> None:
+        if std <= 0:
+            raise ValueError(f"EDM's data have a std > 0, not {std}")
+        self.std = std
+
+    def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
+        scale = self.input_scale(alpha_t, sigma_t)
+        return sigma_t / self.std * scale, -alpha_t * self.std * scale
+
+    def input_scale(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
+        """c_in / alpha."""
+        return (sigma_t**2 + (alpha_t * self.std) ** 2).rsqrt()

@@ -33,7 +33,7 @@ MIN_IOU = 0.85
 """Least overlap with the ideal shape; a square and a circle of one area and centre overlap by 0.83."""
 MAX_EDGE = 2.7
 """Greatest width in pixels over which an outline goes from 1/4 to 3/4 covered: about 1.35 sigma of a blur."""
-SMALL_BELOW = math.sqrt(SIZES["small"][1] * SIZES["large"][0])
+SMALL_BELOW = math.sqrt(SIZES["small"] * SIZES["large"])
 FILL = {"circle": math.pi / 4, "square": 1.0, "triangle": 0.5}
 """Area of each shape in its bounding square."""
 OUTLINE = {"circle": math.pi, "square": 4.0, "triangle": 1 + math.sqrt(5)}

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def save(
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(plain, draft, metadata=header)
+        draft.chmod(0o666 & ~_umask())  # the library writes for the owner alone
         _sync(draft)
         os.replace(draft, path)
     finally:
@@ -48,20 +50,17 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     The config is data from a file: build it with nothing that trusts it. Raises UserError for a file that is
     missing, cut, not safetensors, not ours, or of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"there is no weight file {path}: give the path of a .safetensors that train.py wrote"
-        )
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            _check(path, header, kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise UserError(_unreadable(path)) from error
+    with _opened(Path(path), kind) as (file, header):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     config: dict[str, Any] = json.loads(header.pop("config"))
     return tensors, config, header
+
+
+def read_header(path: str | Path, kind: str) -> dict[str, str]:
+    """The header's entries beside the config, without the tensors. Raises UserError as `load` does."""
+    with _opened(Path(path), kind) as (_, header):
+        header.pop("config")
+        return header
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -89,6 +88,22 @@ def content_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The open file and its header, both checked."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no weight file {path}: give the path of a .safetensors that train.py wrote"
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            _check(path, header, kind)
+            yield file, header
+    except SafetensorError as error:
+        raise UserError(_unreadable(path)) from error
+
+
 def _check(path: Path, header: Mapping[str, str], kind: str) -> None:
     if header.get("format") != _FORMAT:
         raise UserError(
@@ -110,6 +125,13 @@ def _unreadable(path: Path) -> str:
     if size < 10 or opening == b"{":
         return f"{path} is cut or damaged ({size:,} bytes, header of {length:,}): copy or write it again"
     return f"{path} is not a safetensors file: give the path of a .safetensors that train.py wrote"
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _sync(path: Path) -> None:

@@ -20,11 +20,6 @@ def hinge_generator(fake: Logits) -> Float[Tensor, ""]:
     return -fake.mean()
 
 
-def mean_logits(real: Logits, fake: Logits) -> dict[str, Float[Tensor, ""]]:
-    """What to log: D tells them apart where logits_real > logits_fake, and has won beyond +1 and -1."""
-    return {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
-
-
 def adaptive_weight(
     nll: Float[Tensor, ""],
     g: Float[Tensor, ""],

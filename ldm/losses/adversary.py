@@ -3,7 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator, ramp
+from ldm.losses.adversarial import adaptive_weight, ramp
+from ldm.losses.games import Game, Hinge
+from ldm.losses.penalties import Penalty
+
+HINGE = Hinge()
 
 
 class Adversary(nn.Module):
@@ -18,13 +22,22 @@ class Adversary(nn.Module):
         start: step at which the generator begins to hear the discriminator.
         warmup: steps before `start` in which only the discriminator learns.
         ramp_steps: steps over which the weight rises from 0 to `weight`.
+        game: the two losses.
+        penalty: of the discriminator, beside its loss.
     """
 
     def __init__(
-        self, discriminator: nn.Module, weight: float, start: int, warmup: int = 1000, ramp_steps: int = 1000
+        self,
+        discriminator: nn.Module,
+        weight: float,
+        start: int,
+        warmup: int = 1000,
+        ramp_steps: int = 1000,
+        game: Game = HINGE,
+        penalty: Penalty | None = None,
     ) -> None:
         super().__init__()
-        self.discriminator = discriminator
+        self.discriminator, self.game, self.penalty = discriminator, game, penalty
         self.weight, self.start, self.warmup, self.ramp_steps = weight, start, warmup, ramp_steps
 
     def learns_at(self, step: int) -> bool:
@@ -38,20 +51,24 @@ class Adversary(nn.Module):
     def generator_term(
         self, x_hat: Float[Tensor, "b c h w"], nll: Float[Tensor, ""], last_layer: Tensor, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """(-mean D(x_hat), its weight: ramp(step) · weight · λ)."""
+        """(the generator's loss, its weight: ramp(step) · weight · λ)."""
         # The generator's backward must leave no gradient in the discriminator.
         self.discriminator.requires_grad_(False)
-        adversarial = hinge_generator(self.discriminator(x_hat))
+        adversarial = self.game.generator(self.discriminator(x_hat))
         self.discriminator.requires_grad_(True)
         return adversarial, self.weight_at(step) * adaptive_weight(nll, adversarial, last_layer)
 
     def discriminator_terms(
         self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """The hinge loss, and the mean logits on real and on fake pictures."""
+        """The discriminator's loss with its penalty, and the mean logits on real and on fake pictures."""
         real, fake = self.discriminator(x), self.discriminator(x_hat)
-        return {
-            "discriminator": hinge_discriminator(real, fake),
+        terms = {
+            "discriminator": self.game.discriminator(real, fake),
             "logits_real": real.detach().mean(),
             "logits_fake": fake.detach().mean(),
         }
+        if self.penalty is not None:
+            penalty = self.penalty(self.discriminator, x, real, fake)
+            terms |= {"discriminator": terms["discriminator"] + penalty, "discriminator_penalty": penalty}
+        return terms

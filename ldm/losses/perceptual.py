@@ -12,10 +12,26 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
 from ldm import pretrained
+from ldm.errors import UserError
 from ldm.typing import Image
 
 HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
 """LPIPS's linear heads, version 0.1, inside torchmetrics."""
+
+
+def as_rgb(x: Image, bands: Sequence[int] | None) -> Float[Tensor, "b 3 h w"]:
+    """What a network of colour pictures sees: grey three times, of many channels the three of `bands`."""
+    channels = x.shape[1]
+    if bands is not None:
+        if len(bands) != 3 or not all(0 <= band < channels for band in bands):
+            raise UserError(f"perceptual.bands={list(bands)}: give three of the channels 0..{channels - 1}")
+        return x[:, list(bands)]
+    if channels not in (1, 3):
+        raise UserError(
+            f"the perceptual network sees 3 channels and the pictures have {channels}: name the three that "
+            "stand for red, green and blue with perceptual.bands=[R,G,B], or choose perceptual=ms_ssim"
+        )
+    return x.expand(-1, 3, -1, -1)
 
 
 class Perceptual(nn.Module, ABC):
@@ -34,16 +50,20 @@ class LPIPS(Perceptual):
     """d = sum_l mean_hw w_l . (f_l(x_hat) - f_l(x))^2, f_l VGG-16's normalised features (Zhang et al. 2018).
 
     The linear heads w_l come with torchmetrics; `load_pretrained` finds or downloads VGG-16's weights.
+
+    Args:
+        bands: see `as_rgb`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bands: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.bands = bands
         # Not torchmetrics' metric: that refuses values below -1 and keeps every score.
         self.network = torchmetrics_lpips._NoTrainLpips(pretrained=False, net="vgg", pnet_rand=True)
         pretrained.keep_out_of_checkpoints(self, "network")
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
-        return self.network(x_hat, x)[:, 0, 0, 0]
+        return self.network(as_rgb(x_hat, self.bands), as_rgb(x, self.bands))[:, 0, 0, 0]
 
     def load_pretrained(self) -> None:
         self.load_weights(
@@ -69,10 +89,18 @@ class RandomVGG(Perceptual):
         channels: of each block; pictures are halved between blocks.
         convs: 3x3 convolutions of each block; VGG-16 is (64, 128, 256, 512, 512) and (2, 2, 3, 3, 3).
         seed: of the weights (He et al. 2015), and of biases such as a constant channel of ones would give.
+        bands: see `as_rgb`.
     """
 
-    def __init__(self, channels: Sequence[int], convs: Sequence[int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        convs: Sequence[int],
+        seed: int = 0,
+        bands: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        self.bands = bands
         if len(channels) != len(convs):
             raise ValueError(f"channels names {len(channels)} blocks and convs {len(convs)}")
         self.convs = tuple(convs)
@@ -87,6 +115,7 @@ class RandomVGG(Perceptual):
             self.register_buffer(f"bias_{i}", bias * (2 / before) ** 0.5, persistent=False)
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+        x_hat, x = as_rgb(x_hat, self.bands), as_rgb(x, self.bands)
         pairs = zip(self._features(x_hat), self._features(x), strict=True)
         distances = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
         return torch.stack(distances).mean(0)  # layers b -> b

@@ -5,21 +5,30 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm.networks.blocks import GroupNorm, LayerNorm, zeroed
 
 
 def attend(
-    q: Float[Tensor, "b n l d"], k: Float[Tensor, "b n m d"], v: Float[Tensor, "b n m d"]
+    q: Float[Tensor, "b n l d"],
+    k: Float[Tensor, "b n m d"],
+    v: Float[Tensor, "b n m d"],
+    seen: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b l c"]:
-    """softmax(q kᵀ / √d) v of every head, heads side by side (Vaswani et al. 2017, eq. 1)."""
+    """softmax(q kᵀ / √d) v of every head, heads side by side (Vaswani et al. 2017, eq. 1).
+
+    `seen` says which keys may be attended to; None for all.
+    """
+    mask = None if seen is None else seen[:, None, None, :]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         # There the fused kernel's backward takes 5 to 15 times as long, half of a step (torch 2.15).
-        out = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+        scores = q * q.shape[-1] ** -0.5 @ k.mT
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        out = scores.softmax(-1) @ v
     else:
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b n l d -> b l (n d)")
 
 
@@ -99,19 +108,42 @@ class TransformerBlock(nn.Module):
         return x + self.feed_forward(self.norm3(x))
 
 
+class CrossOnlyBlock(nn.Module):
+    """A transformer block whose first attention, too, is to the context (the ×4 upscaler's outer levels)."""
+
+    def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(channels)
+        self.first_attention = CrossAttention(channels, context_channels, num_heads)
+        self.norm2 = LayerNorm(channels)
+        self.cross_attention = CrossAttention(channels, context_channels, num_heads)
+        self.norm3 = LayerNorm(channels)
+        self.feed_forward = FeedForward(channels)
+
+    def forward(self, x: Float[Tensor, "b l c"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l c"]:
+        x = x + self.first_attention(self.norm1(x), context)
+        x = x + self.cross_attention(self.norm2(x), context)
+        return x + self.feed_forward(self.norm3(x))
+
+
 class SpatialTransformer(nn.Module):
     """x + proj_out(blocks(proj_in(norm(x)))) over the places of a map (Rombach et al. 2022, appendix E.2.1).
 
     The projections are linear layers on tokens, which is what the published 1×1 convolutions compute.
+
+    Args:
+        depth: number of blocks.
+        cross_only: places attend to the context alone.
     """
 
-    def __init__(self, channels: int, context_channels: int, num_heads: int, depth: int) -> None:
+    def __init__(
+        self, channels: int, context_channels: int, num_heads: int, depth: int, cross_only: bool = False
+    ) -> None:
         super().__init__()
         self.norm = GroupNorm(channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(channels, context_channels, num_heads) for _ in range(depth)
-        )
+        block = CrossOnlyBlock if cross_only else TransformerBlock
+        self.blocks = nn.ModuleList(block(channels, context_channels, num_heads) for _ in range(depth))
         self.proj_out = zeroed(nn.Linear(channels, channels))
 
     def forward(

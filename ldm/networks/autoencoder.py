@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.networks.attention import AttentionBlock, check_levels
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
-from ldm.networks.bottleneck import DiagonalGaussian, KLBottleneck
+from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
 
 Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 """One number for all channels, or one a channel."""
@@ -19,6 +19,7 @@ Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 class ToLatent(nn.Module):
     """An encoder: pixels to what a bottleneck takes."""
 
+    in_channels: int
     out_channels: int
     downsampling: int
     """Pixels to one place of the latent, a side."""
@@ -92,7 +93,8 @@ class Encoder(ToLatent):
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
-        self.out_channels, self.downsampling = out_channels, 2 ** (len(widths) - 1)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.downsampling = 2 ** (len(widths) - 1)
         check_levels(attention_levels, len(widths))
         self.conv_in = conv3x3(in_channels, channels)
         self.down = nn.ModuleList()
@@ -164,7 +166,7 @@ class Autoencoder(nn.Module):
         self,
         encoder: ToLatent,
         decoder: FromLatent,
-        bottleneck: KLBottleneck,
+        bottleneck: Bottleneck,
         latent_mean: Statistic = 0.0,
         latent_std: Statistic = 1.0,
     ) -> None:
@@ -194,10 +196,18 @@ class Autoencoder(nn.Module):
 
     def posterior(self, x: Float[Tensor, "b c H W"]) -> DiagonalGaussian:
         """q(z|x) over raw latents, x in [-1, 1]."""
+        self.check_size(x)
+        return self.bottleneck.posterior(self.encoder(x))
+
+    def check_size(self, x: Float[Tensor, "b c H W"]) -> None:
+        """ValueError for a picture whose sides do not divide by the factor."""
         height, width = x.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(f"{height}x{width} pixels do not divide by the factor {self.downsampling}")
-        return self.bottleneck.posterior(self.encoder(x))
+
+    def dimensions(self, posterior: DiagonalGaussian) -> int:
+        """C H W of the pictures that it was encoded from."""
+        return self.encoder.in_channels * self.downsampling**2 * posterior.mean[0, 0].numel()
 
     def reconstruct(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """Raw latents to pixels, nominally in [-1, 1]."""

@@ -84,26 +84,34 @@ class TimeResidualBlock(ResidualBlock):
 
     Args:
         scale_shift_norm: (1 + a) norm(h) + b, [a, b] = W e, instead (Dhariwal & Nichol 2021, eq. 3).
+        resample: changes the size of x, and of silu(norm(x)) before the first convolution.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, time_channels: int, dropout: float, scale_shift_norm: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        dropout: float,
+        scale_shift_norm: bool,
+        resample: nn.Module | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, eps=1e-5)
+        self.resample = nn.Identity() if resample is None else resample
         self.scale_shift_norm = scale_shift_norm
         self.time = nn.Linear(time_channels, out_channels * (2 if scale_shift_norm else 1))
         self.dropout = nn.Dropout(dropout)
         zeroed(self.conv2)
 
-    def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b t"]) -> Float[Tensor, "b d h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
+    def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b t"]) -> Float[Tensor, "b d h2 w2"]:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
         time = self.time(e)[:, :, None, None]
         if self.scale_shift_norm:
             scale, shift = time.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + time)
-        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+        return self.shortcut(self.resample(x)) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Downsample(nn.Module):

@@ -1,5 +1,6 @@
-"""What stands between encoder and decoder: the latent's distribution."""
+"""What stands between encoder and decoder: the latent's distribution, and what it costs."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass
 class DiagonalGaussian:
-    """q(z|x) = N(mean, diag(std²)), raw latents (Kingma & Welling 2014)."""
+    """q(z|x) = N(mean, diag(std²)), raw latents (Kingma & Welling 2014); std 0 where nothing is drawn."""
 
     mean: Float[Tensor, "b z h w"]
     std: Float[Tensor, "b z h w"]
@@ -24,17 +25,46 @@ class DiagonalGaussian:
         return 0.5 * terms.sum((1, 2, 3))
 
 
-class KLBottleneck(nn.Module):
-    """1×1 convolutions to the posterior's moments and from the latent (Rombach et al. 2022, appendix G).
+class Bottleneck(nn.Module, ABC):
+    """A raw latent's distribution, the decoder's input, and the latent's own term of the loss.
 
     Attributes:
-        in_channels: of the encoder's output, twice the latent's.
+        in_channels: of the encoder's output.
         latent_channels: of the latent and of the decoder's input.
     """
 
-    def __init__(self, latent_channels: int) -> None:
+    in_channels: int
+    latent_channels: int
+
+    @abstractmethod
+    def posterior(self, h: Float[Tensor, "b m h w"]) -> DiagonalGaussian:
+        """q(z|x) of the encoder's output, in fp32: what diffusion models."""
+
+    @abstractmethod
+    def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
+        """The decoder's input."""
+
+    @abstractmethod
+    def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
+        """`penalty`, the loss's term, which like all of it is a mean over a picture's `dimensions` (C H W).
+
+        What else there is to log stands beside it.
+        """
+
+    def after_step(self) -> None:
+        """What is to be done behind each optimizer step."""
+
+
+class KLBottleneck(Bottleneck):
+    """1×1 convolutions to the posterior's moments and from the latent (Rombach et al. 2022, appendix G).
+
+    Args:
+        weight: of the KL, both it and the error summed over all they have, as published.
+    """
+
+    def __init__(self, latent_channels: int, weight: float = 1e-6) -> None:
         super().__init__()
-        self.latent_channels = latent_channels
+        self.latent_channels, self.weight = latent_channels, weight
         self.in_channels = 2 * latent_channels
         self.to_moments = nn.Conv2d(self.in_channels, self.in_channels, 1)
         self.from_latent = nn.Conv2d(latent_channels, latent_channels, 1)
@@ -47,3 +77,28 @@ class KLBottleneck(nn.Module):
     def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
         """The decoder's input."""
         return self.from_latent(z)
+
+    def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
+        """KL(q(z|x) ‖ N(0, I)) in nats, per picture dimension."""
+        kl = posterior.kl().mean() / dimensions
+        return {"kl": kl, "penalty": self.weight * kl}
+
+
+class NoBottleneck(Bottleneck):
+    """The latent is the encoder's output, and free."""
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.in_channels = self.latent_channels = latent_channels
+
+    def posterior(self, h: Float[Tensor, "b z h w"]) -> DiagonalGaussian:
+        """All of it at h."""
+        return DiagonalGaussian(h.float(), torch.zeros_like(h, dtype=torch.float32))
+
+    def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
+        """z itself."""
+        return z
+
+    def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
+        """Nothing to pay."""
+        return {"penalty": posterior.mean.new_zeros(())}

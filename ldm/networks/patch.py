@@ -1,4 +1,4 @@
-"""The demo's fast pair: pixels folded into channels at once, every convolution at the latent's size."""
+"""The demo's fast pair: pixels folded into channels at once, nearly all work at the latent's size."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,7 +30,7 @@ class PatchEncoder(ToLatent):
         out_channels: int = 32,
     ) -> None:
         super().__init__()
-        self.out_channels, self.downsampling = out_channels, patch
+        self.in_channels, self.out_channels, self.downsampling = in_channels, out_channels, patch
         self.conv_in = conv3x3(in_channels * patch**2, channels)
         self.trunk = trunk(channels, num_res_blocks, mid_attention)
         self.norm_out = GroupNorm(channels, eps=1e-6)
@@ -42,7 +42,14 @@ class PatchEncoder(ToLatent):
 
 
 class PatchDecoder(FromLatent):
-    """Residual blocks, then depth to space by `patch` (Shi et al. 2016)."""
+    """Residual blocks, then depth to space by `patch` (Shi et al. 2016), then two convolutions of pixels.
+
+    Those two cost little and let an edge lie where it must: without them every pixel of a patch is one linear
+    map of the same features.
+
+    Args:
+        pixel_channels: features a pixel gets from depth to space; twice as many between the convolutions.
+    """
 
     def __init__(
         self,
@@ -52,14 +59,18 @@ class PatchDecoder(FromLatent):
         num_res_blocks: int = 2,
         mid_attention: bool = False,
         in_channels: int = 16,
+        pixel_channels: int = 8,
     ) -> None:
         super().__init__()
         self.in_channels, self.patch = in_channels, patch
         self.conv_in = conv3x3(in_channels, channels)
         self.trunk = trunk(channels, num_res_blocks, mid_attention)
         self.norm_out = GroupNorm(channels, eps=1e-6)
-        self.conv_out = conv3x3(channels, out_channels * patch**2)
+        self.to_pixels = conv3x3(channels, pixel_channels * patch**2)
+        self.conv_pixels = conv3x3(pixel_channels, 2 * pixel_channels)
+        self.conv_out = conv3x3(2 * pixel_channels, out_channels)
 
     def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
-        h = self.trunk(self.conv_in(z))
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        h = self.to_pixels(F.silu(self.norm_out(self.trunk(self.conv_in(z)))))  # b pp h w
+        h = self.conv_pixels(F.silu(F.pixel_shuffle(h, self.patch)))  # b 2p H W
+        return self.conv_out(F.silu(h))

@@ -1,16 +1,18 @@
 """The denoiser: a U-Net told of time and conditioned by cross-attention, a vector or concatenated maps."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ldm.networks.attention import AttentionBlock, SpatialTransformer, check_levels
 from ldm.networks.blocks import GroupNorm, TimeResidualBlock, Upsample, conv3x3, zeroed
+from ldm.networks.denoiser import Denoiser, Embed, embed_vector, sinusoid
 from ldm.typing import Conditioning
 
 Map: TypeAlias = Float[Tensor, "b _ _ _"]
@@ -23,38 +25,34 @@ Context: TypeAlias = Float[Tensor, "b l d"]
 """Tokens to attend to."""
 
 
-def sinusoid(t: Float[Tensor, " b"], channels: int) -> Float[Tensor, "b e"]:
-    """[cos ω_i t, sin ω_i t], ω_i = 10000^(-2i/channels), in fp32 (Vaswani et al. 2017, section 3.5)."""
-    half = channels // 2
-    omega = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
-    angles = t.float()[:, None] * omega
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class Embed(nn.Module):
-    """W_out silu(W_in v): what time's sinusoids and the vector go through."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.linear_in = nn.Linear(in_channels, channels)
-        self.linear_out = nn.Linear(channels, channels)
-
-    def forward(self, v: Float[Tensor, "b v"]) -> Embedding:
-        return self.linear_out(F.silu(self.linear_in(v)))
-
-
 class Block(nn.Module):
-    """A residual block, then attention where the level has it."""
+    """A residual block, then attention where the level has it.
 
-    def __init__(self, residual: TimeResidualBlock, attention: nn.Module | None) -> None:
+    Args:
+        recompute: keep no activations of it in training, and compute them again on the way back
+            (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
+    """
+
+    def __init__(self, residual: TimeResidualBlock, attention: nn.Module | None, recompute: bool) -> None:
         super().__init__()
-        self.residual, self.attention = residual, attention
+        self.residual, self.attention, self.recompute = residual, attention, recompute
 
     def forward(self, h: Map, e: Embedding, context: Context | None) -> Map:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, h, e, context, use_reentrant=False)
+        return self.compute(h, e, context)
+
+    def compute(self, h: Map, e: Embedding, context: Context | None) -> Map:
+        """The block itself."""
         h = self.residual(h, e)
         if self.attention is None:
             return h
         return self.attention(h) if context is None else self.attention(h, context)
+
+
+def resized(h: Map, layer: nn.Module, e: Embedding) -> Map:
+    """The map in another size; a residual block hears the time as well."""
+    return layer(h, e) if isinstance(layer, TimeResidualBlock) else layer(h)
 
 
 class DownLevel(nn.Module):
@@ -70,7 +68,7 @@ class DownLevel(nn.Module):
         for block in self.blocks:
             h = block(h, e, context)
             states.append(h)
-        return states if self.downsample is None else [*states, self.downsample(h)]
+        return states if self.downsample is None else [*states, resized(h, self.downsample, e)]
 
 
 class UpLevel(nn.Module):
@@ -84,7 +82,7 @@ class UpLevel(nn.Module):
         """Takes its skip connections off the end of `skips`."""
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), e, context)
-        return self.upsample(h)
+        return resized(h, self.upsample, e)
 
 
 def count_heads(channels: int, num_heads: int | None, head_channels: int | None) -> int:
@@ -99,49 +97,94 @@ def count_heads(channels: int, num_heads: int | None, head_channels: int | None)
     )
 
 
-def build_attention(channels: int, num_heads: int, context_channels: int | None, depth: int) -> nn.Module:
-    """A transformer with cross-attention, or the unconditional models' attention without a context."""
-    if context_channels is not None:
-        return SpatialTransformer(channels, context_channels, num_heads, depth)
-    attention = AttentionBlock(channels, num_heads, eps=1e-5)
-    zeroed(attention.attention.out)
-    return attention
+@dataclass
+class Layers:
+    """Builds a U-Net's layers from the numbers that they share; arguments as in `UNet`."""
+
+    time_channels: int
+    attention_levels: Sequence[int]
+    num_heads: int | None
+    head_channels: int | None
+    context_channels: int | None
+    depths: Sequence[int]
+    dropout: float
+    scale_shift_norm: bool
+    cross_only_levels: Sequence[int]
+    resample_in_blocks: bool
+    recompute: bool
+
+    def residual(self, before: int, channels: int, resample: nn.Module | None = None) -> TimeResidualBlock:
+        """A residual block, which changes the size where it gets a layer that does."""
+        return TimeResidualBlock(
+            before, channels, self.time_channels, self.dropout, self.scale_shift_norm, resample
+        )
+
+    def block(self, before: int, channels: int, level: int) -> Block:
+        """A block of a level, with its attention."""
+        residual = self.residual(before, channels)
+        if level not in self.attention_levels:
+            return Block(residual, None, self.recompute)
+        attention = self.attention(channels, level, level in self.cross_only_levels)
+        return Block(residual, attention, self.recompute)
+
+    def middle(self, channels: int) -> nn.ModuleList:
+        """Two blocks, the first with attention, as deep as the coarsest level's."""
+        residual, attention = (
+            self.residual(channels, channels),
+            self.attention(channels, -1, cross_only=False),
+        )
+        second = self.residual(channels, channels)
+        return nn.ModuleList(
+            [Block(residual, attention, self.recompute), Block(second, None, self.recompute)]
+        )
+
+    def attention(self, channels: int, level: int, cross_only: bool) -> nn.Module:
+        """A transformer with cross-attention, or the unconditional models' attention without a context."""
+        heads = count_heads(channels, self.num_heads, self.head_channels)
+        if self.context_channels is not None:
+            return SpatialTransformer(channels, self.context_channels, heads, self.depths[level], cross_only)
+        attention = AttentionBlock(channels, heads, eps=1e-5)
+        zeroed(attention.attention.out)
+        return attention
+
+    def downsample(self, channels: int) -> nn.Module:
+        """Half the size."""
+        if self.resample_in_blocks:
+            return self.residual(channels, channels, nn.AvgPool2d(2))
+        return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def upsample(self, channels: int) -> nn.Module:
+        """Twice the size."""
+        if self.resample_in_blocks:
+            return self.residual(channels, channels, nn.Upsample(scale_factor=2.0, mode="nearest"))
+        return Upsample(channels)
 
 
-BuildBlock: TypeAlias = Callable[[int, int, bool], Block]
-"""(channels in, channels out, whether it attends)."""
-
-
-def down_path(
-    block: BuildBlock, widths: Sequence[int], num_res_blocks: int, attention_levels: Sequence[int]
-) -> tuple[nn.ModuleList, list[int]]:
+def down_path(layers: Layers, widths: Sequence[int], num_res_blocks: int) -> tuple[nn.ModuleList, list[int]]:
     """The levels from fine to coarse, and the channels of the skip connections behind the first."""
     levels, skips = nn.ModuleList(), []
     for i, (above, width) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True)):
-        blocks = [block(width if j else above, width, i in attention_levels) for j in range(num_res_blocks)]
+        blocks = [layers.block(width if j else above, width, i) for j in range(num_res_blocks)]
         coarsest = i == len(widths) - 1
-        downsample = None if coarsest else nn.Conv2d(width, width, 3, stride=2, padding=1)
-        levels.append(DownLevel(blocks, downsample))
+        levels.append(DownLevel(blocks, None if coarsest else layers.downsample(width)))
         skips += [width] * (num_res_blocks + (not coarsest))
     return levels, skips
 
 
-def up_path(
-    block: BuildBlock, widths: Sequence[int], skips: list[int], attention_levels: Sequence[int]
-) -> nn.ModuleList:
+def up_path(layers: Layers, widths: Sequence[int], skips: list[int]) -> nn.ModuleList:
     """The levels from coarse to fine, each with one block more than on the way down."""
     levels, channels = nn.ModuleList(), widths[-1]
     per_level = len(skips) // len(widths)
     for i, width in reversed(list(enumerate(widths))):
         blocks = []
         for _ in range(per_level):
-            blocks.append(block(channels + skips.pop(), width, i in attention_levels))
+            blocks.append(layers.block(channels + skips.pop(), width, i))
             channels = width
-        levels.append(UpLevel(blocks, Upsample(width) if i else nn.Identity()))
+        levels.append(UpLevel(blocks, layers.upsample(width) if i else nn.Identity()))
     return levels
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """f_θ(z_t, t, c): the U-Net of latent diffusion (Rombach et al. 2022, section 3.3).
 
     Built as by Dhariwal & Nichol (2021), with transformers for attention.
@@ -153,10 +196,16 @@ class UNet(nn.Module):
         num_heads, head_channels: heads of every attention, or channels of every head; exactly one is given.
         context_channels: of cond.context; None for no cross-attention, as in the unconditional models.
         vector_channels: of cond.vector; None for no vector.
-        transformer_depth: transformer blocks at each place with attention.
+        transformer_depth: transformer blocks at each place with attention, or one number a level.
         dropout: rate inside residual blocks.
         scale_shift_norm: see `TimeResidualBlock`.
+        num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1.
+        cross_only_levels: where places attend to the context alone, not to each other (the ×4 upscaler).
+        resample_in_blocks: residual blocks change the size, not convolutions (Dhariwal & Nichol 2021, 3).
+        activation_checkpointing: see `Block`; less memory in training for a third more time.
     """
+
+    title = "the U-Net"
 
     def __init__(
         self,
@@ -170,31 +219,30 @@ class UNet(nn.Module):
         head_channels: int | None,
         context_channels: int | None,
         vector_channels: int | None = None,
-        transformer_depth: int = 1,
+        transformer_depth: int | Sequence[int] = 1,
         dropout: float = 0.0,
         scale_shift_norm: bool = False,
+        num_labels: int | None = None,
+        cross_only_levels: Sequence[int] = (),
+        resample_in_blocks: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_channels, self.model_channels = in_channels, model_channels
-        self.context_channels, self.vector_channels = context_channels, vector_channels
-        self.downsampling = 2 ** (len(channel_mult) - 1)
-        time_channels = 4 * model_channels
-
-        def block(channels_in: int, channels: int, attends: bool) -> Block:
-            residual = TimeResidualBlock(channels_in, channels, time_channels, dropout, scale_shift_norm)
-            if not attends:
-                return Block(residual, None)
-            heads = count_heads(channels, num_heads, head_channels)
-            return Block(residual, build_attention(channels, heads, context_channels, transformer_depth))
-
-        check_levels(attention_levels, len(channel_mult))
-        widths = [model_channels * m for m in channel_mult]
+        widths, time_channels = [model_channels * m for m in channel_mult], 4 * model_channels
+        factor = 2 ** (len(widths) - 1)
+        super().__init__(in_channels, context_channels, vector_channels, num_labels, factor)
+        check_levels(attention_levels, len(widths))
+        check_levels(cross_only_levels, len(widths))
+        depths = per_level(transformer_depth, len(widths))
+        numbers = (time_channels, attention_levels, num_heads, head_channels, context_channels, depths)
+        switches = (dropout, scale_shift_norm, cross_only_levels, resample_in_blocks)
+        layers = Layers(*numbers, *switches, activation_checkpointing)
+        self.model_channels = model_channels
         self.time_embedding = Embed(model_channels, time_channels)
-        self.vector_embedding = None if vector_channels is None else Embed(vector_channels, time_channels)
+        self.vector_embedding = embed_vector(vector_channels, num_labels, time_channels)
         self.conv_in = conv3x3(in_channels, widths[0])
-        self.down, skips = down_path(block, widths, num_res_blocks, attention_levels)
-        self.middle = nn.ModuleList([block(widths[-1], widths[-1], i == 0) for i in range(2)])
-        self.up = up_path(block, widths, [widths[0], *skips], attention_levels)
+        self.down, skips = down_path(layers, widths, num_res_blocks)
+        self.middle = layers.middle(widths[-1])
+        self.up = up_path(layers, widths, [widths[0], *skips])
         self.norm_out = GroupNorm(widths[0])
         self.conv_out = zeroed(conv3x3(widths[0], out_channels))
 
@@ -202,9 +250,8 @@ class UNet(nn.Module):
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b out h w"]:
         """What the network predicts; t is what `schedule.network_time` gives."""
-        self.check(z_t, cond)
+        h = self.conv_in(self.entering(z_t, cond))
         e = self.embed(t, cond)  # b e
-        h = self.conv_in(z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1))
         skips = [h]
         for level in self.down:
             skips += level(skips[-1], e, cond.context)
@@ -222,27 +269,10 @@ class UNet(nn.Module):
             e = e + self.vector_embedding(cond.vector)
         return F.silu(e)
 
-    def check(self, z_t: Float[Tensor, "b c h w"], cond: Conditioning) -> None:
-        """ValueError for a size or condition that this U-Net does not take."""
-        size = z_t.shape[-2:]
-        if any(side % self.downsampling for side in size):
-            raise ValueError(
-                f"latents of {tuple(size)} do not divide by the U-Net's factor {self.downsampling}"
-            )
-        if cond.concat is not None and cond.concat.shape[-2:] != size:
-            raise ValueError(
-                f"cond.concat of {tuple(cond.concat.shape[-2:])} beside latents of {tuple(size)}"
-            )
-        channels = z_t.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
-        if channels != self.in_channels:
-            raise ValueError(
-                f"z_t and cond.concat have {channels} channels, the U-Net takes {self.in_channels}"
-            )
-        slots = (
-            ("context", cond.context, self.context_channels),
-            ("vector", cond.vector, self.vector_channels),
-        )
-        for name, value, expected in slots:
-            given = None if value is None else value.shape[-1]
-            if given != expected:
-                raise ValueError(f"cond.{name} has {given} channels, the U-Net takes {expected}")
+
+def per_level(depth: int | Sequence[int], num_levels: int) -> Sequence[int]:
+    """One number for all levels, or one a level."""
+    depths = [depth] * num_levels if isinstance(depth, int) else depth
+    if len(depths) != num_levels:
+        raise ValueError(f"{len(depths)} transformer depths for {num_levels} levels")
+    return depths

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, by reconstruction, perceptual, adversarial and KL terms."""
+"""Stage 1: the autoencoder, by reconstruction, perceptual and adversarial terms and its bottleneck's."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -6,26 +6,30 @@ from typing import Any
 
 import PIL.Image
 import torch
-from jaxtyping import Float
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ldm import keyed
 from ldm.errors import UserError
 from ldm.grid import to_pil
 from ldm.interop import safetensors
 from ldm.losses.adversary import Adversary
+from ldm.losses.equivariance import Equivariance
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
-from ldm.stages.base import OptimizerFactory, Stage
+from ldm.stages.base import OptimizerFactory, Stage, split
 from ldm.typing import Batch
 
 
 class AutoencoderStage(Stage):
-    """L = L_rec + w_p L_perceptual + w_KL KL + ramp(step) λ L_adv (Rombach et al. 2022; Esser et al. 2021).
+    """L = L_rec + w L_perceptual + L_bottleneck + ramp λ L_adv (Rombach et al. 2022; Esser et al. 2021).
 
-    Everything is counted per picture dimension (C H W), which makes `kl_weight` the published one: 1e-6 there
-    multiplies a KL summed over the latent beside an error summed over the picture.
+    Everything is counted per picture dimension (C H W), which makes a KL's weight the published one: 1e-6
+    there multiplies a KL summed over the latent beside an error summed over the picture.
 
     Args:
+        likelihood: distance to negative log-likelihood, see `LearnedScale`; None takes the distance itself.
+        equivariance: decodes turned and shrunk latents at some steps; None at none.
         adversary: discriminator with its start and ramp; None trains without.
         decoder_only: freeze encoder and bottleneck, to finetune a decoder on published latents.
         init: a sampling file of stage 1 to go on from.
@@ -44,7 +48,8 @@ class AutoencoderStage(Stage):
         optimizer: OptimizerFactory,
         learning_rate: Callable[[int], float],
         perceptual_weight: float = 1.0,
-        kl_weight: float = 1e-6,
+        likelihood: nn.Module | None = None,
+        equivariance: Equivariance | None = None,
         decoder_only: bool = False,
         init: str | None = None,
         statistics_batches: int = 32,
@@ -56,8 +61,9 @@ class AutoencoderStage(Stage):
         super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
         self.model, self.adversary, self.optimizer = model, adversary, optimizer
         self.reconstruction, self.perceptual = reconstruction, perceptual
-        self.perceptual_weight, self.kl_weight, self.init = perceptual_weight, kl_weight, init
-        self.statistics_batches, self.decoder_only = statistics_batches, decoder_only
+        self.perceptual_weight = perceptual_weight
+        self.likelihood, self.equivariance = likelihood, equivariance
+        self.init, self.statistics_batches, self.decoder_only = init, statistics_batches, decoder_only
         if decoder_only:
             model.freeze_encoder()
 
@@ -69,7 +75,12 @@ class AutoencoderStage(Stage):
             safetensors.fill(self.model, tensors, self.init)
 
     def check_steps(self, max_steps: int) -> None:
-        """UserError for an adversary that training would never hear."""
+        """UserError for an adversary that training would never hear, or where there is nothing to train."""
+        if not self.averaged_parameters():
+            raise UserError(
+                "this autoencoder has nothing to train: in pixel space go on to stage 2, with "
+                "autoencoder=identity and without first_stage"
+            )
         if self.adversary is not None and self.adversary.start >= max_steps:
             raise UserError(
                 f"the discriminator starts at step {self.adversary.start}, past the end of training "
@@ -78,27 +89,27 @@ class AutoencoderStage(Stage):
             )
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, DiagonalGaussian]:
-        """(x, x_hat, posterior) with each sample's own posterior noise."""
+        """(x, x_hat, posterior) with each sample's own posterior noise; with `equivariance`, τ x for x."""
         x = self.pixels(batch)
-        factor = self.model.downsampling
-        shape = (self.model.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
-        x_hat, posterior = self.model(x, self.normal(batch, "posterior", shape))
-        return x, x_hat.float(), posterior
+        posterior = self.model.posterior(x)
+        z = posterior.sample(self.normal(batch, "posterior", posterior.mean.shape[1:]))
+        if self.equivariance is not None:
+            u = keyed.uniform(self.seed, [self.global_step], "equivariance", (3,))[0]
+            z, x = self.equivariance(z, x, u)
+        return x, self.model.reconstruct(z).float(), posterior
 
-    def likelihood(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """The reconstruction and perceptual terms, and their weighted sum `nll`."""
+    def distances(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The reconstruction and perceptual terms, and their sum `nll`, scaled where the scale is learned."""
         rec, perceptual = self.reconstruction(x_hat, x).mean(), self.perceptual(x_hat, x).mean()
-        return {"rec": rec, "perceptual": perceptual, "nll": rec + self.perceptual_weight * perceptual}
-
-    def kl(self, posterior: DiagonalGaussian, x: Tensor) -> Float[Tensor, ""]:
-        """KL(q(z|x) ‖ N(0, I)) in nats, per picture dimension."""
-        return posterior.kl().mean() / x[0].numel()
+        distance = rec + self.perceptual_weight * perceptual
+        nll = distance if self.likelihood is None else self.likelihood(distance)
+        return {"rec": rec, "perceptual": perceptual, "nll": nll}
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
         """All terms of the autoencoder's loss; `loss` is their sum."""
-        terms = self.likelihood(x_hat, x)
-        terms["kl"] = self.kl(posterior, x)
-        terms["loss"] = terms["nll"] + self.kl_weight * terms["kl"]
+        terms = self.distances(x_hat, x)
+        terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
+        terms["loss"] = terms["nll"] + terms["penalty"]
         if self.adversary is not None and self.adversary.weight_at(self.global_step) > 0:
             adversarial, weight = self.adversary.generator_term(
                 x_hat, terms["nll"], self.model.last_layer, self.global_step
@@ -143,27 +154,30 @@ class AutoencoderStage(Stage):
         found = self.lr_schedulers()
         schedules = found if isinstance(found, list) else [found]
         logs = {"learning_rate": schedules[0].get_last_lr()[0]}
+        norms = {"gradient_norm": self.clip(self.trained_parameters())}
+        if self.adversary is not None:
+            norms["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
+        self.judged(*norms.values())
         # The discriminator first: global_step moves with the generator's step. Without gradients it rests.
         if self.adversary is not None:
-            logs["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
             discriminator.optimizer.step()
             discriminator.zero_grad()
-        logs["gradient_norm"] = self.clip(self.averaged_parameters().values())
         generator.step()
         generator.zero_grad()
+        self.model.bottleneck.after_step()
         for schedule in schedules:
             schedule.step()
-        return logs
+        return logs | norms
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
         x = self.pixels(batch)
         posterior = self.model.posterior(x)
         x_hat = self.model.reconstruct(posterior.mean).float().clamp(-1, 1)
-        terms = self.likelihood(x_hat, x)
+        terms = self.distances(x_hat, x)
         mse = (x_hat - x).square().mean((1, 2, 3)) / 4
         terms["psnr"] = (-10 * mse.clamp(min=1e-10).log10()).mean()
-        terms["kl"] = self.kl(posterior, x)
+        terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
         logged = {f"val/{k}": v for k, v in terms.items()}
         self.log_dict(logged, batch_size=len(x), logger=False, sync_dist=True)
         self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x), sync_dist=True)
@@ -181,9 +195,16 @@ class AutoencoderStage(Stage):
         return rows
 
     def finish(self, data: Any) -> None:
-        """The latents' statistics over `statistics_batches` batches; those of a frozen encoder stay."""
+        """The latents' statistics over `statistics_batches` batches; those of a frozen encoder stay.
+
+        One rank measures whole batches, as many pictures at once as it trains on.
+        """
         if not self.decoder_only:
-            self.measure_latents(islice(data.train_dataloader(), self.statistics_batches))
+            ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            batches = islice(data.train_dataloader(), self.statistics_batches)
+            self.measure_latents(
+                part for batch in batches for part in split(batch, len(batch["position"]) // ranks)
+            )
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Batch]) -> None:
@@ -196,9 +217,14 @@ class AutoencoderStage(Stage):
         mean, square = torch.stack(moments).mean(0)
         self.model.set_latent_statistics(mean.float(), (square - mean.square()).sqrt().float())
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The autoencoder's, and the likelihood's scale where that is learned."""
+        scale = [] if self.likelihood is None else self.likelihood.parameters()
+        return [*self.averaged_parameters().values(), *scale]
+
     def configure_optimizers(self) -> Any:
         """The autoencoder's optimizer and the discriminator's, with the same schedule."""
-        pairs = [self.scheduled(self.optimizer(self.averaged_parameters().values()))]
+        pairs = [self.scheduled(self.optimizer(self.trained_parameters()))]
         if self.adversary is not None:
             pairs.append(self.scheduled(self.optimizer(self.adversary.parameters())))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]

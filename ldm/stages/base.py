@@ -1,5 +1,7 @@
 """What both stages share: seeding, micro-batches, the visible optimizer step, logging."""
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +19,7 @@ from ldm.typing import Batch
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-class Stage(LightningModule):
+class Stage(LightningModule, ABC):
     """Manual optimization with one optimizer step a global batch.
 
     Args:
@@ -42,6 +44,9 @@ class Stage(LightningModule):
         super().__init__()
         self.seed, self.learning_rate, self.gradient_clip = seed, learning_rate, gradient_clip
         self.micro_batch_size, self.log_every = micro_batch_size, log_every
+        self.notes: dict[str, Tensor | float] = {}  # what callbacks add to the next row of the log
+        self.judge: Callable[[Tensor], Tensor] | None = None  # set by ldm.callbacks.guard
+        self.batch_ended = 0.0
 
     def load_pretrained(self) -> None:
         """Read foreign weights from disk; UserError where they are missing."""
@@ -57,15 +62,15 @@ class Stage(LightningModule):
         """What the sampling file holds: the model, without foreign weights that it names by hash."""
         return self.model.state_dict()
 
+    @abstractmethod
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
         """Labelled rows that show how far the model is."""
-        raise NotImplementedError
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         """What the EMA follows: the model's trainable parameters."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def pixels(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
+    def pixels(self, batch: Batch) -> Float[Tensor, "b c h w"]:
         """Stored bytes to [-1, 1], on the device."""
         return batch["image"].to(self.device).float() / 127.5 - 1
 
@@ -83,12 +88,14 @@ class Stage(LightningModule):
             keyed.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed()
         )
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """All callbacks are done: from here on the run waits for data (ldm.callbacks.throughput)."""
+        self.batch_ended = time.perf_counter()
+
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """(part of the batch, its share of the batch)."""
         n = len(batch["position"])
-        size = self.micro_batch_size or n
-        for i in range(0, n, size):
-            part: Batch = {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[assignment, index]
+        for part in split(batch, self.micro_batch_size or n):
             yield part, len(part["position"]) / n
 
     def scheduled(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
@@ -98,17 +105,36 @@ class Stage(LightningModule):
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
         """Clip the gradient in place; its norm before."""
-        return nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
+        norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
+        return norm.to(self.device)  # without gradients it is a 0 on the CPU
+
+    def judged(self, *norms: Tensor) -> None:
+        """Have this step skipped if `judge` finds these gradients bad: on the device, by fused optimizers."""
+        if self.judge is not None:
+            verdict = self.judge(torch.stack(norms))
+            for optimizer in self.trainer.optimizers:
+                optimizer.found_inf = verdict  # type: ignore[attr-defined]
+
+    @property
+    def reports_next(self) -> bool:
+        """Whether the step that is about to be taken will be logged."""
+        return (self.global_step + 1) % self.log_every == 0
 
     def report(self, values: Mapping[str, Tensor | float]) -> None:
         """Record training values, means over ranks, every `log_every` steps; the bar shows the loss."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
-            self.record({f"train/{name}": self.mean_over_ranks(value) for name, value in values.items()})
+            means = self.means_over_ranks(values)
+            self.record({f"train/{name}": value for name, value in means.items()} | self.notes)
 
-    def mean_over_ranks(self, value: Tensor | float) -> Tensor | float:
+    def means_over_ranks(self, values: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
         """What one process would have found in the whole batch; a plain number is the same everywhere."""
-        return value if isinstance(value, float) else self.trainer.strategy.reduce(value, reduce_op="mean")
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        means = self.trainer.strategy.reduce(torch.stack(list(tensors.values())), reduce_op="mean").cpu()
+        return {**values, **dict(zip(tensors, means.unbind(), strict=True))}
+
+    def measure(self, batch: Batch, name: str) -> None:
+        """Record of a validation batch, under `name`, what the parameters in training do."""
 
     def on_validation_epoch_end(self) -> None:
         """Record what validation logged."""
@@ -119,3 +145,9 @@ class Stage(LightningModule):
         """Give the loggers one row; `self.log` would repeat the last values at every step in between."""
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, self.global_step)
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in parts of `size` samples; the last may be smaller."""
+    for i in range(0, len(batch["position"]), size):
+        yield {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[misc, index]

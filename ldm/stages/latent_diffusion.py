@@ -6,11 +6,12 @@ from typing import Any
 import PIL.Image
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.diffusion.objective import diffusion_loss
+from ldm.diffusion.objective import sample_losses
 from ldm.diffusion.samplers.ddim import ddim
-from ldm.diffusion.times import trailing
+from ldm.diffusion.times import evenly, stratified, trailing
+from ldm.diffusion.weighting import Weighting
 from ldm.errors import UserError
 from ldm.grid import to_pil
 from ldm.interop import safetensors
@@ -27,15 +28,22 @@ class LatentDiffusionStage(Stage):
         init: a sampling file of this stage to go on from.
         prompts: captions drawn with averaged weights while it trains: 8 pictures each, `preview_steps` of
             DDIM, guidance of `preview_scale`.
-        The others as in `Stage` and `diffusion_loss`.
+        strata: u is drawn one in each of so many equal parts of [0, 1); the global batch size for the least
+            variance, 1 for independent u.
+        offset_noise: std of what is added to a whole channel of eps (Guttenberg 2023; 0.1 there).
+        input_perturbation: std of noise in z_t that the network is not asked for, in units of sigma_t (Ning
+            et al. 2023; 0.1 there).
+        The others as in `Stage` and `sample_losses`.
     """
 
     model: LatentDiffusion
+    bins = 10
+    """Validation's noise levels: equal parts of u, 0 the cleanest."""
 
     def __init__(
         self,
         model: LatentDiffusion,
-        weighting: Callable[[Tensor, Tensor], Tensor],
+        weighting: Weighting,
         times: Callable[[Tensor], Tensor],
         optimizer: OptimizerFactory,
         learning_rate: Callable[[int], float],
@@ -48,22 +56,34 @@ class LatentDiffusionStage(Stage):
         gradient_clip: float = 1.0,
         micro_batch_size: int = 0,
         log_every: int = 50,
+        strata: int = 1,
+        offset_noise: float = 0.0,
+        input_perturbation: float = 0.0,
     ) -> None:
         super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
+        if strata < 1 or offset_noise < 0 or input_perturbation < 0:
+            raise ValueError(
+                "a stage needs strata >= 1, offset_noise >= 0 and input_perturbation >= 0, "
+                f"not {strata}, {offset_noise}, {input_perturbation}"
+            )
+        weighting.check(model.schedule)
         self.model = model
         self.weighting, self.times, self.optimizer = weighting, times, optimizer
         self.first_stage_weights, self.init = first_stage_weights, init
         self.prompts, self.preview_steps, self.preview_scale = prompts, preview_steps, preview_scale
+        self.strata, self.offset_noise, self.input_perturbation = strata, offset_noise, input_perturbation
+        self.measured: dict[str, Tensor] = {}
 
     def load_pretrained(self) -> None:
         """The frozen first stage, the conditioner's frozen encoders, and the weights to go on from."""
-        if self.first_stage_weights is None:
+        if self.first_stage_weights is not None:
+            tensors, _, _ = safetensors.load(self.first_stage_weights, "autoencoder")
+            safetensors.fill(self.model.first_stage, tensors, self.first_stage_weights)
+        elif next(self.model.first_stage.parameters(), None) is not None:  # pixel space has none to load
             raise UserError(
                 "stage 2 needs a trained first stage: give first_stage=runs/NAME/autoencoder.safetensors, "
                 "which `python train.py experiment=ae_kl_f8` writes"
             )
-        tensors, _, _ = safetensors.load(self.first_stage_weights, "autoencoder")
-        safetensors.fill(self.model.first_stage, tensors, self.first_stage_weights)
         self.model.conditioner.load_pretrained()
         if self.init is not None:
             tensors, _, _ = safetensors.load(self.init, "latent_diffusion")
@@ -89,20 +109,42 @@ class LatentDiffusionStage(Stage):
         return first_stage.encode(x, self.normal(batch, "posterior", shape)).float()
 
     def loss(self, batch: Batch, dropout: bool) -> Float[Tensor, ""]:
-        """L_LDM of a batch with each sample's own noise, time and dropped conditions."""
+        """L_LDM of a batch, in training with each sample's own noise, time and dropped conditions."""
+        return (self.training_losses(batch) if dropout else self.validation_losses(batch)[0]).mean()
+
+    def training_losses(self, batch: Batch) -> Float[Tensor, " b"]:
+        """Each sample's loss, all that it draws keyed by its position."""
         z_0 = self.latents(batch)
-        drop = self.uniform(batch, "drop", (len(self.model.conditioner),)) if dropout else None
-        return diffusion_loss(
-            self.model.denoiser,
-            z_0,
-            self.model.conditioner(batch, drop),
-            self.normal(batch, "eps", z_0.shape[1:]),
-            self.uniform(batch, "u"),
-            self.model.schedule,
-            self.model.parameterization,
-            self.weighting,
-            self.times,
-        )
+        eps = self.normal(batch, "eps", z_0.shape[1:])
+        jitter: Tensor | float = 0.0
+        if self.offset_noise > 0:
+            eps = eps + self.offset_noise * self.normal(batch, "offset", (z_0.shape[1], 1, 1))
+        if self.input_perturbation > 0:
+            jitter = self.input_perturbation * self.normal(batch, "jitter", z_0.shape[1:])
+        u = stratified(self.uniform(batch, "u"), batch["position"].to(self.device), self.strata)
+        drop = self.uniform(batch, "drop", (len(self.model.conditioner),))
+        return self._losses(batch, z_0, eps, u, self.weighting, drop, jitter)
+
+    def validation_losses(self, batch: Batch) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """(each sample's loss, its u): noise and time fixed by its position, nothing dropped or learned."""
+        z_0 = self.latents(batch)
+        u = evenly(batch["position"]).to(self.device)
+        eps = self.normal(batch, "eps", z_0.shape[1:])
+        return self._losses(batch, z_0, eps, u, self.weighting.fixed), u
+
+    def _losses(
+        self,
+        batch: Batch,
+        z_0: Tensor,
+        eps: Tensor,
+        u: Tensor,
+        weighting: Weighting,
+        drop: Tensor | None = None,
+        jitter: Tensor | float = 0.0,
+    ) -> Tensor:
+        model, cond = self.model, self.model.conditioner(batch, drop)
+        at = model.schedule, model.parameterization, weighting, self.times
+        return sample_losses(model.denoiser, z_0, cond, eps, u, *at, jitter)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One global batch: backward by micro-batches, clip, step, schedule."""
@@ -112,23 +154,50 @@ class LatentDiffusionStage(Stage):
             loss = self.loss(part, dropout=True) * share
             self.manual_backward(loss)
             total += loss.detach()
-        norm = self.clip(self.averaged_parameters().values())
+        norm = self.clip(self.trained_parameters())
+        self.judged(norm)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         self.report({"loss": total, "gradient_norm": norm, "learning_rate": rate})
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the average follows, and what a weighting learns."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing is measured yet."""
+        self.measured = {}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The loss with noise and times fixed by position, no dropout."""
-        loss = self.loss(batch, dropout=False)
-        size = len(batch["position"])
-        self.log("val/loss", loss, batch_size=size, prog_bar=True, logger=False, sync_dist=True)
+        """The average's loss, or the parameters' in a run without one."""
+        self.measure(batch, "val")
+
+    def measure(self, batch: Batch, name: str) -> None:
+        """Add the samples' losses to the sums of their bins."""
+        losses, u = self.validation_losses(batch)
+        found = torch.zeros(2, self.bins, device=self.device)
+        place = (u * self.bins).long()
+        found[0].index_add_(0, place, losses)
+        found[1].index_add_(0, place, torch.ones_like(losses))
+        self.measured[name] = self.measured.get(name, 0) + found
+
+    def on_validation_epoch_end(self) -> None:
+        """Record over all ranks: `val/loss`, the mean over pictures, and `val/loss_0`... by noise level."""
+        values = {}
+        for name, sums in self.measured.items():
+            losses, counts = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            values[f"{name}/loss"] = losses.sum() / counts.sum()
+            means = (losses / counts).tolist()
+            values |= {f"{name}/loss_{i}": mean for i, mean in enumerate(means) if counts[i] > 0}
+        self.log("val/loss", values["val/loss"], prog_bar=True, logger=False, sync_dist=True)
+        self.record(values)
 
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
         """A row of samples a prompt, of the same seeds each time."""
         size, seeds = (data.size, data.size), range(8)
-        times = trailing(self.model.schedule.num_steps, self.preview_steps)
+        times = trailing(self.model.schedule, self.preview_steps)
         rows = []
         for prompt in self.prompts:
             batch: Batch = {"caption": [prompt] * len(seeds)}
@@ -138,5 +207,5 @@ class LatentDiffusionStage(Stage):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the trainable parameters, its rate by step."""
-        optimizer, schedule = self.scheduled(self.optimizer(self.averaged_parameters().values()))
+        optimizer, schedule = self.scheduled(self.optimizer(self.trained_parameters()))
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -20,8 +20,8 @@ class History(torch.nn.Module):
         return {name: p.detach().clone() for name, p in stage.averaged_parameters().items()}
 
 
-def trained(steps: int = 5, decay: float = 0.5):
-    stage, ema = tiny.second_stage(), EMA(decay)
+def trained(steps: int = 5, decay: float = 0.5, start: int = 0):
+    stage, ema = tiny.second_stage(), EMA(decay, start)
     history = History(stage)
     tiny.fit(stage, [tiny.batch(2)] * steps, [ema])
     return stage, ema, history.steps
@@ -37,6 +37,19 @@ def test_equals_the_formula():
     assert ema.num_updates == 5
     for name, value in ema.averages.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_is_the_parameters_until_it_starts():
+    _, ema, history = trained(steps=2, start=2)
+    assert all(torch.equal(value, history[2][name]) for name, value in ema.averages.items())
+    _, ema, history = trained(steps=4, decay=0.9, start=2)
+    expected = {name: p.double() for name, p in history[2].items()}
+    for decay, parameters in zip((2 / 11, 3 / 12), history[3:], strict=True):
+        expected = {name: decay * e + (1 - decay) * parameters[name] for name, e in expected.items()}
+    for name, value in ema.averages.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="a step >= 0, not -1"):
+        EMA(0.5, start=-1)
 
 
 def test_follows_trainable_parameters_alone():

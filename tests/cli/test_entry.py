@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.cli.build import build
 from ldm.cli.composition import compose, nearest, options
 from ldm.cli.entry import command
+from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 
 FILES = {
@@ -107,6 +108,7 @@ MISTAKES = [
     ("experiment=ldm_f8_text_512", ["no denoiser 'smal'; nearest: small; all: large, small"]),
     ("experiment=torn", ["a config file cannot be read", "torn.yaml"]),
     ("discriminator=patch", ["no config group 'discriminator'", "its groups: denoiser, experiment"]),
+    ("denoiser=2.5", ["'denoiser=2.5': denoiser is a config group, one of large, small"]),
     ("denoser/x=patch", ["no config group 'denoser/x'"]),
     ("steps", ["'steps' is not an override: write key=value, for example steps=..."]),
     ("prompts=['a red circle", ["cannot read the override", "quote"]),
@@ -179,12 +181,25 @@ def test_numbers_refused_by_a_constructor(shell):
     assert "no_such" in shell(main, "denoiser._target_=ldm.no_such.Thing")[2]
 
 
+def test_a_number_out_of_range_below_main(shell):
+    def main(cfg: DictConfig) -> None:
+        trailing(1000, cfg.steps)
+
+    assert shell(main, "steps=1001") == (2, "", "error: sampling steps must lie in 1..1000, not 1001\n")
+
+
 def test_a_fault_of_ours_keeps_its_trace(shell):
     def main(cfg: DictConfig) -> None:
         raise KeyError("ours")
 
     with pytest.raises(KeyError):
         shell(main)
+
+    def other(cfg: DictConfig) -> None:
+        int("ours")
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        shell(other)
 
 
 def test_a_handled_user_error_does_not_hide_a_fault(shell):

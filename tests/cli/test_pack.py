@@ -39,13 +39,13 @@ def test_a_folder_is_packed_and_reported(
         assert f"packing 3 pictures into {out}" in printed
         assert "packed 2, skipped 1\n  1 without a caption file (.txt): c.jpg\n" in printed
         assert f"data.shards={out}" in printed
-    assert open_shards(str(out))[0].read(1, "txt") == b"teal b"
+    assert open_shards(str(out))[0].sample(1).read("txt") == b"teal b"
 
 
 def test_a_table_is_packed(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
     out = pictures.parent / "shards"
     assert pack(monkeypatch, "source=table", f"source.path={pictures}/captions.csv", f"out={out}") == 0
-    assert open_shards(str(out))[0].read(0, "txt") == b"the last"
+    assert open_shards(str(out))[0].sample(0).read("txt") == b"the last"
 
 
 def test_the_demo_is_packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

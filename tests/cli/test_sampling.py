@@ -80,8 +80,33 @@ def test_a_negative_prompt_leads_away(trained):
     )
 
 
+def test_guidance_is_a_config_group(trained):
+    model, _ = sampling.load(trained[2], "cpu")
+    plain = draw(model)
+    assert torch.equal(plain, draw(model, WANTED, "guidance=rescaled", "guidance.phi=0"))
+    assert torch.equal(plain, draw(model, WANTED, "guidance=interval", "guidance.low=0", "guidance.high=1e9"))
+    for words in (["guidance=rescaled"], ["guidance=interval"], ["guidance=interval_rescaled"]):
+        assert not torch.equal(plain, draw(model, WANTED, *words))
+
+
+def test_an_earlier_model_guides(trained, tmp_path):
+    model, header = sampling.load(trained[2], "cpu")
+    tensors, config, _ = safetensors.load(trained[2], "latent_diffusion")
+    assert torch.equal(draw(model, WANTED, f"weak={trained[2]}"), draw(model, WANTED, "scale=1"))
+    earlier, other = str(tmp_path / "earlier.safetensors"), str(tmp_path / "other.safetensors")
+    moved = {k: v * 0.9 if k.startswith("denoiser.") else v for k, v in tensors.items()}
+    safetensors.save(earlier, moved, config, "latent_diffusion", header)
+    assert not torch.equal(draw(model, WANTED, f"weak={earlier}"), draw(model, WANTED, "scale=1"))
+    with pytest.raises(UserError, match="give one of the two"):
+        draw(model, WANTED, f"weak={earlier}", "negative=''")
+    config = config | {"parameterization": {"_target_": "ldm.diffusion.parameterization.V"}}
+    safetensors.save(other, tensors, config, "latent_diffusion", header)
+    with pytest.raises(UserError, match="another parameterization than the model"):
+        draw(model, WANTED, f"weak={other}")
+
+
 def test_pictures_know_how_they_were_made(tmp_path):
-    cfg = settings(f"out={tmp_path}", "n=2", "guidance=3.5", "steps=7", "ckpt=runs/x.safetensors")
+    cfg = settings(f"out={tmp_path}", "n=2", "scale=3.5", "steps=7", "ckpt=runs/x.safetensors")
     images = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
     wanted = [("a red square, on grey", 5), ("a red square, on grey", 6), ("ü", 5), ("ü", 6)]
     sampling.save(images, wanted, cfg, {"step": "3000", "size": "8"})
@@ -96,8 +121,11 @@ def test_pictures_know_how_they_were_made(tmp_path):
             "negative": None,
             "seed": seed,
             "steps": 7,
-            "guidance": 3.5,
+            "scale": 3.5,
+            "guidance": "ldm.diffusion.guidance.guided",
+            "weak": None,
             "sampler": "ldm.diffusion.samplers.ddim.ddim",
+            "task": {"_target_": "ldm.cli.tasks.Txt2Img"},
             "ckpt": "runs/x.safetensors",
             "trained_steps": "3000",
         }

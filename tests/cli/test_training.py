@@ -71,6 +71,12 @@ def test_precision_is_what_the_device_computes_in(monkeypatch):
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("name", ["16-mixed", "16-true", "16"])
+def test_half_precision_with_scaled_gradients_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"trainer\.precision={name} .* give trainer\.precision=bf16-mixed"):
+        training.trainer(config(f"run={tmp_path}", f"trainer.precision={name}"))
+
+
 def test_says_what_is_about_to_happen(tmp_path, capsys):
     cfg, stage = config(f"run={tmp_path}"), tiny.first_stage(decoder_only=True)
     training.announce(cfg, training.trainer(cfg), stage)

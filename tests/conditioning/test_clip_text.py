@@ -6,11 +6,11 @@ import warnings
 import open_clip
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm import pretrained
 from ldm.conditioning.base import Compose
-from ldm.conditioning.clip_text import ClipText
+from ldm.conditioning.clip_text import ClipText, ClipTexts
 from ldm.conditioning.tokenizer import ClipTokenizer
 
 WIDTH, DEPTH, HEADS = 32, 2, 4
@@ -53,19 +53,20 @@ def loaded(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Cl
     return model
 
 
-def transformers_twin(clip: open_clip.CLIP) -> CLIPTextModel:
+def transformers_twin(clip: open_clip.CLIP, projected: bool = False) -> CLIPTextModel:
     """The same weights in transformers' own code."""
-    twin = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=DEPTH,
-            num_attention_heads=HEADS,
-            max_position_embeddings=77,
-            hidden_act="quick_gelu",
-        )
-    ).eval()
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        projection_dim=8,
+        eos_token_id=49407,
+    )
+    twin = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
     theirs = {
         "embeddings.token_embedding.weight": clip.token_embedding.weight,
         "embeddings.position_embedding.weight": clip.positional_embedding,
@@ -81,8 +82,19 @@ def transformers_twin(clip: open_clip.CLIP) -> CLIPTextModel:
         else:
             theirs[f"encoder.layers.{name}"] = tensor
     prefix = "text_model." if any(key.startswith("text_model.") for key in twin.state_dict()) else ""
-    twin.load_state_dict({prefix + key: tensor for key, tensor in theirs.items()})
+    state = {prefix + key: tensor for key, tensor in theirs.items()}
+    if projected:
+        state["text_projection.weight"] = clip.text_projection.T
+    twin.load_state_dict(state)
     return twin
+
+
+def tower(clip: open_clip.CLIP, pad_token: int = 49407, chunks: int = 1, **options: int | bool) -> ClipText:
+    """A ClipText of the weights of `clip`."""
+    model = ClipText(ClipTokenizer(77, pad_token, chunks=chunks), "tiny-clip", **options)
+    state = clip.state_dict()
+    model.tower.load_state_dict({name: state[name] for name in model.tower.state_dict()})
+    return model
 
 
 def test_it_is_transformers_last_hidden_state(clip: open_clip.CLIP, loaded: ClipText) -> None:
@@ -139,3 +151,60 @@ def test_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="reads 77 tokens of 49408 kinds, but .* gives 76 of 49408"):
         with torch.device("meta"):
             ClipText(ClipTokenizer(76, 49407))
+
+
+@pytest.mark.parametrize("pad_token", [0, 49407])
+def test_earlier_hidden_states_are_transformers(clip: open_clip.CLIP, pad_token: int) -> None:
+    """SDXL's first tower takes the states before the last block as they are, Stable Diffusion 2 normed."""
+    bare = tower(clip, pad_token, skip_layers=1, final_norm=False)
+    normed = tower(clip, pad_token, skip_layers=1)
+    tokens = bare.tokenizer(TEXTS)
+    with torch.no_grad():
+        states = transformers_twin(clip)(tokens, output_hidden_states=True).hidden_states[-2]
+        torch.testing.assert_close(bare(TEXTS).context, states, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(normed(TEXTS).context, clip.ln_final(states), rtol=1e-4, atol=1e-4)
+    assert len(bare.tower.transformer.resblocks) == 1, "a block that nobody hears is not kept"
+
+
+@pytest.mark.parametrize("pad_token", [0, 49407])
+def test_the_pooled_end_token_is_transformers(clip: open_clip.CLIP, pad_token: int) -> None:
+    """SDXL's second tower: the states before the last block, and the projected end token behind it."""
+    model = tower(clip, pad_token, skip_layers=1, final_norm=False, pooled=True)
+    with torch.no_grad():
+        theirs = transformers_twin(clip, projected=True)(model.tokenizer(TEXTS), output_hidden_states=True)
+    cond = model(TEXTS)
+    torch.testing.assert_close(cond.vector, theirs.text_embeds, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cond.context, theirs.hidden_states[-2], rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_text_in_chunks(clip: open_clip.CLIP) -> None:
+    whole = tower(clip, chunks=2, pooled=True)
+    words = ["red", "green", "blue", "square", "circle"] * 20
+    long, short = whole([" ".join(words), "red"]).context
+    one = tower(clip)
+    torch.testing.assert_close(long[:77], one([" ".join(words[:75])]).context[0])
+    torch.testing.assert_close(long[77:], one([" ".join(words[75:])]).context[0])
+    torch.testing.assert_close(short[77:], one([""]).context[0])
+    pooled = tower(clip, pooled=True)([" ".join(words[:75])]).vector
+    torch.testing.assert_close(whole([" ".join(words)]).vector, pooled)
+    assert whole.null(3).context.shape == (3, 154, WIDTH) and whole.null(3).vector.shape == (3, 8)
+
+
+def test_two_towers_side_by_side(clip: open_clip.CLIP) -> None:
+    first, second = tower(clip, skip_layers=1, final_norm=False), tower(clip, 0, pooled=True)
+    both = ClipTexts([first, second])
+    cond, null = both(TEXTS), both.null(2)
+    torch.testing.assert_close(cond.context, torch.cat([first(TEXTS).context, second(TEXTS).context], dim=2))
+    torch.testing.assert_close(cond.vector, second(TEXTS).vector)
+    assert null.context.shape == (2, 77, 2 * WIDTH) and not null.context.any() and not null.vector.any()
+    assert both.identity()["1.weights"] == "clip_vit_l14"
+    state = Compose({"text": both}).state_dict()
+    assert not [name for name in state if "tower." in name]
+    with pytest.raises(ValueError, match=r"as many tokens each, not \[77, 154\]"):
+        ClipTexts([first, tower(clip, chunks=2)])
+
+
+def test_blocks_to_skip_are_some_and_not_all() -> None:
+    with pytest.raises(ValueError, match="skip_layers is in 0..11 for ViT-L-14-quickgelu, got 12"):
+        with torch.device("meta"):
+            ClipText(ClipTokenizer(77, 49407), skip_layers=12)

@@ -76,3 +76,15 @@ def test_building_reads_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_bpe", refuse)
     assert ClipTokenizer(8, 0, WORDS).vocabulary == 8
     assert ClipTokenizer(8, 0).vocabulary == 49408
+
+
+def test_a_long_text_goes_on_in_the_next_chunk() -> None:
+    one, two = ClipTokenizer(5, 0), ClipTokenizer(5, 0, chunks=2)
+    ids = two(["a red circle left of", "a red"])
+    assert ids.shape == (2, 10)
+    assert torch.equal(ids[0, :5], one(["a red circle"])[0]) and torch.equal(ids[0, 5:], one(["left of"])[0])
+    assert torch.equal(ids[1, :5], one(["a red"])[0]) and torch.equal(ids[1, 5:], one([""])[0])
+    with pytest.warns(UserWarning, match="cut at 10 tokens and 'square' fell off"):
+        two(["a red circle left of a square"])
+    with pytest.raises(ValueError, match="chunks is at least 1, got 0"):
+        ClipTokenizer(5, 0, chunks=0)

@@ -101,3 +101,23 @@ def test_the_demos_words_and_length_fit_its_captions() -> None:
     assert said == set(tokenizer.words)
     assert max(len(text.split()) for text in captions) + 2 == tokenizer.length
     assert tokenizer([captions[0]]).max() < tokenizer.vocabulary
+
+
+def test_the_published_size() -> None:
+    """581,994,042 are ours, for BERT's 30,522 word pieces, and a layer of logits that was never used."""
+    with torch.device("meta"):
+        model = TransformerText(ClipTokenizer(77, 49407), 1280, 32, 8, head_channels=64, bias=False)
+    ours = sum(p.numel() for p in model.parameters())
+    word_pieces, logits = 30_522, 1280 * 30_522 + 30_522
+    assert ours - 1280 * (49_408 - word_pieces) + logits == 581_994_042
+
+
+def test_heads_of_another_width_than_the_rest() -> None:
+    model = TransformerText(ClipTokenizer(12, 49407, WORDS), 16, 1, 3, head_channels=4, bias=False)
+    assert model.blocks[0].qkv.weight.shape == (36, 16) and model.blocks[0].qkv.bias is None
+    assert model(TEXTS).context.shape == (3, 12, 16)
+
+
+def test_chunks_are_refused() -> None:
+    with pytest.raises(ValueError, match="reads one chunk, not 2: give it a longer length"):
+        TransformerText(ClipTokenizer(12, 49407, WORDS, chunks=2), 16, 1, 4)

@@ -1,26 +1,31 @@
-"""The one test of the data that starts processes: a packer's pool, then a loader's workers."""
+"""The tests of the data that start processes: a packer's pool, and a loader's workers."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from ldm.data.batches import Stream
+from ldm.data.loader import Loader
 from ldm.data.reader import open_shards
 from ldm.data.shards import write_shards
 from ldm.data.sources import Record
-from ldm.data.stream import Loader, Order, Stream
+from ldm.data.stream import Order
 from ldm.data.transforms import Pictures
 from ldm.errors import UserError
+from tests.data.test_shards import content
 
 SOURCE = [
     Record(Image.new("RGB", (8, 8), (row, 0, 0)), "" if row == 7 else f"picture {row}") for row in range(40)
 ]
 
 
-def loader(folder: Path, num_workers: int, size: int = 8) -> Loader:
+def loader(folder: Path, num_workers: int, start_method: str | None = None, size: int = 8) -> Loader:
     shards = open_shards(str(folder))
-    stream = Stream(Order(shards.counts, 5), shards, Pictures(size, 5, True, True), global_batch=6, steps=11)
-    return Loader(stream, seed=5, num_workers=num_workers)
+    stream = Stream(
+        Order(shards.counts, 5), shards, [[Pictures(size, 5, True, True)]], global_batch=6, steps=11
+    )
+    return Loader(stream, 5, shards.manifest, num_workers, max_bad_rate=0, start_method=start_method)
 
 
 @pytest.mark.multiprocess
@@ -28,7 +33,7 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     for num_workers in (0, 2):
         write_shards(SOURCE, tmp_path / str(num_workers), shard_size=16, num_workers=num_workers)
     alone, pooled = (sorted((tmp_path / name).iterdir()) for name in ("0", "2"))
-    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in pooled]
+    assert [content(path) for path in alone] == [content(path) for path in pooled]
 
     expected = [batch["key"] for batch in loader(tmp_path / "0", num_workers=0)]
     workers = loader(tmp_path / "0", num_workers=2)
@@ -41,5 +46,14 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     with open(tmp_path / "0" / "00001.tar", "rb+") as file:
         file.seek(800)
         file.write(bytes(2000))
-    with pytest.raises(UserError, match="^the picture of sample 00001.* cannot be read"):
+    with pytest.raises(UserError, match="^the shard .*00001.tar cannot be read .*damaged or cut at byte"):
         list(loader(tmp_path / "0", num_workers=2))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_workers_of_any_kind_serve_the_same(tmp_path: Path, start_method: str) -> None:
+    write_shards(SOURCE, tmp_path, shard_size=16)
+    expected = [batch["key"] for batch in loader(tmp_path, num_workers=0)]
+    assert [batch["key"] for batch in loader(tmp_path, 2, start_method)] == expected

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.diffusion.guidance import guided
+from ldm.diffusion.guidance import guided, interval, rescaled, two_conditions
 from ldm.diffusion.parameterization import Eps
 from ldm.diffusion.schedule import ScaledLinear
 from ldm.typing import Conditioning
@@ -36,3 +36,115 @@ def test_extrapolates_from_the_null_and_skips_it_at_scale_one(
 def test_guidance_needs_a_null() -> None:
     with pytest.raises(ValueError, match="scale 2.0 needs the null"):
         guided(Counting(), ScaledLinear(), Eps(), cond(1.0), None, 2.0)
+
+
+class Recording:
+    """y = tanh(z_t) + the means of context and concat; keeps the batch sizes of its calls."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.calls: list[int] = []
+        self.gain = gain
+
+    def __call__(self, z_t, t, cond):  # noqa: ANN001, ANN204
+        self.calls.append(len(z_t))
+        y = self.gain * torch.tanh(z_t)
+        for slot in (cond.context, cond.concat):
+            if slot is not None:
+                y = y + slot.flatten(1).mean(1)[:, None, None, None] * z_t.cos()
+        return y
+
+
+def noisy() -> torch.Tensor:
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def prediction(denoise, t: float = 500.0):  # noqa: ANN001, ANN201
+    return denoise(noisy(), torch.tensor(t))[1]
+
+
+def test_rescaling_keeps_the_spread_of_the_prediction_with_the_condition() -> None:
+    """Lin et al. (2023), eq. 15 and 16, written out."""
+    at = (ScaledLinear(), Eps(), cond(2.0), cond(1.0))
+    y_cond, y_null = (prediction(guided(Recording(), *at[:2], c)) for c in at[2:])
+    y = y_null + 7 * (y_cond - y_null)
+    got = prediction(rescaled(Recording(), *at, 7.0, phi=0.7))
+    for i in range(2):
+        want = 0.7 * y[i] * y_cond[i].std() / y[i].std() + 0.3 * y[i]
+        torch.testing.assert_close(got[i], want, rtol=1e-4, atol=1e-5)
+    whole = prediction(rescaled(Recording(), *at, 7.0, phi=1.0))
+    torch.testing.assert_close(whole.std((1, 2, 3)), y_cond.std((1, 2, 3)), rtol=1e-4, atol=0)
+    assert torch.equal(
+        prediction(rescaled(Recording(), *at, 7.0, phi=0.0)), prediction(guided(Recording(), *at, 7.0))
+    )
+
+
+@pytest.mark.parametrize("variant", [guided, rescaled, interval])
+def test_scale_1_is_one_pass_over_the_batch_as_it_is(variant) -> None:  # noqa: ANN001
+    network, weak = Recording(), Recording()
+    for led_away_by in (None, weak):
+        prediction(variant(network, ScaledLinear(), Eps(), cond(2.0), cond(1.0), 1.0, led_away_by))
+    assert network.calls == [2, 2] and not weak.calls
+
+
+@pytest.mark.parametrize("inner", [guided, rescaled, two_conditions])
+def test_outside_the_interval_no_second_pass_is_made(inner) -> None:  # noqa: ANN001
+    schedule, network = ScaledLinear(), Recording()
+    times = [1.0, 100.0, 500.0, 900.0, 1000.0]
+    ratio = [(schedule.sigma(t) / schedule.alpha(t)).item() for t in torch.tensor(times).split(1)]
+    conds = [Conditioning(torch.full((2, 3, 4), v), None, torch.full((2, 1, 4, 4), v)) for v in (2.0, 1.0)]
+    denoise = interval(network, schedule, Eps(), *conds, 4.0, low=ratio[1], high=ratio[3], guidance=inner)
+    for t in times:
+        prediction(denoise, t)
+    many = 6 if inner is two_conditions else 4
+    assert network.calls == [2, 2, many, many, 2], "low is outside, high inside"
+    inside = inner(Recording(), schedule, Eps(), *conds, 4.0)
+    outside = guided(Recording(), schedule, Eps(), conds[0])
+    assert torch.equal(prediction(denoise, 500.0), prediction(inside, 500.0))
+    assert torch.equal(prediction(denoise, 1000.0), prediction(outside, 1000.0))
+
+
+def test_autoguidance_leads_away_from_the_weaker_network() -> None:
+    """D = D_weak + scale (D - D_weak) (Karras et al. 2024, eq. 3), each network with its own condition."""
+    schedule, strong, weak = ScaledLinear(), Recording(1.0), Recording(0.6)
+    z_0, eps = guided(strong, schedule, Eps(), cond(2.0), cond(3.0), 2.5, weak)(noisy(), torch.tensor(300.0))
+    ours = guided(Recording(1.0), schedule, Eps(), cond(2.0))(noisy(), torch.tensor(300.0))
+    theirs = guided(Recording(0.6), schedule, Eps(), cond(3.0))(noisy(), torch.tensor(300.0))
+    torch.testing.assert_close(z_0, theirs[0] + 2.5 * (ours[0] - theirs[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(eps, theirs[1] + 2.5 * (ours[1] - theirs[1]), rtol=1e-4, atol=1e-4)
+    assert strong.calls == weak.calls == [2]
+
+
+@pytest.mark.parametrize(
+    ("scale", "image_scale", "samples"), [(7.5, 1.5, 6), (1.0, 1.5, 6), (7.5, 1.0, 4), (1.0, 1.0, 2)]
+)
+def test_image_and_text_have_a_scale_each(scale: float, image_scale: float, samples: int) -> None:
+    """Brooks et al. (2023), eq. 3, written out; what it does not need is not computed."""
+    image, nothing = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4)
+    text, no_text = torch.full((2, 3, 4), 2.0), torch.zeros(2, 3, 4)
+    both, null = Conditioning(text, None, image), Conditioning(no_text, None, nothing)
+    network, at = Recording(), (ScaledLinear(), Eps())
+    got = prediction(two_conditions(network, *at, both, null, scale, image_scale=image_scale))
+    y_null, y_image, y_both = (
+        prediction(guided(Recording(), *at, c)) for c in (null, Conditioning(no_text, None, image), both)
+    )
+    want = y_null + image_scale * (y_image - y_null) + scale * (y_both - y_image)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert network.calls == [samples]
+
+
+def test_refuses_what_is_no_guidance() -> None:
+    at = (Recording(), ScaledLinear(), Eps(), cond(1.0), cond(0.0), 2.0)
+    with pytest.raises(ValueError, match=r"phi in 0\.\.1, not 1\.5"):
+        rescaled(*at, phi=1.5)
+    with pytest.raises(ValueError, match=r"0 <= low < high, not 3, 2"):
+        interval(*at, low=3, high=2)
+    with pytest.raises(ValueError, match="`concat`, the image"):
+        two_conditions(*at)
+
+
+def test_a_double_precision_time_does_not_change_the_latents_type() -> None:
+    denoise = guided(Recording(), ScaledLinear(), Eps(), cond(1.0))
+    z_0, eps = denoise(noisy(), torch.tensor(500.25, dtype=torch.float64))
+    assert z_0.dtype == eps.dtype == torch.float32
+    z_0, _ = denoise(noisy().double(), torch.tensor(500.25))
+    assert z_0.dtype == torch.float64

@@ -37,4 +37,5 @@ def test_the_network_sees_noisy_latents_and_published_times(parameterization: Pa
     g = torch.Generator().manual_seed(0)
     z_0, eps = torch.randn(2, 3, 4, 2, 2, generator=g)
     schedule, t = ScaledLinear(), torch.tensor([1.0, 501.0, 1000.0])
-    torch.testing.assert_close(seen["z"], schedule.alpha(t) * z_0 + schedule.sigma(t) * eps)
+    scale = parameterization.input_scale(schedule.alpha(t), schedule.sigma(t))
+    torch.testing.assert_close(seen["z"], scale * (schedule.alpha(t) * z_0 + schedule.sigma(t) * eps))

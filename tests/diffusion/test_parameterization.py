@@ -1,23 +1,62 @@
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ldm.diffusion.parameterization import X0, Eps, Parameterization, V
-from ldm.diffusion.schedule import Cosine, Schedule
+from ldm.diffusion.parameterization import EDM, X0, Eps, Flow, Parameterization, V
+from ldm.diffusion.schedule import Cosine, Karras, RectifiedFlow, ScaledLinear, Schedule, TableSchedule
 
 
 def test_solving_the_target_gives_back_signal_and_noise(
-    parameterization: Parameterization, schedule: Schedule
+    pair: tuple[Schedule, Parameterization],
 ) -> None:
+    """At every t in 1..T, and between."""
+    schedule, parameterization = pair
     g = torch.Generator().manual_seed(0)
-    t = torch.arange(1, schedule.num_steps + 1.0)
+    t = torch.arange(1, schedule.num_steps + 0.25, 0.5, dtype=torch.float64)
     z_0, eps = torch.randn(2, len(t), 1, 2, 2, dtype=torch.float64, generator=g)
-    alpha_t, sigma_t = schedule.alpha(t).double(), schedule.sigma(t).double()
-    # Coefficients read from the fp32 table lie on no exact circle; the solve does not need one.
+    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
     y = parameterization.target(z_0, eps, alpha_t, sigma_t)
     got_z_0, got_eps = parameterization.solve(y, alpha_t * z_0 + sigma_t * eps, alpha_t, sigma_t)
-    torch.testing.assert_close(got_z_0, z_0, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(got_eps, eps, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got_z_0, z_0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got_eps, eps, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([Eps(), X0(), V(), Flow(), EDM(), EDM(1.7)]),
+    st.floats(-9, 9),
+    st.floats(0.1, 10),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.tuples(*[st.integers(1, 4)] * 4),
+    st.integers(0, 2**31),
+)
+def test_the_solve_is_the_inverse_for_any_coefficients(
+    parameterization: Parameterization,
+    lam: float,
+    scale: float,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    seed: int,
+) -> None:
+    """Variance preserving or not: alpha and sigma need lie on no circle and no line."""
+    g = torch.Generator().manual_seed(seed)
+    z_0, eps = torch.randn(2, *shape, dtype=dtype, generator=g)
+    ratio = torch.full((shape[0], 1, 1, 1), lam, dtype=dtype)
+    alpha_t, sigma_t = scale * (2 * ratio).sigmoid().sqrt(), scale * (-2 * ratio).sigmoid().sqrt()
+    y = parameterization.target(z_0, eps, alpha_t, sigma_t)
+    got = parameterization.solve(y, alpha_t * z_0 + sigma_t * eps, alpha_t, sigma_t)
+    det = parameterization.det(alpha_t, sigma_t).abs()
+    size = max(z_0.abs().max().item(), eps.abs().max().item(), 1e-6)
+    a, b = parameterization.coefficients(alpha_t, sigma_t)
+    # A rounding error of z_t or y comes back divided by det.
+    reach = ((alpha_t + sigma_t) * (1 + a.abs() + b.abs()) / det).max().item()
+    for found, true in zip(got, (z_0, eps), strict=True):
+        assert found.dtype == dtype and found.shape == shape
+        torch.testing.assert_close(
+            found, true, rtol=0, atol=20 * torch.finfo(dtype).eps * max(reach, 1) * size
+        )
 
 
 def test_velocity_is_the_peers() -> None:
@@ -25,11 +64,51 @@ def test_velocity_is_the_peers() -> None:
     g = torch.Generator().manual_seed(0)
     z_0, eps = torch.randn(2, 5, 4, 2, 2, generator=g)
     t = torch.tensor([1, 10, 500, 900, 1000])
-    ours = V().target(z_0, eps, schedule.alpha(t.float()), schedule.sigma(t.float()))
+    alpha_t, sigma_t = schedule.alpha(t.float()), schedule.sigma(t.float())
+    ours = V().target(z_0, eps, alpha_t, sigma_t)
     torch.testing.assert_close(ours, peer.get_velocity(z_0, eps, t - 1), rtol=1e-4, atol=1e-5)
+    z_t = alpha_t * z_0 + sigma_t * eps
+    torch.testing.assert_close(z_t, peer.add_noise(z_0, eps, t - 1), rtol=1e-4, atol=1e-5)
 
 
-class PureNoise(Schedule):
+@pytest.mark.parametrize("sign", ["epsilon", "v_prediction"])
+def test_edm_is_the_peers(sign: str) -> None:
+    """c_in, c_skip and c_out at x = z_t/alpha; the peer's v_prediction has y of the other sign."""
+    peer, schedule = EDMEulerScheduler(prediction_type=sign), Karras()
+    g = torch.Generator().manual_seed(0)
+    z_t, y = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64, generator=g)
+    t = torch.tensor([1.0, 300.0, 700.0, 1000.0], dtype=torch.float64)
+    at = schedule.alpha(t), schedule.sigma(t)
+    x, ratio = z_t / at[0], at[1] / at[0]
+    torch.testing.assert_close(EDM().input_scale(*at) * z_t, peer.precondition_inputs(x, ratio))
+    ours, _ = EDM().solve(y if sign == "epsilon" else -y, z_t, *at)
+    torch.testing.assert_close(ours, peer.precondition_outputs(x, y, ratio), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
+def test_edm_keeps_input_and_target_at_variance_one(std: float) -> None:
+    """Karras et al. (2022), appendix B.6, which is how they derive it; and y and z_t are not correlated."""
+    at = ScaledLinear().alpha(torch.arange(1, 1001.0)), ScaledLinear().sigma(torch.arange(1, 1001.0))
+    a, b = EDM(std).coefficients(*at)
+    ones = torch.ones_like(a)
+    torch.testing.assert_close(a**2 * std**2 + b**2, ones, rtol=1e-5, atol=0)
+    torch.testing.assert_close(EDM(std).input_scale(*at) ** 2 * (at[0] ** 2 * std**2 + at[1] ** 2), ones)
+    torch.testing.assert_close(a * at[0] * std**2 + b * at[1], 0 * ones, rtol=0, atol=1e-6)
+    if std == 1:
+        v = V().coefficients(*at)
+        torch.testing.assert_close((a, b), (-v[0], -v[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_flow_is_the_lines_slope() -> None:
+    """dz_t/du for z_t = (1 - u) z_0 + u eps, by a difference quotient."""
+    schedule, (z_0, eps) = RectifiedFlow(1000), torch.randn(2, 1, 2, 2, 2, dtype=torch.float64)
+    low, high = torch.tensor([[300.0], [301.0]], dtype=torch.float64)
+    z = [schedule.alpha(t) * z_0 + schedule.sigma(t) * eps for t in (low, high)]
+    at = schedule.alpha(low), schedule.sigma(low)
+    torch.testing.assert_close(Flow().target(z_0, eps, *at), (z[1] - z[0]) * 1000, rtol=1e-9, atol=1e-9)
+
+
+class PureNoise(TableSchedule):
     """Ends at alpha = 0."""
 
     def __init__(self) -> None:
@@ -43,6 +122,16 @@ def test_eps_is_refused_at_zero_terminal_snr() -> None:
     X0().check(PureNoise())
 
 
+def test_eps_alone_is_refused_and_at_zero_terminal_snr_alone(
+    schedule: Schedule, parameterization: Parameterization
+) -> None:
+    if schedule.has_zero_terminal_snr and isinstance(parameterization, Eps):
+        with pytest.raises(ValueError, match="alpha_T = 0 at T = 1000"):
+            parameterization.check(schedule)
+    else:
+        parameterization.check(schedule)
+
+
 def test_guidance_commutes_with_the_solve(parameterization: Parameterization) -> None:
     g = torch.Generator().manual_seed(1)
     schedule, t = Cosine(), torch.tensor([300.0])
@@ -51,3 +140,10 @@ def test_guidance_commutes_with_the_solve(parameterization: Parameterization) ->
     mixed, _ = parameterization.solve(y_null + 3 * (y - y_null), z_t, *at)
     each = [parameterization.solve(p, z_t, *at)[0] for p in (y, y_null)]
     torch.testing.assert_close(mixed, each[1] + 3 * (each[0] - each[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prediction_type_must_say_its_coefficients() -> None:
+    with pytest.raises(TypeError, match="coefficients"):
+        Parameterization()
+    with pytest.raises(ValueError, match="std > 0, not 0"):
+        EDM(0)

@@ -49,6 +49,13 @@ def test_round_trip_bit_for_bit(tmp_path):
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    save(tmp_path / "a.safetensors", {"w": torch.zeros(1)}, {}, "autoencoder", {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_failed_write_keeps_the_old_file(file, monkeypatch):
     before = file.read_bytes()
 

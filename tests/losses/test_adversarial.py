@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ldm.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator, mean_logits, ramp
+from ldm.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator, ramp
 
 REAL, FAKE = torch.tensor([2.0, 0.5]).view(2, 1, 1, 1), torch.tensor([-3.0, 1.0]).view(2, 1, 1, 1)
 
@@ -24,12 +24,6 @@ def test_the_discriminator_learns_within_its_margin_only() -> None:
     hinge_discriminator(real, fake).backward()
     assert real.grad.flatten().tolist() == [0.0, -0.25]
     assert fake.grad.flatten().tolist() == [0.0, 0.25]
-
-
-def test_mean_logits_are_for_logging() -> None:
-    logits = mean_logits(REAL.clone().requires_grad_(), FAKE)
-    assert (logits["logits_real"].item(), logits["logits_fake"].item()) == (1.25, -1.0)
-    assert not logits["logits_real"].requires_grad
 
 
 def losses(w: torch.Tensor, nll: tuple[float, float], g: tuple[float, float]) -> tuple[torch.Tensor, ...]:

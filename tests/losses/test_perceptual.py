@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, cosine_similarity, interpolate, max_pool
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from ldm import pretrained
+from ldm.errors import UserError
 from ldm.losses.perceptual import HEADS, LPIPS, MultiScaleSSIM, Perceptual, RandomVGG
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "perceptual"
@@ -185,3 +186,18 @@ def test_shipped_configs_build_on_the_meta_device(name: str) -> None:
     with torch.device("meta"):
         loss = instantiate(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
     assert isinstance(loss, Perceptual) and not any(p.requires_grad for p in loss.parameters())
+
+
+def test_grey_is_seen_as_colour_and_of_many_channels_three() -> None:
+    x, x_hat = torch.rand(2, 5, 16, 16), torch.rand(2, 5, 16, 16)
+    rgb, three = RandomVGG([4], [1]), RandomVGG([4], [1], bands=[4, 0, 2])
+    grey = rgb(x_hat[:, :1], x[:, :1])
+    torch.testing.assert_close(grey, rgb(x_hat[:, :1].repeat(1, 3, 1, 1), x[:, :1].repeat(1, 3, 1, 1)))
+    torch.testing.assert_close(three(x_hat, x), rgb(x_hat[:, [4, 0, 2]], x[:, [4, 0, 2]]))
+    with pytest.raises(UserError, match="sees 3 channels and the pictures have 5: name the three"):
+        rgb(x_hat, x)
+    with pytest.raises(UserError, match="give three of the channels 0..2"):
+        three(x_hat[:, :3], x[:, :3])
+    with pytest.raises(UserError, match="the pictures have 2"):
+        with torch.device("meta"):
+            LPIPS()(torch.rand(1, 2, 32, 32), torch.rand(1, 2, 32, 32))

@@ -9,13 +9,19 @@ LEAVES = (
     (r"conv_shortcut", "shortcut"),
     (r"time_emb_proj", "time"),
     (r"conv_norm_out", "norm_out"),
+    (r"add_embedding", "class_embedding"),
     (r"(time|class)_embedding\.linear_1", r"\1_embedding.linear_in"),
     (r"(time|class)_embedding\.linear_2", r"\1_embedding.linear_out"),
+    (r"class_embedding\.weight", "vector_embedding.table.weight"),
     (r"class_embedding", "vector_embedding"),
 )
 
 TRANSFORMER = (
     (r"transformer_blocks", "blocks"),
+    (r"attn0\.to_q", "first_attention.q"),
+    (r"attn0\.to_k", "first_attention.kv#0"),
+    (r"attn0\.to_v", "first_attention.kv#1"),
+    (r"attn0\.to_out\.0", "first_attention.out"),
     (r"attn1\.to_q", "self_attention.qkv#0"),
     (r"attn1\.to_k", "self_attention.qkv#1"),
     (r"attn1\.to_v", "self_attention.qkv#2"),
@@ -38,7 +44,7 @@ PLAIN_ATTENTION = (
 UNET = (
     (r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.blocks.\3.residual"),
     (r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.blocks.\3.attention"),
-    (r"down_blocks\.(\d+)\.downsamplers\.0\.conv", r"down.\1.downsample"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0(?:\.conv\b)?", r"down.\1.downsample"),
     (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
     (r"mid_block\.resnets\.(\d)", r"middle.\1.residual"),
     (r"mid_block\.attentions\.0", "middle.0.attention"),
@@ -52,18 +58,48 @@ AUTOENCODER = (
     (r"mid_block\.resnets\.1", "middle.residual2"),
     (r"mid_block\.attentions\.0", "middle.attention"),
     (r"post_quant_conv", "bottleneck.from_latent"),
-    (r"quant_conv", "bottleneck.to_moments"),
+    (r"quantize\.embedding", "bottleneck.codebook"),
+)
+
+
+DIT = (
+    (r"pos_embed\.proj", "patches_in"),
+    (r"transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_1", "time_embedding.linear_in"),
+    (r"transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_2", "time_embedding.linear_out"),
+    (r"transformer_blocks\.0\.norm1\.emb\.class_embedder\.embedding_table", "vector_embedding.table"),
+    (r"norm1\.linear", "modulation"),
+    (r"ff\.net\.0\.proj", "widen"),
+    (r"ff\.net\.2", "narrow"),
+    (r"proj_out_1", "modulation_out"),
+    (r"proj_out_2", "patches_out"),
 )
 
 
 def unet_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """State of a UNet2DConditionModel or UNet2DModel under the names of ldm.networks.unet.UNet."""
-    return _fuse(_renamed(theirs, UNET + TRANSFORMER + PLAIN_ATTENTION + LEAVES))
+    crossing = {
+        name.removesuffix("to_k.weight")
+        for name, k in theirs.items()
+        if name.endswith("attn1.to_k.weight") and k.shape[1] != theirs[name.replace("to_k", "to_q")].shape[1]
+    }
+    named = {}
+    for name, value in theirs.items():
+        prefix, found, rest = name.partition("attn1.")
+        named[f"{prefix}attn0.{rest}" if prefix + found in crossing else name] = value
+    return _fuse(_renamed(named, UNET + TRANSFORMER + PLAIN_ATTENTION + LEAVES))
+
+
+def dit_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of a DiTTransformer2DModel, all blocks embedding time and class alike, under our names."""
+    state = _fuse(_renamed(theirs, DIT + TRANSFORMER))
+    return {name: value for name, value in state.items() if ".emb." not in name and "pos_embed" not in name}
 
 
 def autoencoder_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of an AutoencoderKL under our Autoencoder's names, without its statistics."""
-    return _fuse(_renamed(theirs, AUTOENCODER + PLAIN_ATTENTION + LEAVES))
+    """State of an AutoencoderKL or VQModel under our Autoencoder's names, without its statistics."""
+    projection = "to_latent" if "quantize.embedding.weight" in theirs else "to_moments"
+    rules = (*AUTOENCODER, (r"quant_conv", f"bottleneck.{projection}"))
+    return _fuse(_renamed(theirs, rules + PLAIN_ATTENTION + LEAVES))
 
 
 def _renamed(theirs: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:

@@ -16,13 +16,21 @@ def test_attend_is_the_equation() -> None:
     torch.testing.assert_close(attend(q, k, v), explicit(q, k, v))
 
 
-def test_training_in_bf16_on_a_cpu_gives_the_same_attention_and_gradients() -> None:
+def test_what_is_not_seen_is_not_attended_to() -> None:
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    seen = torch.arange(7).expand(2, 7) < 4
+    torch.testing.assert_close(attend(q, k, v, seen), explicit(q, k[:, :, :4], v[:, :, :4]))
+
+
+@pytest.mark.parametrize("last", [7, 4])
+def test_training_in_bf16_on_a_cpu_gives_the_same_attention_and_gradients(last: int) -> None:
+    seen = torch.arange(7).expand(2, 7) < last
     inputs = [torch.randn(2, 3, size, 8) for size in (5, 7, 7)]
     low = [x.bfloat16().requires_grad_() for x in inputs]
     high = [x.detach().float().requires_grad_() for x in low]
-    for y in (attend(*low), attend(*high)):
+    for y in (attend(*low, seen), attend(*high, seen)):
         y.square().sum().backward()
-    torch.testing.assert_close(attend(*low).float(), attend(*high), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(attend(*low, seen).float(), attend(*high, seen), atol=0.02, rtol=0.02)
     for a, b in zip(low, high, strict=True):
         torch.testing.assert_close(a.grad.float(), b.grad, atol=0.05, rtol=0.05)
 

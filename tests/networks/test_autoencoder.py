@@ -1,9 +1,11 @@
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 
 from ldm.networks.autoencoder import Autoencoder, Decoder, Encoder
-from ldm.networks.bottleneck import KLBottleneck
+from ldm.networks.bottleneck import KLBottleneck, NoBottleneck
+from ldm.networks.codebook import VQBottleneck
+from ldm.networks.pixels import PixelDecoder, PixelEncoder
 from tests.networks.diffusers_names import autoencoder_state
 
 
@@ -15,27 +17,6 @@ def small(attention_levels: tuple[int, ...] = (), **statistics: float | list[flo
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-@pytest.mark.parametrize(
-    ("latent", "mult", "levels", "middle", "count"),
-    [
-        (3, (1, 2, 4), (), True, 55_312_063),
-        (4, (1, 2, 4, 4), (), True, 83_653_863),
-        (16, (1, 1, 2, 2, 4), (4,), True, 69_610_963),
-        (64, (1, 1, 2, 2, 4, 4), (4, 5), True, 103_880_131),
-    ],
-    ids=["kl-f4", "kl-f8", "kl-f16", "kl-f32"],
-)
-def test_the_published_counts(
-    latent: int, mult: tuple[int, ...], levels: tuple[int, ...], middle: bool, count: int
-) -> None:
-    with torch.device("meta"):
-        encoder = Encoder(3, 128, mult, 2, levels, middle, out_channels=2 * latent)
-        decoder = Decoder(3, 128, mult, 2, levels, middle, in_channels=latent)
-        model = Autoencoder(encoder, decoder, KLBottleneck(latent), latent_std=2.0)
-    assert sum(p.numel() for p in model.parameters()) == count
-    assert model.downsampling == 2 ** (len(mult) - 1)
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -68,6 +49,80 @@ def test_it_equals_diffusers_with_its_gradients(attention: bool) -> None:
         results.append((posterior.mean, posterior.std, x_hat, pixels.grad))
     for mine, other in zip(*results, strict=True):
         assert relative_error(mine, other) < 1e-4
+
+
+@pytest.mark.slow
+def test_it_equals_diffusers_at_full_size() -> None:
+    theirs = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+    )
+    ours = Autoencoder(Encoder(), Decoder(), KLBottleneck(4))
+    statistics = {"latent_mean": ours.latent_mean, "latent_std": ours.latent_std}
+    ours.load_state_dict(autoencoder_state(theirs.state_dict()) | statistics)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        mean, expected = ours.posterior(x).mean, theirs.encode(x).latent_dist.mean
+        assert relative_error(mean, expected) < 1e-4
+        assert relative_error(ours.reconstruct(mean), theirs.decode(expected).sample) < 1e-4
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("attention", [False, True])
+def test_vq_equals_diffusers_with_its_gradients(legacy: bool, attention: bool) -> None:
+    kind = "Attn{}EncoderBlock2D" if attention else "{}EncoderBlock2D"
+    theirs = VQModel(
+        down_block_types=(kind.format("Down"),) * 2,
+        up_block_types=(kind.format("Up").replace("Encoder", "Decoder"),) * 2,
+        block_out_channels=(32, 64),
+        num_vq_embeddings=20,
+        mid_block_add_attention=attention,
+    )
+    theirs.quantize.legacy = legacy
+    for p in theirs.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    theirs.quantize.embedding.weight.data.normal_()
+    levels = (0, 1) if attention else ()
+    encoder = Encoder(3, 32, (1, 2), 1, levels, attention, out_channels=3)
+    decoder = Decoder(3, 32, (1, 2), 1, levels, attention, in_channels=3)
+    ours = Autoencoder(encoder, decoder, VQBottleneck(3, 20, legacy=legacy))
+    statistics = {"latent_mean": ours.latent_mean, "latent_std": ours.latent_std}
+    ours.load_state_dict(autoencoder_state(theirs.state_dict()) | statistics)
+
+    x, results = torch.randn(2, 3, 16, 24), []
+    for model in (ours, theirs):
+        pixels = x.clone().requires_grad_()
+        if model is ours:
+            posterior = ours.posterior(pixels)
+            latents, x_hat = posterior.mean, ours.reconstruct(posterior.sample(torch.randn(2, 3, 8, 12)))
+            loss = ours.bottleneck.terms(posterior, 1)["penalty"]
+        else:
+            latents = theirs.encode(pixels).latents
+            decoded = theirs.decode(latents)
+            x_hat, loss = decoded.sample, decoded.commit_loss.mean()
+        (x_hat.square().mean() + loss).backward()
+        codebook = model.bottleneck.codebook if model is ours else model.quantize.embedding
+        results.append((latents, x_hat, loss, pixels.grad, codebook.weight.grad))
+    assert ours.bottleneck.codes(results[0][0]).unique().numel() > 5
+    for mine, other in zip(*results, strict=True):
+        assert relative_error(mine, other) < 1e-4
+
+
+def test_pixel_space_changes_nothing() -> None:
+    model, x = Autoencoder(PixelEncoder(), PixelDecoder(), NoBottleneck(3)), torch.randn(2, 3, 5, 7)
+    assert torch.equal(model.encode(x, torch.randn_like(x)), x) and torch.equal(model.decode(x), x)
+    assert model.downsampling == 1 and not list(model.parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_any_number_of_channels(channels: int) -> None:
+    encoder = Encoder(channels, 8, (1, 2), 1, out_channels=4)
+    model = Autoencoder(encoder, Decoder(channels, 8, (1, 2), 1, in_channels=2), KLBottleneck(2))
+    x = torch.randn(2, channels, 8, 8)
+    assert model.reconstruct(model.posterior(x).mean).shape == x.shape
+    assert model.dimensions(model.posterior(x)) == channels * 64
 
 
 def test_statistics_normalise_and_go_back() -> None:

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ldm.networks.bottleneck import DiagonalGaussian, KLBottleneck
+from ldm.networks.bottleneck import DiagonalGaussian, KLBottleneck, NoBottleneck
 
 
 def test_sample_has_the_mean_and_std() -> None:
@@ -30,3 +31,17 @@ def test_the_posterior_is_fp32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         q = KLBottleneck(2).posterior(torch.randn(1, 4, 2, 2))
     assert q.mean.dtype == q.std.dtype == torch.float32
+
+
+def test_the_kl_is_counted_per_picture_dimension() -> None:
+    posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
+    terms = KLBottleneck(4, weight=0.01).terms(posterior, 3 * 16 * 16)
+    assert terms["kl"].item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))
+    assert terms["penalty"].item() == pytest.approx(0.01 * terms["kl"].item())
+
+
+def test_without_a_bottleneck_latents_are_what_the_encoder_gives() -> None:
+    bottleneck, h = NoBottleneck(4), torch.randn(2, 4, 3, 3)
+    posterior = bottleneck.posterior(h)
+    assert torch.equal(bottleneck.expand(posterior.sample(torch.randn_like(h))), h)
+    assert bottleneck.terms(posterior, 27) == {"penalty": 0}

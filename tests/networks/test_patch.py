@@ -23,7 +23,7 @@ def test_a_place_of_the_latent_is_a_patch_of_the_picture() -> None:
     """With convolutions that see one place alone, a latent's place touches its own patch and no other."""
     decoder = PatchDecoder(patch=4, channels=8, num_res_blocks=0, in_channels=2)
     decoder.norm_out = torch.nn.Identity()
-    for conv in (decoder.conv_in, decoder.conv_out):
+    for conv in (decoder.conv_in, decoder.to_pixels, decoder.conv_pixels, decoder.conv_out):
         conv.weight.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     z = torch.randn(1, 2, 3, 3)
     other = z.clone()

@@ -8,7 +8,13 @@ import torch
 
 from ldm.errors import UserError
 from ldm.interop import safetensors
-from ldm.networks.bottleneck import DiagonalGaussian
+from ldm.losses.equivariance import Equivariance
+from ldm.losses.likelihood import LearnedScale
+from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.bottleneck import DiagonalGaussian, NoBottleneck
+from ldm.networks.codebook import VQBottleneck
+from ldm.networks.patch import PatchDecoder, PatchEncoder
+from ldm.networks.pixels import PixelDecoder, PixelEncoder
 from tests import tiny
 
 
@@ -107,10 +113,13 @@ def test_finish_measures_the_first_training_batches(tmp_path):
     assert torch.equal(found, stage.model.latent_mean) and found.abs().min() > 0
 
 
-def test_the_kl_is_counted_per_picture_dimension():
+def test_the_kl_counts_by_its_weight():
+    """1e-6 of nats per picture dimension, of which 16x16 pixels have 768."""
     stage, x = tiny.first_stage(), torch.zeros(2, 3, 16, 16)
     posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
-    assert stage.kl(posterior, x).item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))
+    terms = stage.generator_loss(x, x, posterior)
+    assert terms["kl"].item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))
+    assert terms["loss"].item() == pytest.approx(1e-6 * terms["kl"].item())
 
 
 def test_noise_follows_positions():
@@ -153,3 +162,54 @@ def test_validation_reports_psnr():
     mse = ((x_hat - x) / 2).square().mean((1, 2, 3))
     assert logged["val/psnr"].item() == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
     assert logged["val/rec"].item() == pytest.approx((x_hat - x).abs().mean().item(), rel=1e-5)
+
+
+def quantised(revive_after: int = 0) -> Autoencoder:
+    encoder = PatchEncoder(patch=4, channels=16, num_res_blocks=1, out_channels=4)
+    decoder = PatchDecoder(patch=4, channels=16, num_res_blocks=1, in_channels=4)
+    return Autoencoder(encoder, decoder, VQBottleneck(4, 8, revive_after=revive_after))
+
+
+def test_a_codebook_learns_and_says_how_it_is_used():
+    stage, rows = tiny.first_stage(model=quantised()), []
+    stage.record = rows.append
+    before = tiny.snapshot(stage.model)
+    tiny.fit(stage, [tiny.batch(4)] * 2)
+    assert "bottleneck.codebook.weight" in tiny.changed(stage.model, before)
+    assert 0 < rows[0]["train/codes_used"] <= 1 <= rows[0]["train/perplexity"] <= 8
+    total = rows[0]["train/nll"] + rows[0]["train/codebook"]
+    assert float(rows[0]["train/loss"]) == pytest.approx(float(total))
+
+
+def test_dead_codes_revive_behind_the_step_whatever_the_micro_batches():
+    stage = tiny.first_stage(model=quantised(revive_after=2), micro_batch_size=2)
+    codebook = stage.model.bottleneck.codebook
+    codebook.weight.data += 100 * (torch.arange(8) > 0)[:, None]  # one code is near, seven are out of reach
+    tiny.fit(stage, [tiny.batch(4)] * 3)
+    assert codebook.weight.abs().max() < 50
+
+
+def test_equivariance_asks_for_the_turned_and_shrunk_picture():
+    stage = tiny.first_stage(equivariance=Equivariance(probability=1.0, smallest=0.5))
+    seen, reconstruct = [], stage.model.reconstruct
+    stage.model.reconstruct = lambda z: seen.append(z) or reconstruct(z)
+    with torch.no_grad():
+        x, x_hat, posterior = stage.reconstruct(tiny.batch(2))
+        again = stage.reconstruct(tiny.batch(2, 4))[0]
+    assert x.shape == x_hat.shape == again.shape, "the same in all micro-batches of a step"
+    assert x.shape[-1] == 4 * seen[0].shape[-1] and posterior.mean.shape[-1] == 4
+    plain = tiny.first_stage(equivariance=Equivariance(probability=0.0)).reconstruct(tiny.batch(2))[0]
+    assert torch.equal(plain, stage.pixels(tiny.batch(2))) and not torch.equal(plain, x)
+
+
+def test_the_likelihoods_scale_is_trained_and_not_averaged():
+    stage = tiny.first_stage(likelihood=LearnedScale())
+    tiny.fit(stage, [tiny.batch(4)] * 2)
+    assert stage.likelihood.s != 0
+    assert not any("likelihood" in name for name in stage.averaged_parameters())
+
+
+def test_an_autoencoder_without_weights_is_refused():
+    stage = tiny.first_stage(model=Autoencoder(PixelEncoder(), PixelDecoder(), NoBottleneck(3)))
+    with pytest.raises(UserError, match="nothing to train: in pixel space go on to stage 2"):
+        stage.check_steps(100)

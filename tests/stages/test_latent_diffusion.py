@@ -8,6 +8,9 @@ import torch
 from ldm.callbacks.ema import EMA
 from ldm.errors import UserError
 from ldm.interop import safetensors
+from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.bottleneck import NoBottleneck
+from ldm.networks.pixels import PixelDecoder, PixelEncoder
 from tests import tiny
 
 
@@ -152,3 +155,12 @@ def test_pictures_are_rows_of_prompts(tmp_path):
     assert [p.tobytes() for p in rows[0][1]] == [
         p.tobytes() for p in stage.pictures(tiny.data(tmp_path, 1))[0][1]
     ]
+
+
+def test_pixel_space_needs_no_first_stage():
+    model = tiny.diffusion()
+    model.first_stage = Autoencoder(PixelEncoder(), PixelDecoder(), NoBottleneck(3))
+    tiny.second_stage(model).load_pretrained()
+    assert torch.equal(tiny.second_stage(model).latents(tiny.batch(2)), tiny.batch(2)["image"] / 127.5 - 1)
+    with pytest.raises(UserError, match="stage 2 needs a trained first stage"):
+        tiny.second_stage().load_pretrained()

@@ -30,8 +30,8 @@ COLOURS: dict[str, RGB] = {
 }
 BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 SHAPES = ("circle", "square", "triangle")
-SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 16.5), "large": (24.0, 25.0)}
-"""Range of the side of the square that a shape fills."""
+SIZES: dict[str, int] = {"small": 18, "large": 26}
+"""Side of the square that a shape fills."""
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
     "above": (0, -1),
@@ -39,10 +39,10 @@ RELATIONS: dict[str, tuple[int, int]] = {
 """Where the first object lies, seen from the second; y points down."""
 
 CANVAS = 64
-JITTER = {"small": 3.0, "large": 1.0}
+JITTER = {"small": 3, "large": 0}
 """How far along the relation's axis a centre may wander: two large objects leave no more room."""
-CROSS_JITTER = 3.0
-REACH = 15.5
+CROSS_JITTER = 3
+REACH = 15
 """From the picture's centre to an object's nominal centre where there are two."""
 SUPERSAMPLING = 4
 ONE_OBJECT_SHARE = 0.25
@@ -152,22 +152,25 @@ def _scene(split: Split, u: Sequence[float]) -> Scene:
     return _arranged(choices[int(u[4] * len(choices))], background, sizes)
 
 
+def _wander(reach: int, u: float) -> int:
+    """A whole number in [-reach, reach] from u in [0, 1)."""
+    return math.floor((2 * reach + 1) * u) - reach
+
+
 def place(scene: Scene, u: Sequence[float]) -> tuple[Place, ...]:
-    """Centres and sides from three numbers in [0, 1) an object.
+    """Centres, on whole pixels, from two numbers in [0, 1) an object.
 
     Objects stay 3 px from one another and from the border, and the relation's axis always dominates.
     """
     dx, dy = RELATIONS[scene.relation] if scene.relation else (0, 0)
     places = []
     for i, thing in enumerate(scene.things):
-        a, b, c = u[3 * i : 3 * i + 3]
-        low, high = SIZES[thing.size]
         reach = REACH - 2 * REACH * i
-        along = (JITTER[thing.size] if scene.relation else CROSS_JITTER) * (2 * a - 1)
-        cross = CROSS_JITTER * (2 * b - 1)
+        along = _wander(JITTER[thing.size] if scene.relation else CROSS_JITTER, u[2 * i])
+        cross = _wander(CROSS_JITTER, u[2 * i + 1])
         x, y = (cross, along) if dy else (along, cross)
-        middle = CANVAS / 2
-        places.append(Place(middle + reach * dx + x, middle + reach * dy + y, low + (high - low) * c))
+        middle = CANVAS // 2
+        places.append(Place(middle + reach * dx + x, middle + reach * dy + y, SIZES[thing.size]))
     return tuple(places)
 
 
@@ -208,7 +211,7 @@ class DemoScenes(Sequence[Record]):
         """What picture `index` shows and where, without drawing it."""
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
-        u = keyed.uniform(self.seed, [index], f"scene/{self.split}", (12,))[0].tolist()
+        u = keyed.uniform(self.seed, [index], f"scene/{self.split}", (10,))[0].tolist()
         scene = _scene(self.split, u[:6])
         return scene, place(scene, u[6:])
 

@@ -1,11 +1,14 @@
 """DDIM (Song et al. 2021)."""
 
+import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
+from ldm.diffusion.samplers.steps import points
 from ldm.diffusion.schedule import Schedule
 
 
@@ -19,23 +22,17 @@ def ddim(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """z_s = alpha_s z_0 + sqrt(sigma_s² - tau²) eps + tau noise (Song et al. 2021, eq. 12),
 
-    tau = eta (sigma_s/sigma_t) sqrt(1 - (alpha_t/alpha_s)²) (eq. 16). eta 0 follows the ODE, 1 is DDPM.
+    tau = eta sigma_s sqrt(1 - e^-2h), h = lam_s - lam_t: of a variance-preserving schedule that is eq. 16,
+    eta (sigma_s/sigma_t) sqrt(1 - (alpha_t/alpha_s)²). eta 0 follows the ODE; 1 draws from q(z_s | z_t, z_0),
+    which is DDPM.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in 0..1, not {eta}")
     z_t = z_T
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        z_0, eps = denoise(z_t, t)
-        alpha_t, sigma_t = _at(schedule, t, z_t)
-        alpha_s, sigma_s = _at(schedule, s, z_t)
-        tau = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s).square()).sqrt()
-        z_t = alpha_s * z_0 + (sigma_s.square() - tau.square()).sqrt() * eps
-        if eta > 0 and s > 0:
+    for i, (t, s) in enumerate(pairwise(points(schedule, times))):
+        z_0, eps = denoise(z_t, t.time)
+        tau = eta * s.sigma * math.sqrt(-math.expm1(2 * (t.lam - s.lam)))
+        z_t = s.alpha * z_0 + math.sqrt(s.sigma**2 - tau**2) * eps
+        if tau > 0:
             z_t = z_t + tau * noise(i).to(z_t)
         yield z_t
-
-
-def _at(schedule: Schedule, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma) of one time, broadcastable to z, in z's precision."""
-    t = t.to(z.device).expand(1)
-    return schedule.alpha(t).to(z.dtype), schedule.sigma(t).to(z.dtype)

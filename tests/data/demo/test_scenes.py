@@ -88,7 +88,7 @@ def test_objects_keep_apart_and_relations_are_clear():
 
 
 def test_sizes_and_colours_are_well_apart():
-    assert scenes.SIZES["large"][0] ** 2 > 2 * scenes.SIZES["small"][1] ** 2
+    assert scenes.SIZES["large"] ** 2 > 2 * scenes.SIZES["small"] ** 2
     palette = np.array([*COLOURS.values(), *BACKGROUNDS.values()])
     assert min(np.linalg.norm(a - b) for a, b in combinations(palette, 2)) > 115
 

@@ -1,0 +1,80 @@
+"""A run that is told to go: it saves, and exits with a status for which a job script queues it again."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+
+from ldm.callbacks.checkpoint import Checkpoint
+from ldm.stages.base import Stage
+
+REQUEUE = 75
+"""Exit status "temporary failure" (EX_TEMPFAIL in sysexits.h): start again with resume=auto."""
+SIGNALS = ("SIGTERM", "SIGUSR1")
+"""Sent by a scheduler before it stops a job, to all processes of the job or to one of them."""
+
+
+class Preemption(Callback):
+    """SIGTERM or SIGUSR1 sets a flag; ranks agree at the end of a batch, save, and exit with `REQUEUE`.
+
+    A handler that saves, or that talks to other ranks, deadlocks where another rank is inside a collective.
+    Ranks agree over gloo, so that no step waits for its GPU. Rank 0 alone exits with the status, and last:
+    srun --kill-on-bad-exit, as Lightning's launcher, kills whoever is still there, and would report that.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._group: dist.ProcessGroup | None = None
+        self._before: dict[str, Any] = {}
+
+    def listen(self) -> None:
+        """From here on the signals are noted; a run that is still being built goes after its first step."""
+        self._before = {name: signal.signal(getattr(signal, name), self._note) for name in SIGNALS}
+
+    def _note(self, *_: Any) -> None:
+        self.asked = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Switch Lightning's own handlers off, and meet the other ranks."""
+        _silence(trainer)
+        if trainer.world_size > 1:
+            gloo = dist.get_backend() == "gloo"
+            self._group = dist.group.WORLD if gloo else dist.new_group(backend="gloo")  # type: ignore[assignment]
+
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+        """Save and leave, if any rank was asked to; a run at its last step ends as it is."""
+        if trainer.global_step >= trainer.max_steps or not self._agreed():
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoint):
+                callback.save(trainer)
+        if not trainer.is_global_zero:
+            sys.stdout.flush()
+            os._exit(0)
+        print(f"\nasked to stop: saved step {trainer.global_step}, exit status {REQUEUE}", flush=True)
+        raise SystemExit(REQUEUE)
+
+    def _agreed(self) -> bool:
+        """Whether any rank was asked."""
+        if self._group is None:
+            return self.asked
+        asked = torch.tensor(int(self.asked))
+        dist.all_reduce(asked, dist.ReduceOp.MAX, self._group)
+        return bool(asked)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The signals mean again what they meant; a preempted run never comes here and stays deaf to them."""
+        for name, handler in self._before.items():
+            signal.signal(getattr(signal, name), handler)
+        self._before = {}
+
+
+def _silence(trainer: Trainer) -> None:
+    """Lightning's handler calls a collective, and its loop broadcasts and reads a flag at every batch."""
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
+    assert callable(loop._broadcast_sigterm_tensor) and callable(connector.register_signal_handlers)
+    loop._broadcast_sigterm_tensor = connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

@@ -1,0 +1,64 @@
+"""How fast a run is, how long it waits for data, and how much memory it takes."""
+
+import resource
+import sys
+import time
+
+import torch
+from lightning import Callback, Trainer
+
+from ldm.stages.base import Stage
+from ldm.typing import Batch
+
+
+class Throughput(Callback):
+    """Adds to each logged row what this rank measured since the last one, validation left out.
+
+    speed/images_per_second   pictures a second on this rank
+    speed/data_wait           share of the time that it waited for a batch
+    memory/peak_gib           largest memory so far: the GPU's, or the process' on a CPU
+
+    Nobody is asked: ranks walk in step, so the speed of one, times their number, is the speed of all.
+    """
+
+    def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+        """The first batch, for which workers start, does not count."""
+        self._pictures = 0
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int
+    ) -> None:
+        """A batch has come; before a step that is logged, the numbers go into its row."""
+        now = time.perf_counter()
+        if self._pictures:
+            self._waited += now - stage.batch_ended
+        else:
+            self._restart(now)
+        if stage.reports_next and self._pictures:
+            elapsed = now - self._start - self._validated
+            stage.notes["speed/images_per_second"] = self._pictures / elapsed
+            stage.notes["speed/data_wait"] = self._waited / elapsed
+            stage.notes["memory/peak_gib"] = peak_memory() / 2**30
+            self._restart(now)
+        self._pictures += len(batch["position"])
+
+    def _restart(self, now: float) -> None:
+        self._start, self._waited, self._validated, self._pictures = now, 0.0, 0.0, 0
+
+    def on_validation_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+        """Time stands still."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+        """And goes on."""
+        pause = time.perf_counter() - self._paused
+        self._validated += pause
+        stage.batch_ended += pause
+
+
+def peak_memory() -> int:
+    """Bytes: the largest that tensors took on the GPU, or that the process took in RAM."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,81 @@
+"""First stages side by side: `python -m ldm.cli.compare_first_stages files=[...] shards=... out=...`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from ldm.cli.build import build
+from ldm.cli.encode_latents import load_first_stage
+from ldm.cli.entry import command
+from ldm.cli.sampling import pick_device
+from ldm.data.loader import one_pass
+from ldm.data.reader import open_shards
+from ldm.data.transforms import Pictures
+from ldm.errors import UserError
+from ldm.evaluation.reconstruction import Reconstruction, measure, table
+from ldm.grid import labelled_grid, to_pil
+from ldm.networks.autoencoder import Autoencoder
+
+
+@command("compare_first_stages")
+def main(cfg: DictConfig) -> None:
+    """Measure each autoencoder's reconstructions, latents and speed: a table, a picture with a row each."""
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    names = unique([Path(file) for file in cfg.files])
+    perceptual = build(cfg.perceptual)
+    perceptual.load_pretrained()
+    perceptual = perceptual.to(pick_device(cfg.device))
+    batches = list(pictures(cfg.shards, cfg.size, cfg.n, cfg.batch_size))
+    shown = batches[0][: cfg.columns]
+    rows = [("pictures", [to_pil(x) for x in shown.float() / 127.5 - 1])]
+    measured: dict[str, Reconstruction] = {}
+    for name, file in zip(names, cfg.files, strict=True):
+        model = load_first_stage(file, cfg.device)
+        measured[name] = measure(model, batches, perceptual)
+        rows.append((f"{name}: {measured[name].psnr:.1f} dB", reconstructed(model, shown)))
+    labelled_grid(rows, cfg.grid_scale).save(out / "first_stages.png")
+    (out / "first_stages.md").write_text(table(measured) + "\n")
+    (out / "first_stages.json").write_text(
+        json.dumps({k: asdict(v) for k, v in measured.items()}, indent=1) + "\n"
+    )
+    print(table(measured))
+    print(f"wrote {out}/first_stages.md, .json and .png")
+
+
+def pictures(shards: str, size: int, n: int, batch_size: int) -> Iterator[UInt8[Tensor, "_ 3 h w"]]:
+    """The first n pictures, as they lie."""
+    opened = open_shards(shards)
+    left = min(n, int(opened.counts.sum()))
+    for batch in one_pass(opened, [Pictures(size, seed=0)], batch_size):
+        yield batch["image"][:left]
+        left -= len(batch["image"])
+        if left <= 0:
+            return
+
+
+@torch.no_grad()
+def reconstructed(model: Autoencoder, x: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:
+    """Pictures there and back."""
+    posterior = model.posterior(x.to(model.latent_mean.device).float() / 127.5 - 1)
+    return [to_pil(x_hat) for x_hat in model.reconstruct(posterior.mean)]
+
+
+def unique(files: list[Path]) -> list[str]:
+    """Each file's run, or its own name where it lies in no run's folder; UserError where two are alike."""
+    names = [file.parent.name if file.stem == "autoencoder" else file.stem for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two files would be called {name!r}: give each its own folder or name")
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What schedules and samplers make of two moons, exactly denoised: `python -m ldm.cli.densities out=docs`."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from ldm import keyed
+from ldm.cli.build import build
+from ldm.cli.entry import command
+from ldm.diffusion.mixture import draw, energy_distance, mixture, two_moons
+from ldm.diffusion.samplers import Sampler
+from ldm.diffusion.schedule import Schedule
+from ldm.grid import labelled_grid
+
+EXTENT = 2.5
+"""Half the side of a picture."""
+
+
+@command("densities")
+def main(cfg: DictConfig) -> None:
+    """Write pictures of two moons under noise and of what samplers draw, and a table of how far it is off."""
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    means, n = two_moons(cfg.k), cfg.n
+    true = draw(means, cfg.std, n, keyed.generator(cfg.seed, 0, "moons"))
+    schedules, samplers = build(cfg.schedules), build(cfg.samplers)
+    at = f"at {', '.join(f'{share:g}' for share in cfg.shares)} T"
+    rows = [(f"{name} {at}", noised(schedule, true, cfg)) for name, schedule in schedules.items()]
+    labelled_grid(rows).save(out / "densities_schedules.png")
+    found = {
+        (name, steps): sampled(build(cfg.schedule), sampler, build(cfg.spacing), steps, cfg)
+        for name, sampler in samplers.items()
+        for steps in cfg.steps
+    }
+    at = f"in {', '.join(map(str, cfg.steps))} steps"
+    rows = [(f"{name} {at}", [picture(found[name, steps]) for steps in cfg.steps]) for name in samplers]
+    labelled_grid(rows).save(out / "densities_samplers.png")
+    again = draw(means, cfg.std, n, keyed.generator(cfg.seed, 1, "moons"))
+    off = {key: energy_distance(x, true) for key, x in found.items()}
+    text = table(off, energy_distance(again, true))
+    (out / "densities.md").write_text(text)
+    print(f"{text}\nwrote densities_schedules.png, densities_samplers.png and densities.md into {out}")
+
+
+def noised(schedule: Schedule, true: Float[Tensor, "b 2"], cfg: DictConfig) -> list[Image.Image]:
+    """z_t at the shares of T that the config lists."""
+    t = torch.tensor([share * schedule.num_steps for share in cfg.shares], dtype=torch.float64)
+    eps = torch.randn(true.shape, generator=keyed.generator(cfg.seed, 0, "eps"), dtype=torch.float64)
+    pairs = zip(schedule.alpha(t).flatten(), schedule.sigma(t).flatten(), strict=True)
+    return [picture(alpha * true + sigma * eps) for alpha, sigma in pairs]
+
+
+def sampled(
+    schedule: Schedule, sampler: Sampler, spacing: partial[Tensor], steps: int, cfg: DictConfig
+) -> Float[Tensor, "b 2"]:
+    """What a sampler draws."""
+
+    def noise(step: int) -> Tensor:
+        generator = keyed.generator(cfg.seed, 0, f"sampler/{step}")
+        return torch.randn(cfg.n, 2, 1, 1, generator=generator, dtype=torch.float64)
+
+    denoise = mixture(schedule, two_moons(cfg.k), cfg.std)
+    *_, z_0 = sampler(denoise, noise(-1), spacing(schedule, steps), schedule, noise)
+    return z_0.flatten(1)
+
+
+def picture(x: Float[Tensor, "b 2"], side: int = 96) -> Image.Image:
+    """The points' density, dark where many are."""
+    place = ((x + EXTENT) * side / (2 * EXTENT)).floor().long()
+    inside = ((place >= 0) & (place < side)).all(1)
+    column, row = place[inside].unbind(1)
+    counts = torch.bincount((side - 1 - row) * side + column, minlength=side * side).view(side, side)
+    dark = (counts / max(1.0, 0.004 * len(x))).sqrt().clamp(max=1)
+    return Image.fromarray((255 * (1 - dark)).byte().numpy()).convert("RGB")
+
+
+def table(off: Mapping[tuple[str, int], float], floor: float) -> str:
+    """Energy distances as Markdown."""
+    samplers, steps = (list(dict.fromkeys(key[i] for key in off)) for i in (0, 1))
+    lines = [
+        f"Energy distance to an exact sample, in thousandths; that of another one is {1000 * floor:.1f}.",
+        "",
+        "| sampler | " + " | ".join(f"{n} steps" for n in steps) + " |",
+        "|---" * (len(steps) + 1) + "|",
+    ]
+    for name in samplers:
+        lines.append(f"| {name} | " + " | ".join(f"{1000 * off[name, n]:.1f}" for n in steps) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

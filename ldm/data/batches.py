@@ -1,0 +1,143 @@
+"""One rank's share of the batches that an order makes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ldm.data.reader import BadSample, Sample, Shard
+from ldm.data.stream import Places
+from ldm.errors import UserError
+from ldm.typing import Batch
+
+ATTEMPTS = 100
+"""Bad samples in a row, one put in another's place, that end a run."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads from a sample what a batch holds under the name `field`; raises BadSample."""
+
+    @property
+    def field(self) -> str: ...
+
+    def __call__(self, sample: Sample, position: int) -> Tensor | str: ...
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Shards by number."""
+
+    def __getitem__(self, number: int, /) -> Shard: ...
+
+
+Served: TypeAlias = tuple[Batch, list[str]]
+"""A batch, and what was wrong with the samples that others stand for in it."""
+
+
+Row: TypeAlias = tuple[int, str, list[Any]]
+"""A sample's position and key, and what each reader made of it."""
+
+
+def collate(rows: Sequence[Row], readers: Sequence[Reader]) -> Batch:
+    """Samples as a batch: tensors stacked, texts listed."""
+    batch: dict[str, Any] = {
+        "position": torch.tensor([position for position, _, _ in rows], dtype=torch.int64),
+        "key": [key for _, key, _ in rows],
+    }
+    for i, reader in enumerate(readers):
+        column = [values[i] for _, _, values in rows]
+        tensors = bool(column) and isinstance(column[0], Tensor)
+        batch[reader.field] = torch.stack(column) if tensors else column
+    return batch  # type: ignore[return-value]
+
+
+class Steps(IterableDataset):
+    """One rank's batches of steps `start` .. `steps` - 1; what a batch is, a subclass says.
+
+    Rank and world are told, never detected; worker w of n serves every n-th step, so that the data loader's
+    round robin over workers restores the order of steps.
+    """
+
+    def __init__(self, global_batch: int, steps: int, rank: int, world: int) -> None:
+        if global_batch % world:
+            raise UserError(
+                f"data.global_batch_size={global_batch} does not divide over {world} processes: "
+                f"make it a multiple of {world}, {-(-global_batch // world) * world} for one"
+            )
+        self.global_batch, self.steps, self.rank = global_batch, steps, rank
+        self.local_batch = global_batch // world
+        self.start = 0
+
+    def turns(self) -> range:
+        """The steps that this process, a worker or the trainer's own, serves."""
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        return range(self.start + first, self.steps, stride)
+
+    def first_position(self, step: int) -> int:
+        """Of the rank's samples in a step."""
+        return step * self.global_batch + self.rank * self.local_batch
+
+
+class Stream(Steps):
+    """Step b is positions [b * B, (b + 1) * B) of an order, cut in ranks' order.
+
+    A user's error is passed on as an item: raised in a worker it would come wrapped in a stack trace.
+
+    Args:
+        readers: for each bucket of the order, what a batch holds of a sample.
+        replace: a bad sample is replaced by one nearby, and keeps its position; without, it is left out.
+    """
+
+    def __init__(
+        self,
+        order: Places,
+        shards: Numbered,
+        readers: Sequence[Sequence[Reader]],
+        global_batch: int,
+        steps: int,
+        rank: int = 0,
+        world: int = 1,
+        replace: bool = True,
+    ) -> None:
+        super().__init__(global_batch, steps, rank, world)
+        self.order, self.shards, self.readers, self.replace = order, shards, readers, replace
+
+    def __iter__(self) -> Iterator[Served | UserError]:
+        for step in self.turns():
+            try:
+                served = self.batch(step)
+            except UserError as error:
+                yield error
+                return
+            yield served
+
+    def batch(self, step: int) -> Served:
+        """The rank's samples of one step."""
+        first = self.first_position(step)
+        readers, bad = self.readers[self.order.bucket(first)], list[str]()
+        found = list[Row]()
+        for position, place in enumerate(self.order.locate(first, self.local_batch).tolist(), first):
+            read = self._read(position, place, readers, bad)
+            if read is not None:
+                found.append((position, *read))
+        return collate(found, readers), bad
+
+    def _read(
+        self, position: int, place: Sequence[int], readers: Sequence[Reader], bad: list[str]
+    ) -> tuple[str, list[Any]] | None:
+        """A sample's key and what the readers make of it; None where it is bad and none may replace it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                shard, row = place
+                sample = self.shards[shard].sample(row)
+                return sample.key, [reader(sample, position) for reader in readers]
+            except BadSample as error:
+                bad.append(str(error))
+            if not self.replace:
+                return None
+            place = self.order.substitute(position, attempt)
+        raise UserError(f"{bad[-1]}; and so are {ATTEMPTS} samples in a row")

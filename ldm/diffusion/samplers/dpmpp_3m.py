@@ -1,0 +1,60 @@
+"""DPM-Solver++(3M), the third-order multistep solver (Lu et al. 2022b)."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion.guidance import Denoise
+from ldm.diffusion.samplers.steps import Point, hold_z_0, is_finite, points
+from ldm.diffusion.schedule import Schedule
+
+History: TypeAlias = list[tuple[Point, Tensor]]
+"""Where z_0 was predicted and what, the newest first."""
+
+
+def dpmpp_3m(
+    denoise: Denoise,
+    z_T: Float[Tensor, "b z h w"],
+    times: Float[Tensor, " s"],
+    schedule: Schedule,
+    noise: Callable[[int], Tensor],
+) -> Iterator[Float[Tensor, "b z h w"]]:
+    """z_s = (sigma_s/sigma_t) z_t + alpha_s [c_1 z_0 + c_2 z_0' + c_3 z_0''], c_1 = 1 - e^-h, c_2 = h - c_1,
+
+    c_3 = h²/2 - c_2: the integral of z_0's Taylor polynomial in lam (Lu et al. 2022b, section 4.1), its
+    derivatives taken through the last three predictions; the first steps have one and two.
+
+    The published codes (dpm-solver, diffusers, k-diffusion) put h² z_0''/2 in the place of h² z_0'', by which
+    their third-order solver is of order 2 (measured: docs/samplers.md). Here it is of order 3.
+    """
+    z_t, history = z_T, History()
+    for t, s in pairwise(points(schedule, times)):
+        z_0, _ = denoise(z_t, t.time)
+        z_s = hold_z_0(z_t, z_0, t, s)
+        if math.isfinite(t.lam):
+            history = [(t, z_0), *history][:3]
+        if is_finite(t, s):
+            h = s.lam - t.lam
+            c_2 = h + math.expm1(-h)
+            c_3 = h**2 / 2 - c_2
+            first, second = _derivatives(history)
+            z_s = z_s + s.alpha * (c_2 * first + c_3 * second)
+        z_t = z_s
+        yield z_t
+
+
+def _derivatives(history: History) -> tuple[Tensor | float, Tensor | float]:
+    """z_0' and z_0'' in lam at the newest prediction, 0 where there are too few, from divided differences."""
+    if len(history) == 1:
+        return 0.0, 0.0
+    (t, z), (r, z_r), *rest = history
+    near = (z - z_r) / (t.lam - r.lam)
+    if not rest:
+        return near, 0.0
+    ((q, z_q),) = rest
+    bend = (near - (z_r - z_q) / (r.lam - q.lam)) / (t.lam - q.lam)
+    return near + (t.lam - r.lam) * bend, 2 * bend

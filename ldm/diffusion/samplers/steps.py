@@ -1,0 +1,63 @@
+"""What the samplers' steps are made of: a time's coefficients, and the steps for constant predictions."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion.schedule import Schedule
+
+
+class Point(NamedTuple):
+    """One time with its alpha, sigma and lam = log(alpha / sigma), numbers of double precision."""
+
+    time: Tensor
+    alpha: float
+    sigma: float
+    lam: float
+
+
+def points(schedule: Schedule, times: Float[Tensor, " s"]) -> list[Point]:
+    """The coefficients of all times, read from the schedule at once: no step then waits for the device."""
+    t = times.double()
+    alpha, sigma, lam = (f(t).flatten().tolist() for f in (schedule.alpha, schedule.sigma, schedule.lam))
+    return [Point(*values) for values in zip(times, alpha, sigma, lam, strict=True)]
+
+
+def at_lam(schedule: Schedule, lam: float, like: Point) -> Point:
+    """The point where the schedule has `lam`, its time in the precision of another's."""
+    time = schedule.time(torch.tensor([lam], dtype=torch.float64))
+    (point,) = points(schedule, time.to(like.time.dtype))
+    return point
+
+
+def between(schedule: Schedule, t: Point, s: Point, share: float) -> Point:
+    """The point that lies `share` of the way from t to s in lam."""
+    return at_lam(schedule, t.lam + share * (s.lam - t.lam), t)
+
+
+def is_finite(t: Point, s: Point) -> bool:
+    """Whether lam is finite at both ends: t is not pure noise and s is not 0."""
+    return math.isfinite(t.lam) and math.isfinite(s.lam)
+
+
+def hold_z_0(
+    z_t: Float[Tensor, "b z h w"], z_0: Float[Tensor, "b z h w"], t: Point, s: Point
+) -> Float[Tensor, "b z h w"]:
+    """z_s = (sigma_s/sigma_t) z_t + alpha_s (1 - e^-h) z_0, h = lam_s - lam_t (Lu et al. 2022b, section 4.1).
+
+    The ODE's solution where the predicted z_0 does not change along the way.
+    """
+    return s.sigma / t.sigma * z_t - s.alpha * math.expm1(t.lam - s.lam) * z_0
+
+
+def hold_eps(
+    z_t: Float[Tensor, "b z h w"], eps: Float[Tensor, "b z h w"], t: Point, s: Point
+) -> Float[Tensor, "b z h w"]:
+    """z_s = (alpha_s/alpha_t) z_t - sigma_s (e^h - 1) eps, h = lam_s - lam_t (Lu et al. 2022a, eq. 3.7).
+
+    The ODE's solution where the predicted eps does not change along the way.
+    """
+    return s.alpha / t.alpha * (z_t - t.sigma * eps) + s.sigma * eps

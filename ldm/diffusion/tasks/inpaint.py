@@ -1,0 +1,87 @@
+"""Pictures of which a part is known, by any model."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion.guidance import Denoise
+from ldm.diffusion.samplers import Sampler
+from ldm.diffusion.samplers.steps import Point, points
+from ldm.diffusion.schedule import Schedule
+
+
+def inpaint(
+    denoise: Denoise,
+    z_T: Float[Tensor, "b z h w"],
+    times: Float[Tensor, " s"],
+    schedule: Schedule,
+    noise: Callable[[int], Tensor],
+    sampler: Sampler,
+    known: Float[Tensor, "#b z h w"],
+    mask: Float[Tensor, "#b 1 h w"],
+) -> Iterator[Float[Tensor, "b z h w"]]:
+    """The sampler's own steps with `keep(denoise)`: the known part ends exactly as it is known."""
+    return sampler(keep(denoise, schedule, known, mask), z_T, times, schedule, noise)
+
+
+def keep(
+    denoise: Denoise,
+    schedule: Schedule,
+    known: Float[Tensor, "#b z h w"],
+    mask: Float[Tensor, "#b 1 h w"],
+) -> Denoise:
+    """z_0 <- mask z_0 + (1 - mask) known, eps <- (z_t - alpha_t z_0)/sigma_t.
+
+    A sampler then carries the known part from z_T to `known` along q(z_s | z_t, z_0 = known), as replacing it
+    by noisy copies does (Song et al. 2021b, appendix I.2; Lugmayr et al. 2022, eq. 8), but of one noise, so
+    that multistep samplers and those with steps in between work, too. `mask` is 1 where the picture is drawn.
+    """
+
+    def kept(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        z_0, _ = denoise(z_t, t)
+        z_0 = torch.lerp(known.to(z_0).expand_as(z_0), z_0, mask.to(z_0))
+        (at,) = points(schedule, t.reshape(1))
+        return z_0, (z_t - at.alpha * z_0) / at.sigma
+
+    return kept
+
+
+def resample(
+    denoise: Denoise,
+    z_T: Float[Tensor, "b z h w"],
+    times: Float[Tensor, " s"],
+    schedule: Schedule,
+    noise: Callable[[int], Tensor],
+    sampler: Sampler,
+    repeats: int,
+    jump: int,
+) -> Iterator[Float[Tensor, "b z h w"]]:
+    """Every `jump` steps are made `repeats` times, with the noise put back in between.
+
+    What is drawn has then seen what is known, and fits it better, at `repeats` times the cost (Lugmayr et al.
+    2022, section 4.2). Draws are numbered in their order, over all repetitions: `noise(0), noise(1), ...`. A
+    multistep sampler begins anew with every stretch of `jump` steps.
+    """
+    if repeats < 1 or jump < 1:
+        raise ValueError(f"resampling needs repeats >= 1 and jump >= 1, not {repeats} and {jump}")
+    z_t, numbers = z_T, count()
+
+    def draw(_: int) -> Tensor:
+        return noise(next(numbers))
+
+    for first in range(0, len(times) - 1, jump):
+        stretch = times[first : first + jump + 1]
+        start, *_, end = points(schedule, stretch)
+        for again in reversed(range(repeats)):
+            for z_s in sampler(denoise, z_t, stretch, schedule, draw):
+                yield z_s
+            z_t = add_noise(z_s, end, start, draw(0).to(z_s)) if again else z_s
+
+
+def add_noise(z_s: Tensor, s: Point, t: Point, noise: Tensor) -> Tensor:
+    """z_t ~ q(z_t | z_s), t the noisier: a z_s + sqrt(sigma_t² - a² sigma_s²) noise, a = alpha_t/alpha_s."""
+    a = t.alpha / s.alpha
+    return a * z_s + (t.sigma**2 - (a * s.sigma) ** 2) ** 0.5 * noise

@@ -1,0 +1,64 @@
+"""From a latent to the noise that it comes from (Song et al. 2021)."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion.guidance import Denoise
+from ldm.diffusion.samplers.steps import Point, hold_eps, is_finite, points
+from ldm.diffusion.schedule import Schedule
+
+
+def invert(
+    denoise: Denoise,
+    z_0: Float[Tensor, "b z h w"],
+    times: Float[Tensor, " s"],
+    schedule: Schedule,
+    refinements: int,
+) -> Iterator[Float[Tensor, "b z h w"]]:
+    """The z_t from which DDIM's step leads to z_s: z_t = (alpha_t/alpha_s) (z_s - sigma_s eps) + sigma_t eps.
+
+    It yields z at times[-2], ..., times[0]; `ddim` on the same times leads back. eps is that of z_t, which is
+    sought: with that of z_s it is DDIM's own inversion (Song et al. 2021, section 4.3), and each of the
+    `refinements`, one evaluation a step, takes it where the last one led (Pan et al. 2023, section 3.1), so
+    that the way back ends nearer to z_0. Nothing is evaluated at t = 0.
+    """
+    if refinements < 0:
+        raise ValueError(f"inversion needs refinements >= 0, not {refinements}")
+    z_s = z_0
+    for s, t in pairwise(reversed(points(schedule, times))):
+        if s.sigma == t.alpha == 0:
+            raise ValueError("one step from pure noise into 0 cannot be inverted: give at least 2 steps")
+        z_s = _fixed_point(_back(denoise, z_s, s, t), z_s, refinements)
+        yield z_s
+
+
+def _back(denoise: Denoise, z_s: Tensor, s: Point, t: Point) -> Callable[[Tensor], Tensor]:
+    """DDIM's step from s to the noisier t, by the prediction at z_t."""
+
+    def back(z_t: Tensor) -> Tensor:
+        z_0, eps = denoise(z_t, t.time)
+        if s.sigma == 0 or is_finite(t, s):
+            return hold_eps(z_s, eps, s, t)
+        # In pure noise eps is z_t, whatever it is: z_0 alone says something.
+        return t.sigma / s.sigma * (z_s - s.alpha * z_0)
+
+    return back
+
+
+def _fixed_point(function: Callable[[Tensor], Tensor], z: Tensor, refinements: int) -> Tensor:
+    """z = f(z) by f alone, then by Anderson's (1965) mixture of the last two, for each picture by itself."""
+    before, image_before = z, function(z)
+    z = image_before
+    for _ in range(refinements):
+        image = function(z)
+        gap = image - z
+        change = gap - (image_before - before)
+        square = change.square().sum((1, 2, 3), keepdim=True)
+        share = (gap * change).sum((1, 2, 3), keepdim=True) / square.clamp(min=torch.finfo(z.dtype).tiny)
+        before, z = z, image - share * (image - image_before)
+        image_before = image
+    return z

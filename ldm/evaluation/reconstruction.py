@@ -1,0 +1,129 @@
+"""How well a first stage brings pictures back, what its latents are like, and how long it takes."""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.codebook import VQBottleneck, count, perplexity
+from ldm.typing import Image
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The measures of a first stage: means over pictures, except where they say what of the latents."""
+
+    pictures: int
+    latent: tuple[int, int, int]
+    """Pixels to a place a side, channels, parameters in all."""
+    compression: float
+    """Numbers of a picture to one of its latent."""
+    psnr: float
+    """dB, of pictures in [0, 1]."""
+    ssim: float
+    perceptual: float
+    latent_mean: float
+    """Largest |mean| of a channel, in units of its std."""
+    latent_std: tuple[float, float]
+    """Least and largest of a channel, raw."""
+    codes_used: float | None
+    """Share of the codes that some place of these pictures chose; None without a codebook."""
+    perplexity: float | None
+    encode_ms: float
+    """Of one picture in its batch."""
+    decode_ms: float
+
+
+@torch.no_grad()
+def measure(
+    model: Autoencoder, pictures: Iterable[UInt8[Tensor, "_ c h w"]], perceptual: nn.Module
+) -> Reconstruction:
+    """The measures of `model` on all pictures, from the posterior's mean."""
+    device, bottleneck = model.latent_mean.device, model.bottleneck
+    quality, moments, chosen, seconds = [], [], [], torch.zeros(2)
+    for bytes_ in pictures:
+        x = bytes_.to(device).float() / 127.5 - 1
+        start = _now(device)
+        posterior = model.posterior(x)
+        middle = _now(device)
+        x_hat = model.reconstruct(posterior.mean).float().clamp(-1, 1)
+        seconds += torch.tensor([middle - start, _now(device) - middle])
+        distance = perceptual(x_hat, x)
+        quality.append(torch.stack([psnr(x_hat, x), similarity(x_hat, x), distance], 1).cpu())
+        mean, std = posterior.mean.double(), posterior.std.double()
+        moments.append(torch.stack([mean, mean.square() + std.square()], 1).mean((3, 4)).cpu())  # b 2 z
+        if isinstance(bottleneck, VQBottleneck):
+            chosen.append(count(bottleneck.codes(posterior.mean), bottleneck.num_codes).cpu())
+        shape = (x[0].numel(), posterior.mean[0].numel())
+    n = sum(len(part) for part in quality)
+    signal, structure, distance = torch.cat(quality).mean(0).tolist()
+    mean, square = torch.cat(moments).mean(0)  # z
+    std = (square - mean.square()).clamp(min=1e-20).sqrt()
+    codes = torch.stack(chosen).sum(0) if chosen else None
+    return Reconstruction(
+        pictures=n,
+        latent=(model.downsampling, model.latent_channels, sum(p.numel() for p in model.parameters())),
+        compression=shape[0] / shape[1],
+        psnr=signal,
+        ssim=structure,
+        perceptual=distance,
+        latent_mean=(mean / std).abs().max().item(),
+        latent_std=(std.min().item(), std.max().item()),
+        codes_used=None if codes is None else (codes > 0).float().mean().item(),
+        perplexity=None if codes is None else perplexity(codes).item(),
+        encode_ms=1000 * seconds[0].item() / n,
+        decode_ms=1000 * seconds[1].item() / n,
+    )
+
+
+def psnr(x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+    """-10 log10 of the mean squared error of pictures in [0, 1], in dB; 100 at most."""
+    mse = (x_hat - x).square().mean((1, 2, 3)) / 4
+    return -10 * mse.clamp(min=1e-10).log10()
+
+
+def similarity(x_hat: Image, x: Image) -> Float[Tensor, " b"]:
+    """SSIM with an 11-pixel Gaussian window (Wang et al. 2004, equation 13)."""
+    found = ssim((x_hat + 1) / 2, (x + 1) / 2, data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found
+
+
+def table(rows: dict[str, Reconstruction]) -> str:
+    """A Markdown table, one first stage a row."""
+    head = (
+        "| first stage | latent | parameters | compression | PSNR, dB | SSIM | perceptual "
+        "| latent std | latent mean/std | codes used | perplexity | encode, ms | decode, ms |"
+    )
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for name, r in rows.items():
+        factor, channels, parameters = r.latent
+        used = "" if r.codes_used is None else f"{100 * r.codes_used:.0f} %"
+        spread = "" if r.perplexity is None else f"{r.perplexity:.0f}"
+        cells = [
+            name, f"f{factor}, {channels} channels", f"{_short(parameters)}", f"{r.compression:.1f}",
+            f"{r.psnr:.2f}", f"{r.ssim:.3f}", f"{r.perceptual:.4f}",
+            f"{r.latent_std[0]:.2f} to {r.latent_std[1]:.2f}", f"{r.latent_mean:.2f}", used, spread,
+            f"{r.encode_ms:.2f}", f"{r.decode_ms:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _short(n: int) -> str:
+    """A number with three digits or so: 83.7 M."""
+    power = 0 if n < 1000 else min(3, int(math.log10(n)) // 3)
+    return f"{n / 1000**power:.3g} {['', 'K', 'M', 'B'][power]}".strip()
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,71 @@
+"""What keeps a discriminator from winning too clearly."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.losses.adversarial import Logits
+
+
+class Penalty(nn.Module, ABC):
+    """A term of the discriminator's loss beside the game's."""
+
+    @abstractmethod
+    def forward(
+        self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
+    ) -> Float[Tensor, ""]:
+        """The term, for pictures x whose logits are `real`."""
+
+
+class R1(Penalty):
+    """weight/2 E ‖∇_x D(x)‖² on real pictures (Mescheder et al. 2018, equation 9), per logit of a patch.
+
+    Costs the discriminator a second pass, and a gradient of its gradient.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(
+        self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
+    ) -> Float[Tensor, ""]:
+        with torch.autocast(x.device.type, enabled=False):  # squares of small gradients
+            pictures = x.detach().float().requires_grad_()
+            logits = discriminator(pictures)
+            (gradient,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
+        return 0.5 * self.weight * gradient.square().sum() / logits.numel()
+
+
+class LeCam(Penalty):
+    """weight (E (D(x) − a_fake)² + E (D(x_hat) − a_real)²), a logits' moving means (Tseng et al. 2021, 4).
+
+    Keeps logits between the two means: for little data.
+
+    Args:
+        decay: of the moving means, a step.
+    """
+
+    real_mean: Tensor
+    fake_mean: Tensor
+
+    def __init__(self, weight: float, decay: float = 0.99) -> None:
+        super().__init__()
+        self.weight, self.decay = weight, decay
+        self.register_buffer("real_mean", torch.zeros(()))
+        self.register_buffer("fake_mean", torch.zeros(()))
+
+    def forward(
+        self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
+    ) -> Float[Tensor, ""]:
+        means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(means)
+            means /= dist.get_world_size()
+        self.real_mean = torch.lerp(means[0], self.real_mean, self.decay)
+        self.fake_mean = torch.lerp(means[1], self.fake_mean, self.decay)
+        apart = (real - self.fake_mean).square().mean() + (fake - self.real_mean).square().mean()
+        return self.weight * apart

@@ -1,0 +1,110 @@
+"""What every denoiser f_θ(z_t, t, c) shares: how time and vector are embedded, and what is refused."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.typing import Conditioning
+
+
+def sinusoid(t: Float[Tensor, " b"], channels: int) -> Float[Tensor, "b e"]:
+    """[cos ω_i t, sin ω_i t], ω_i = 10000^(-2i/channels), in fp32 (Vaswani et al. 2017, section 3.5)."""
+    half = channels // 2
+    omega = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
+    angles = t.float()[:, None] * omega
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Embed(nn.Module):
+    """W_out silu(W_in v): what time's sinusoids and the vector go through."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(in_channels, channels)
+        self.linear_out = nn.Linear(channels, channels)
+
+    def forward(self, v: Float[Tensor, "b v"]) -> Float[Tensor, "b e"]:
+        return self.linear_out(F.silu(self.linear_in(v)))
+
+
+class Labels(nn.Module):
+    """A learned vector for each label 0..n-1: noise levels of the ×4 upscaler, classes of a DiT."""
+
+    def __init__(self, num_labels: int, channels: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_labels, channels)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, label: Float[Tensor, "b 1"]) -> Float[Tensor, "b e"]:
+        return self.table(label[:, 0].long())
+
+
+def embed_vector(vector_channels: int | None, num_labels: int | None, channels: int) -> nn.Module | None:
+    """What embeds cond.vector beside time, if there is a vector; ValueError if it is both kinds."""
+    if vector_channels is not None and num_labels is not None:
+        raise ValueError(
+            f"the vector has {vector_channels} channels or is one of {num_labels} labels, not both"
+        )
+    if num_labels is not None:
+        return Labels(num_labels, channels)
+    return None if vector_channels is None else Embed(vector_channels, channels)
+
+
+class Denoiser(nn.Module):
+    """f_θ(z_t, t, c): a network that predicts y from a noisy latent, a time and a condition.
+
+    Args:
+        in_channels: of z_t and cond.concat together.
+        context_channels: of cond.context; None for no cross-attention.
+        vector_channels: of cond.vector; None for no vector.
+        num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1.
+        downsampling: what the latent's sides must divide by.
+    """
+
+    title = "the denoiser"
+
+    def __init__(
+        self,
+        in_channels: int,
+        context_channels: int | None,
+        vector_channels: int | None,
+        num_labels: int | None,
+        downsampling: int,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.downsampling = in_channels, downsampling
+        self.context_channels = context_channels
+        self.vector_channels = vector_channels if num_labels is None else 1
+
+    def entering(self, z_t: Float[Tensor, "b c h w"], cond: Conditioning) -> Float[Tensor, "b in h w"]:
+        """z_t with cond.concat behind it; ValueError for a size or condition that is not taken."""
+        self.check(z_t, cond)
+        return z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1)
+
+    def check(self, z_t: Float[Tensor, "b c h w"], cond: Conditioning) -> None:
+        """ValueError for a size or condition that this network does not take."""
+        size = z_t.shape[-2:]
+        if any(side % self.downsampling for side in size):
+            raise ValueError(
+                f"latents of {tuple(size)} do not divide by {self.title}'s factor {self.downsampling}"
+            )
+        if cond.concat is not None and cond.concat.shape[-2:] != size:
+            raise ValueError(
+                f"cond.concat of {tuple(cond.concat.shape[-2:])} beside latents of {tuple(size)}"
+            )
+        channels = z_t.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
+        if channels != self.in_channels:
+            raise ValueError(
+                f"z_t and cond.concat have {channels} channels, {self.title} takes {self.in_channels}"
+            )
+        slots = (
+            ("context", cond.context, self.context_channels),
+            ("vector", cond.vector, self.vector_channels),
+        )
+        for name, value, expected in slots:
+            given = None if value is None else value.shape[-1]
+            if given != expected:
+                raise ValueError(f"cond.{name} has {given} channels, {self.title} takes {expected}")

@@ -1,0 +1,130 @@
+"""The denoiser as a transformer over patches of the latent: DiT."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ldm.networks.attention import CrossAttention, SelfAttention
+from ldm.networks.blocks import autocast_off, zeroed
+from ldm.networks.denoiser import Denoiser, Embed, embed_vector, sinusoid
+from ldm.typing import Conditioning
+
+TIME_CHANNELS = 256
+"""Of the sinusoids of t."""
+
+
+def modulated(
+    x: Float[Tensor, "b l c"], shift: Float[Tensor, "b c"], scale: Float[Tensor, "b c"]
+) -> Float[Tensor, "b l c"]:
+    """(1 + scale) norm(x) + shift, the norm without weights: adaptive layer norm (Peebles & Xie 2023)."""
+    with autocast_off(x):
+        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return normed * (1 + scale[:, None]).to(x.dtype) + shift[:, None].to(x.dtype)
+
+
+def positions(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "l c"]:
+    """[sin, cos] of each place's column, then of its row (Peebles & Xie 2023, 3.2; He et al. 2022)."""
+    half = channels // 2
+    columns, rows = (sinusoid(torch.arange(n, device=device).float(), half) for n in (width, height))
+    columns, rows = columns.roll(half // 2, 1), rows.roll(half // 2, 1)  # cos, sin -> sin, cos
+    places = [columns.expand(height, width, half), rows[:, None].expand(height, width, half)]
+    return torch.cat(places, dim=2).flatten(0, 1)
+
+
+class DiTBlock(nn.Module):
+    """x + g₁ attention(adaLN(x)), then x + g₂ mlp(adaLN(x)), shifts, scales and gates g from time and vector.
+
+    The gates start at zero: adaLN-Zero (Peebles & Xie 2023, 3.2). With a context, cross-attention that starts
+    at zero stands between the two (Chen et al. 2024, PixArt-α, 2.3).
+    """
+
+    def __init__(self, channels: int, num_heads: int, context_channels: int | None, recompute: bool) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.modulation = zeroed(nn.Linear(channels, 6 * channels))
+        self.self_attention = SelfAttention(channels, num_heads, bias=True)
+        self.cross_attention: nn.Module | None = None
+        if context_channels is not None:
+            self.cross_attention = CrossAttention(channels, context_channels, num_heads)
+            zeroed(self.cross_attention.out)
+        self.widen, self.narrow = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+
+    def forward(
+        self, x: Float[Tensor, "b l c"], e: Float[Tensor, "b c"], context: Float[Tensor, "b m d"] | None
+    ) -> Float[Tensor, "b l c"]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, e, context, use_reentrant=False)
+        return self.compute(x, e, context)
+
+    def compute(
+        self, x: Float[Tensor, "b l c"], e: Float[Tensor, "b c"], context: Float[Tensor, "b m d"] | None
+    ) -> Float[Tensor, "b l c"]:
+        """The block itself; e is silu(time + vector)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(e).chunk(6, dim=1)  # b c each
+        x = x + gate1[:, None] * self.self_attention(modulated(x, shift1, scale1))
+        if self.cross_attention is not None:
+            x = x + self.cross_attention(x, context)
+        h = F.gelu(self.widen(modulated(x, shift2, scale2)), approximate="tanh")
+        return x + gate2[:, None] * self.narrow(h)
+
+
+class DiT(Denoiser):
+    """f_θ(z_t, t, c): the diffusion transformer with adaLN-Zero (Peebles & Xie 2023).
+
+    Args:
+        in_channels: of z_t and cond.concat together.
+        patch: side of the patches that become tokens.
+        channels: of a token; divides by 4.
+        context_channels: of cond.context; None for no cross-attention, as published.
+        vector_channels: of cond.vector; None for no vector.
+        num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1, the last the null.
+        activation_checkpointing: see `ldm.networks.unet.Block`.
+    """
+
+    title = "the DiT"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        patch: int,
+        channels: int,
+        depth: int,
+        num_heads: int,
+        context_channels: int | None = None,
+        vector_channels: int | None = None,
+        num_labels: int | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(in_channels, context_channels, vector_channels, num_labels, patch)
+        if channels % 4:
+            raise ValueError(f"{channels} channels do not divide by 4, for sin and cos of row and column")
+        self.patch = patch
+        self.patches_in = nn.Conv2d(in_channels, channels, patch, stride=patch)
+        self.time_embedding = Embed(TIME_CHANNELS, channels)
+        self.vector_embedding = embed_vector(vector_channels, num_labels, channels)
+        self.blocks = nn.ModuleList(
+            DiTBlock(channels, num_heads, context_channels, activation_checkpointing) for _ in range(depth)
+        )
+        self.modulation_out = zeroed(nn.Linear(channels, 2 * channels))
+        self.patches_out = zeroed(nn.Linear(channels, patch**2 * out_channels))
+
+    def forward(
+        self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b out h w"]:
+        """What the network predicts; t is what `schedule.network_time` gives."""
+        h = self.patches_in(self.entering(z_t, cond))  # b d h/p w/p
+        height, width = h.shape[2:]
+        x = rearrange(h, "b d h w -> b (h w) d")
+        x = x + positions(height, width, x.shape[2], x.device).to(x.dtype)
+        e = self.time_embedding(sinusoid(t, TIME_CHANNELS))  # b d
+        if self.vector_embedding is not None:
+            e = e + self.vector_embedding(cond.vector)
+        e = F.silu(e)
+        for block in self.blocks:
+            x = block(x, e, cond.context)
+        x = self.patches_out(modulated(x, *self.modulation_out(e).chunk(2, dim=1)))
+        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)

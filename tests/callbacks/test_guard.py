@@ -1,0 +1,127 @@
+"""Bad steps are not taken."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.guard import Guard
+from ldm.errors import UserError
+from tests import tiny
+from tests.ranks import Poison
+
+FUSED = partial(torch.optim.Adam, lr=3e-3, fused=True)
+
+
+class Keeper(Poison):
+    """Copies of the weights after each step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, stage, *_) -> None:
+        super().on_train_batch_end(trainer, stage)
+        optimizers = [o.state_dict()["state"] for o in trainer.optimizers]
+        moments = {
+            f"{i}/{j}/{k}": v.clone()
+            for i, o in enumerate(optimizers)
+            for j, s in o.items()
+            for k, v in s.items()
+        }
+        self.weights.append(tiny.snapshot(stage) | moments)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda: tiny.first_stage(adversary=tiny.adversary(start=0), optimizer=FUSED),
+        lambda: tiny.second_stage(optimizer=FUSED),
+    ],
+    ids=["first", "second"],
+)
+def test_a_step_on_nan_changes_nothing_and_the_next_goes_on(stage, tmp_path):
+    keeper, guard, rows = Keeper(2), Guard(str(tmp_path)), []
+    stage = stage()
+    stage.record = lambda values: rows.append(float(values["train/skipped_steps"]))
+    tiny.fit(stage, [tiny.batch(2, first=2 * i) for i in range(5)], [guard, keeper])
+    after = keeper.weights
+    assert all(torch.equal(after[1][key], after[2][key]) for key in after[1])
+    assert any(not torch.equal(after[2][key], after[3][key]) for key in after[2])
+    assert all(value.isfinite().all() for value in after[4].values())
+    assert rows == [0, 0, 1, 1, 1]
+    assert int(guard.state["skipped"]) == 1 and int(guard.state["in_a_row"]) == 0
+
+
+def ready(**numbers) -> Guard:
+    guard = Guard("nowhere", **numbers)
+    guard.state = {"log_mean": torch.zeros(2), "seen": torch.zeros(2)}
+    guard.state |= {"skipped": torch.tensor(0.0), "in_a_row": torch.tensor(0.0)}
+    return guard
+
+
+def verdicts(guard: Guard, *norms: tuple[float, float]) -> list[int]:
+    return [int(guard.judge(torch.tensor(pair).float())) for pair in norms]
+
+
+def test_a_spike_is_measured_against_the_geometric_mean():
+    guard = ready(factor=10, warmup=2, window=100)
+    assert verdicts(guard, (1, 1), (100, 1)) == [0, 0], "nothing is known yet"
+    torch.testing.assert_close(guard.state["log_mean"].exp(), torch.tensor([10.0, 1.0]))
+    assert verdicts(guard, (99, 1), (9, 11), (101, 1), (9, 9)) == [0, 1, 0, 0]
+    assert guard.state["skipped"] == 1 and guard.state["in_a_row"] == 0
+    assert verdicts(guard, (float("nan"), 1), (1, float("inf")), (1e9, 1)) == [1, 1, 1]
+    assert guard.state["skipped"] == 4 and guard.state["in_a_row"] == 3
+
+
+def test_a_resting_discriminator_is_no_measure():
+    guard = ready(factor=10, warmup=2)
+    assert verdicts(guard, *[(1, 0)] * 20, (1, 5), (1, 5), (1, 49), (1, 500)) == [0] * 23 + [1]
+    assert guard.state["seen"].tolist() == [23, 3]
+
+
+def test_the_mean_looks_back_a_window():
+    guard = ready(factor=10, warmup=0, window=5)
+    verdicts(guard, *[(1, 1)] * 50, *[(8, 8)] * 30)
+    assert guard.state["log_mean"].exp()[0] > 7.9
+
+
+def test_too_many_in_a_row_end_the_run_and_name_the_last_good_checkpoint(tmp_path):
+    guard = Guard(str(tmp_path), patience=3, every_n_steps=2)
+    saver = Checkpoint(str(tmp_path), every_n_steps=2, keep=9)
+
+    class Always(Poison):
+        def on_train_batch_start(self, trainer, stage, *_) -> None:
+            self.step = max(trainer.global_step, 3)
+            super().on_train_batch_start(trainer, stage)
+
+    stage = tiny.first_stage(optimizer=FUSED)
+    with pytest.raises(
+        UserError, match="last 3 steps up to 6 were skipped.*resume=.*step00000002.ckpt"
+    ) as told:
+        tiny.fit(stage, [tiny.batch(1)] * 9, [guard, Always(3), saver])
+    assert "optimizer.lr" in str(told.value)
+
+
+def test_a_resumed_guard_knows_what_is_usual(tmp_path):
+    guard = ready()
+    verdicts(guard, (1, 2), (3, 4))
+    other = Guard("nowhere")
+    other.load_state_dict(guard.state_dict())
+    trainer = tiny.trainer(1)
+    stage = tiny.first_stage(adversary=tiny.adversary(), optimizer=FUSED)
+    trainer.strategy.optimizers = [FUSED(stage.model.parameters()), FUSED(stage.adversary.parameters())]
+    other.on_fit_start(trainer, stage)
+    assert all(torch.equal(other.state[k], v) for k, v in guard.state.items()) and stage.judge == other.judge
+
+
+def test_needs_an_optimizer_that_can_skip(tmp_path):
+    with pytest.raises(UserError, match="optimizer.fused=true"):
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)], [Guard(str(tmp_path))])
+
+
+@pytest.mark.parametrize("numbers", [{"factor": 1}, {"window": 0}, {"patience": 0}, {"warmup": -1}])
+def test_numbers_out_of_range_are_refused(numbers):
+    with pytest.raises(ValueError, match="the guard needs factor > 1"):
+        Guard("nowhere", **numbers)

@@ -1,0 +1,23 @@
+"""The command `benchmark data`, at a size that takes no time."""
+
+import re
+import sys
+
+import pytest
+
+from ldm.cli import benchmark, benchmark_data
+
+
+def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(benchmark_data, "SIZES", [(64, 48), (160, 128)])
+    monkeypatch.setattr(benchmark_data, "LATENTS", 30)
+    monkeypatch.setattr(benchmark_data, "BATCH", 10)
+    few = ["benchmark.size=32", "benchmark.pictures=2", "benchmark.seconds=0.01"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "data", *few])
+    benchmark.program()
+    out = capsys.readouterr().out
+    small, large = (re.findall(r"[\d.]+", line) for line in out.splitlines() if re.match(r"\| \d", line))
+    assert float(small[-1]) == 99.0, "too small to be decoded at less than its size"
+    assert 30 < float(large[-1]) < 99 and all(float(number) > 0 for number in small + large)
+    assert re.search(r"ours [\d,]+, WebDataset's tar walk [\d,]+", out)
+    assert re.search(r"500,000 shards of 10,000: any batch within 0\.\d+ s, \d+ MB", out)

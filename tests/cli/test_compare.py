@@ -1,0 +1,100 @@
+"""Runs in one table and one plot."""
+
+import csv
+import math
+import sys
+
+import pytest
+from PIL import Image
+
+from ldm.cli import compare, record
+from ldm.cli.chart import chart, ticks
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three runs, of which the second is the best."""
+    for name, lr, last in (("a", 0.1, 3.0), ("b", 0.2, 1.0), ("c", 0.4, math.nan)):
+        run = tmp_path / name
+        rows = [
+            {"step": 10 * i, "val/loss": last + 5 - i, "speed/images_per_second": 100 * i} for i in range(6)
+        ]
+        run.mkdir()
+        with open(run / "metrics.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        stage = {"optimizer": {"lr": lr}, "seed": 0}
+        record.write({"run": str(run), "name": name, "optimizer": {"lr": lr}, "stage": stage}, run)
+    return tmp_path
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])
+        status = 0
+        try:
+            compare.main()
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_the_best_first_with_what_sets_it_apart(shell, runs):
+    out = runs / "there" / "table.png"
+    status, text, _ = shell(*(runs / n for n in "abc"), "--out", out)
+    assert status == 0
+    header, *rows = text.splitlines()[:4]
+    assert header.split("  ")[0] == "run" and "optimizer.lr" in header and "stage.optimizer.lr" not in header
+    assert [row.split()[0][-1] for row in rows] == ["b", "a", "c"], "and NaN last"
+    with open(out.with_suffix(".csv"), newline="") as file:
+        first = next(csv.DictReader(file))
+    assert first["best val/loss"] == first["last val/loss"] == "1" and first["at step"] == "50"
+    assert first["optimizer.lr"] == "0.2" and first["images/s a rank"] == "300"
+    assert Image.open(out).size[0] == 1000
+
+
+def test_another_metric_and_the_highest(shell, runs):
+    words = [
+        *(runs / n for n in "ba"),
+        "--metric",
+        "speed/images_per_second",
+        "--highest",
+        "--out",
+        runs / "x.png",
+    ]
+    status, text, _ = shell(*words)
+    assert status == 0 and "500" in text
+    assert shell(runs / "a", "--metric", "psnr", "--out", runs / "x.png")[::2] == (
+        2,
+        "error: no run has the metric psnr: give --metric, one of speed/images_per_second, val/loss\n",
+    )
+
+
+def test_a_folder_that_is_no_run(shell, tmp_path):
+    status, _, err = shell(tmp_path / "nowhere")
+    assert status == 2 and "nowhere has no metrics.csv: give folders that train.py wrote" in err
+
+
+def test_round_ticks():
+    assert ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
+    assert ticks(0.13, 0.94) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+def test_curves_stand_where_their_values_are():
+    """A curve that falls from the top left to the bottom right, on a logarithmic axis."""
+    sheet = chart("loss", {"a": [(0, 100.0), (50, 10.0), (100, 1.0), (110, math.nan)]})
+    blue = [
+        (x, y) for x in range(90, 975) for y in range(30, 520) if sheet.getpixel((x, y)) == (0x44, 0x77, 0xAA)
+    ]
+    assert min(blue)[1] < 50 and max(blue)[1] > 490
+    middle = [y for x, y in blue if x == (min(blue)[0] + max(blue)[0]) // 2]
+    assert abs(sum(middle) / len(middle) - (40 + 510) / 2) < 8
+
+
+def test_nothing_to_draw():
+    assert chart("loss", {"a": [(1, math.nan)]}).size == chart("loss", {"a": [(1, 2.0)]}).size

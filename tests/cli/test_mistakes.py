@@ -1,0 +1,205 @@
+"""A user's mistakes that docs/mistakes.md lists: one sentence, exit status 2, before work starts.
+
+Those of overrides are in test_entry.py, of launchers in test_launch.py, of SLURM in test_submit.py; more of
+training are in tests/test_train.py.
+"""
+
+import shutil
+import sys
+from collections import namedtuple
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from PIL import Image
+
+import sample
+import train
+from ldm.cli import encode_latents, pack
+from ldm.data.demo.scenes import DemoScenes
+from ldm.data.shards import write_shard, write_shards
+
+WIDER = "adversary.discriminator.channels=8"
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Runs a command in this process; answers (exit status, stdout, stderr)."""
+
+    def run(main, *words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+        status = 0
+        try:
+            main()
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """What users have at hand: pictures, a run of stage 1, and files that are not what they seem."""
+    root = tmp_path_factory.mktemp("place")
+    write_shards(DemoScenes("train", 12), root / "pictures")
+    argv, sys.argv = (
+        sys.argv,
+        ["train.py", *words(root, "pictures"), f"run={root / 'ae'}", "trainer.max_steps=5"],
+    )
+    train.main()
+    sys.argv = argv
+    checkpoint = root / "ae" / "checkpoints" / "step00000005.ckpt"
+    (root / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    (root / "text.ckpt").write_text("not this")
+    torch.save({"weight": torch.zeros(2)}, root / "foreign.ckpt")
+    (root / "empty").mkdir()
+    (root / "file").touch()
+    image = BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
+    (root / "captionless").mkdir()
+    samples = [(f"{i:09d}", {"png": image.getvalue()}) for i in range(8)]
+    write_shard(root / "captionless" / "00000.tar", samples)
+    return root
+
+
+def words(root: Path, shards: str) -> list[str]:
+    return ["experiment=debug_ae", f"data.shards={root / shards}"]
+
+
+TEXT = ["experiment=debug_text", "data.shards={place}/pictures"]
+AE = ["experiment=debug_ae", "data.shards={place}/pictures"]
+GO_ON = [*AE, "run={place}/ae", "trainer.max_steps=9", "resume=auto"]
+CKPT = "{place}/ae/checkpoints/step00000005.ckpt"
+FIRST = "{place}/ae/autoencoder.safetensors"
+TRAINING = {
+    "no steps": ([*AE, "trainer.max_steps=0"], "trainer.max_steps must be 1 or more, not 0"),
+    "negative workers": ([*AE, "data.num_workers=-1"], "data.num_workers must be 0 or more, not -1"),
+    "a rate below 0": ([*AE, "optimizer.lr=-1e-4"], "optimizer.lr must be 0 or more"),
+    "a run through a file": ([*AE, "run={place}/file/x"], "leads through {place}/file, which is a file"),
+    "resume a sampling file": (
+        [*AE, f"resume={FIRST}"],
+        "is a sampling file, without optimizer and position",
+    ),
+    "resume a cut file": ([*AE, "resume={place}/cut.ckpt"], "cannot be read as a checkpoint, it is cut or"),
+    "resume a text": ([*AE, "resume={place}/text.ckpt"], "cannot be read as a checkpoint"),
+    "resume another program's": ([*AE, "resume={place}/foreign.ckpt"], "is no checkpoint of train.py"),
+    "resume another model": ([*GO_ON, WIDER], "was trained with another configuration, "),
+    "resume the other stage": (
+        [*TEXT, f"first_stage={FIRST}", f"resume={CKPT}"],
+        "with another configuration",
+    ),
+    "resume with another seed": ([*GO_ON, "seed=1"], "read its data with seed 0 and this run has 1"),
+    "resume with another batch": (
+        [*GO_ON, "data.global_batch_size=6"],
+        "with global_batch 4 and this run has 6",
+    ),
+    "resume on other shards": ([*GO_ON, "data.shards={place}/captionless"], "read its data with manifest"),
+    "a size that does not divide": (
+        [*AE, "data.size=60"],
+        "data.size=60 does not divide by the autoencoder's",
+    ),
+    "no such GPU": ([*AE, "trainer=gpu"], "the trainer wants a GPU and PyTorch sees none here"),
+    "an unknown precision": (
+        [*AE, "trainer.precision=fp8"],
+        "the trainer refuses its settings: Precision 'fp8'",
+    ),
+    "a decay above 1": ([*AE, "callbacks.ema.decay=2"], "the EMA's decay must lie in [0, 1), not 2"),
+    "checkpoints never": (
+        [*AE, "callbacks.checkpoint.keep=0"],
+        "checkpoints need every_n_steps >= 1, keep >= 2",
+    ),
+    "an optimizer that cannot skip": ([*AE, "optimizer.fused=false"], "give optimizer.fused=true"),
+    "an empty folder": ([*AE, "data.shards={place}/empty"], "there are no shards (*.tar) in {place}/empty"),
+    "pictures for a first stage": (
+        [*TEXT, "first_stage={place}/pictures/00000.tar"],
+        "is not a safetensors file",
+    ),
+    "a first stage of other numbers": (
+        [*TEXT, f"first_stage={FIRST}", "autoencoder.encoder.channels=16"],
+        "does not fit this configuration",
+    ),
+    "captions that are not there": (
+        ["experiment=debug_text", "data.shards={place}/captionless", f"first_stage={FIRST}"],
+        "has no captions (.txt) and the model is conditioned on them",
+    ),
+    "latents of no first stage": ([*TEXT, "first_stage=null"], "stage 2 needs a trained first stage"),
+    "W&B without an account": ([*AE, "logger=wandb"], "logger=wandb needs an account"),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training(shell, place, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
+    given, sentence = TRAINING[name]
+    given = [word.replace("{place}", str(place)) for word in given]
+    if not any(word.startswith("run=") for word in given):
+        given.append(f"run={tmp_path / 'run'}")
+    status, _, err = shell(train.main, *given)
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    assert sentence.replace("{place}", str(place)) in err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_no_space(shell, place, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
+    status, _, err = shell(train.main, *words(place, "pictures"), f"run={tmp_path / 'run'}")
+    assert status == 2 and f"{tmp_path} has 0.0 GB free: free some, or choose another run=FOLDER" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_in_one_process_over_several_ranks(shell, place, tmp_path):
+    ranks = ["trainer.devices=2", "trainer.strategy=ddp", f"run={tmp_path}/" + "${seed}"]
+    status, _, err = shell(train.main, "-m", *words(place, "pictures"), *ranks, "seed=1,2")
+    assert (
+        status == 2
+        and "its 2 ranks would each start the sweep: give trainer.devices=1, or hydra/launcher" in err
+    )
+
+
+OTHERS = {
+    "a first stage to sample from": (
+        sample.main,
+        [f"ckpt={FIRST}", "prompts=[a]"],
+        "holds a model of kind 'auto",
+    ),
+    "no such sampling file": (
+        sample.main,
+        ["ckpt={place}/nowhere", "prompts=[a]"],
+        "there is no weight file",
+    ),
+    "no such prompt file": (
+        sample.main,
+        [f"ckpt={FIRST}", "prompts={place}/nowhere.txt"],
+        "there is no prompt file",
+    ),
+    "no prompts": (sample.main, [f"ckpt={FIRST}", "prompts=[]"], "there is no prompt in prompts=[]"),
+    "latents among pictures": (
+        encode_latents.main,
+        [f"first_stage={FIRST}", "shards={place}/pictures", "out={place}/pictures", "size=64"],
+        "holds shards of pictures: choose another out=FOLDER",
+    ),
+    "pictures that are not there": (
+        pack.main,
+        ["source=folder", "source.path={place}/nowhere", "out={place}/x"],
+        "nowhere",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands(shell, place, name):
+    main, given, sentence = OTHERS[name]
+    status, _, err = shell(main, *(word.replace("{place}", str(place)) for word in given))
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and sentence in err, err
+
+
+def test_the_table_for_users_has_them_all():
+    table = (Path(__file__).parents[2] / "docs" / "mistakes.md").read_text()
+    assert [name for name in [*TRAINING, *OTHERS] if f"| {name} | " not in table] == []

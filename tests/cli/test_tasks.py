@@ -1,0 +1,191 @@
+"""sample.py's tasks on a model that has learned little: what each keeps, and mistakes in one sentence."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import sample
+from ldm.callbacks.sampling_file import SamplingFile
+from ldm.cli import sampling, tasks
+from ldm.cli.build import build
+from ldm.cli.composition import compose
+from ldm.grid import to_pil
+from tests import tiny
+from tests.cli.test_sampling import TINY
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    cfg = compose("train", TINY)
+    stage = tiny.second_stage(build(cfg.stage.model))
+    config = OmegaConf.to_container(cfg.stage.model, resolve=True)
+    saver = SamplingFile(str(folder / "m.safetensors"), config, "latent_diffusion", 10)
+    tiny.trainer(2, [saver]).fit(stage, tiny.data(folder / "shards", 2))
+    return str(folder / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> str:
+    """20 x 16, of which the middle 16 x 16 is used."""
+    path = tmp_path_factory.mktemp("picture") / "p.png"
+    x = torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    to_pil(x).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory) -> str:
+    """White at the left half of what is used."""
+    path = tmp_path_factory.mktemp("mask") / "m.png"
+    x = torch.full((3, 16, 20), -1.0)
+    x[..., :10] = 1
+    to_pil(x).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys, model_file, tmp_path):
+    """Runs sample.py; answers (exit status, stderr, the folder of its pictures)."""
+
+    def run(*words: str):
+        given = [
+            f"ckpt={model_file}",
+            f"out={tmp_path}",
+            "n=3",
+            "steps=4",
+            "device=cpu",
+            "scale=1",
+            "batch_size=2",
+        ]
+        given += [] if any(w.startswith("prompts=") for w in words) else ["prompts=['a red square']"]
+        monkeypatch.setattr(sys, "argv", ["sample.py", *given, *words])
+        status = 0
+        try:
+            sample.main()
+        except SystemExit as error:
+            status = int(error.code or 0)
+        return status, capsys.readouterr().err, tmp_path
+
+    return run
+
+
+def drawn(folder) -> dict[str, torch.Tensor]:
+    """The pixels of each picture by its file's name."""
+    paths = sorted(p for p in folder.glob("*.png") if p.name[0].isdigit())
+    return {p.name: torch.from_numpy(np.array(Image.open(p))) for p in paths}
+
+
+def test_txt2img_is_what_there_was_before(shell, model_file) -> None:
+    status, err, out = shell()
+    assert status == 0, err
+    model, _ = sampling.load(model_file, "cpu")
+    cfg = compose("sample", [f"ckpt={model_file}", "prompts=[p]", "steps=4", "scale=1", "device=cpu"])
+    times = build(cfg.spacing)(model.schedule, 4)
+    wanted = [("a red square", seed) for seed in range(3)]
+    expected = sampling.draw(model, wanted, cfg, (16, 16), build(cfg.sampler), times)
+    for (name, got), x in zip(drawn(out).items(), expected, strict=True):
+        assert got.numpy().tobytes() == to_pil(x).tobytes(), name
+    assert list(drawn(out)) == ["0000_000000.png", "0000_000001.png", "0000_000002.png"]
+
+
+def test_img2img_stays_nearer_with_less_strength(shell, picture, model_file) -> None:
+    model, _ = sampling.load(model_file, "cpu")
+    x = tasks.read_picture(picture, (16, 16))
+    with torch.no_grad():
+        own = model.first_stage.decode(tasks.latent(model, x))[0].clamp(-1, 1)
+    gaps = []
+    for strength in ("0.25", "1.0"):
+        status, err, out = shell("task=img2img", f"task.image={picture}", f"task.strength={strength}")
+        assert status == 0, err
+        pictures = torch.stack([p.permute(2, 0, 1) / 127.5 - 1 for p in drawn(out).values()])
+        gaps.append((pictures - own).square().mean().item())
+    assert gaps[0] < gaps[1]
+    making = json.loads(Image.open(out / "0000_000000.png").text["parameters"])
+    assert making["task"] == {"_target_": "ldm.cli.tasks.Img2Img", "image": picture, "strength": 1.0}
+
+
+@pytest.mark.parametrize("words", [[], ["task.repeats=2", "task.jump=2"], ["sampler=dpmpp_2m"]], ids=str)
+def test_inpainting_keeps_every_pixel_outside_the_mask(shell, picture, mask, words) -> None:
+    status, err, out = shell("task=inpaint", f"task.image={picture}", f"task.mask={mask}", *words)
+    assert status == 0, err
+    x = ((tasks.read_picture(picture, (16, 16))[0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    pictures = list(drawn(out).values())
+    assert len(pictures) == 3
+    for p in pictures:
+        assert torch.equal(p[:, 8:], x[:, 8:]) and not torch.equal(p[:, :8], x[:, :8])
+    assert not torch.equal(pictures[0], pictures[1]), "each seed draws its own"
+
+
+def test_inversion_gives_the_picture_back(shell, picture, model_file) -> None:
+    words = (
+        "task=invert",
+        f"task.image={picture}",
+        "task.prompt=a red square",
+        "task.refinements=12",
+        "steps=6",
+    )
+    status, err, out = shell(*words, "prompts=['a red square','a blue square']")
+    assert status == 0, err
+    model, _ = sampling.load(model_file, "cpu")
+    with torch.no_grad():
+        own = model.first_stage.decode(tasks.latent(model, tasks.read_picture(picture, (16, 16))))[0]
+    same, other = drawn(out).values()
+    assert list(drawn(out)) == ["0000_000000.png", "0001_000000.png"]
+    gap = (same.permute(2, 0, 1) / 127.5 - 1 - own.clamp(-1, 1)).abs().max()
+    assert gap < 0.02, "two grey levels of 256"
+
+
+def test_interpolation_begins_and_ends_with_its_prompts(shell) -> None:
+    prompts = "prompts=['a red square','a blue square']"
+    status, err, out = shell("task=interpolate", prompts, "n=5")
+    assert status == 0, err
+    frames = drawn(out)
+    assert list(frames) == [
+        f"000{i}_{share}.png" for i, share in enumerate(("0.000", "0.250", "0.500", "0.750", "1.000"))
+    ]
+    ends = [frames["0000_0.000.png"].int(), frames["0004_1.000.png"].int()]
+    for p in out.glob("*.png"):
+        p.unlink()
+    assert shell(prompts, "n=2")[0] == 0
+    single = drawn(out)
+    assert (single["0000_000000.png"].int() - ends[0]).abs().max() <= 1
+    assert (single["0001_000001.png"].int() - ends[1]).abs().max() <= 1
+
+
+MISTAKES = [
+    (["task=img2img", "task.image=/nowhere.png"], "there is no picture task.image=/nowhere.png"),
+    (["task=img2img", "task.image={text}"], "cannot be read (no picture of a known format)"),
+    (
+        ["task=img2img", "task.image={picture}", "task.strength=0"],
+        "task.strength is the share of the steps, in (0, 1], not 0",
+    ),
+    (["task=img2img"], "task.image is needed (the picture's file"),
+    (["task=inpaint", "task.image={picture}", "task.mask=/no.png"], "there is no picture task.mask=/no.png"),
+    (
+        ["task=inpaint", "task.image={picture}", "task.mask={small}"],
+        "is 8x8 and task.image is 20x16: give them one size",
+    ),
+    (["task=inpaint", "task.image={picture}", "task.mask={black}"], "has no white: paint white what"),
+    (["task=inpaint", "task.image={picture}", "task.mask={mask}", "task.jump=0"], "at least 1, not 1 and 0"),
+    (["task=invert", "task.image={picture}", "task.prompt=a", "task.refinements=-1"], "at least 0, not -1"),
+    (["task=interpolate", "prompts=[a,b,c]"], "one or two prompts, in n >= 2 pictures, not between 3 in 3"),
+    (["task=interpolate", "n=1"], "not between 1 in 1"),
+    (["task=paint"], "no task 'paint'"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[" ".join(w) for w, _ in MISTAKES])
+def test_a_mistake_is_one_sentence(shell, picture, mask, tmp_path, words, sentence) -> None:
+    files = {name: str(tmp_path / f"{name}.png") for name in ("small", "black", "text")}
+    Image.new("RGB", (8, 8), "white").save(files["small"])
+    Image.new("RGB", (20, 16), "black").save(files["black"])
+    (tmp_path / "text.png").write_text("no picture")
+    status, err, _ = shell(*(word.format(picture=picture, mask=mask, **files) for word in words))
+    assert status == 2 and err.splitlines()[-1].startswith("error: ") and sentence in err, err

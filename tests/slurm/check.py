@@ -1,0 +1,205 @@
+"""A training of two tasks on a real SLURM that is stopped in every way: `make test-slurm` starts the cluster.
+
+Each way must end in the same bits as a training that nobody stopped.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+RUNS = ROOT / "runs" / "slurm_test"
+STEPS = 40
+SLOW = "+callbacks.slow={_target_: tests.slurm.parts.Slow, seconds: %s}"
+BEGUN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - BEGUN:4.0f} s] {text}", flush=True)
+
+
+def shell(*words: str) -> str:
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def submit(run: str, *words: str, hours: float = 0.5, signal: int = 60) -> int:
+    """The number of a job of two CPU tasks that trains into RUNS/run."""
+    job = ["nodes=1", "gpus=0", "tasks=2", "cpus=1", f"hours={hours}", f"signal={signal}"]
+    training = ["experiment=debug_ae", f"run={RUNS / run}", f"data.shards={RUNS / 'pictures'}"]
+    more = [
+        f"trainer.max_steps={STEPS}",
+        "callbacks.checkpoint.every_n_steps=5",
+        "data.num_workers=1",
+        *words,
+    ]
+    out = shell(sys.executable, "-m", "ldm.cli.submit", *job, *training, *more)
+    number = int(re.findall(r"Submitted batch job (\d+)", out)[0])
+    say(f"{run}: job {number}")
+    return number
+
+
+def field(job: int, name: str) -> str:
+    """What `scontrol show job` says of a job."""
+    return re.findall(rf"\b{name}=(\S+)", shell("scontrol", "show", "job", "-o", str(job)))[0]
+
+
+def wait(job: int, done: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"job {job} is {field(job, 'JobState')} after {seconds} s"
+        time.sleep(0.5)
+
+
+def finish(job: int, state: str = "COMPLETED", seconds: float = 300) -> None:
+    """Wait until the job has ended in `state`; a requeued job need not wait its two minutes."""
+
+    def ended() -> bool:
+        found = field(job, "JobState")
+        if found == "PENDING" and field(job, "Restarts") != "0":
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+        return found not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+
+    wait(job, ended, seconds)
+    found = field(job, "JobState"), field(job, "Restarts"), field(job, "ExitCode")
+    say(f"job {job} ended: {found[0]}, restarts {found[1]}, exit {found[2]}")
+    assert found[0] == state, log(job)
+
+
+def log(job: int) -> str:
+    return Path(field(job, "StdOut")).read_text()
+
+
+def training_at(run: str, step: int) -> Callable[[], bool]:
+    """Whether the run has passed a step."""
+
+    def passed() -> bool:
+        table = RUNS / run / "metrics.csv"
+        return table.is_file() and any(
+            line.split(",")[0].isdigit() and int(line.split(",")[0]) >= step
+            for line in table.read_text().splitlines()
+        )
+
+    return passed
+
+
+def rank(job: int, number: int) -> int:
+    """The process of one rank."""
+    wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={number}"}
+
+    def found() -> Iterator[int]:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    environment = set((folder / "environ").read_text().split("\0"))
+                    words = (folder / "cmdline").read_text().split("\0")
+                except (OSError, UnicodeDecodeError):
+                    continue
+                if wanted <= environment and len(words) > 1 and words[1] == "train.py":
+                    yield int(folder.name)
+
+    return min(found())  # the loader's workers came later
+
+
+def final(run: str) -> dict:
+    """What the last checkpoint says of weights, optimizers and average."""
+    saved = torch.load(RUNS / run / "checkpoints" / f"step{STEPS:08d}.ckpt", weights_only=True)
+    return {key: saved[key] for key in ("global_step", "state_dict", "optimizer_states")} | saved[
+        "callbacks"
+    ]["EMA"]
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def same(run: str) -> None:
+    """The run ended in the bits of the one that nobody stopped, and left its sampling file."""
+    assert (RUNS / run / "autoencoder.safetensors").is_file()
+    assert equal(final("straight"), final(run)), f"{run} ended in other weights"
+    say(f"{run}: bit-identical to the run that nobody stopped")
+
+
+def time_limit() -> None:
+    """SLURM's own signal before the limit: saved, requeued, gone on."""
+    job = submit("limit", SLOW % 3, hours=0.05, signal=60)
+    finish(job, seconds=900)
+    assert field(job, "Restarts") != "0" and "saved and queued again" in log(job), log(job)
+    print(log(job))
+    same("limit")
+
+
+def cancelled() -> None:
+    """scancel: saved, not requeued; submitted again it goes on."""
+    job = submit("cancelled", SLOW % 0.5)
+    wait(job, training_at("cancelled", 12))
+    shell("scancel", str(job))
+    finish(job, "CANCELLED")
+    assert "asked to stop: saved step" in log(job), log(job)
+    finish(submit("cancelled"))
+    same("cancelled")
+
+
+def killed() -> None:
+    """kill -9 of one rank: the job ends in seconds, and goes on from the last checkpoint."""
+    job = submit("killed", SLOW % 0.5)
+    wait(job, training_at("killed", 12))
+    at = time.monotonic()
+    os.kill(rank(job, 1), 9)
+    finish(job, "FAILED", seconds=60)
+    say(f"a dead rank ended the job in {time.monotonic() - at:.1f} s")
+    assert time.monotonic() - at < 30
+    finish(submit("killed"))
+    same("killed")
+
+
+def last_step() -> None:
+    """A signal in the last step: the job completes."""
+    finish(submit("last", "+callbacks.end={_target_: tests.slurm.parts.SignalAtTheEnd}"))
+    same("last")
+
+
+def sweep() -> None:
+    """Six points, one job each, through submitit; then one table and plot."""
+    if importlib.util.find_spec("submitit") is None:
+        say("SKIPPED: the sweep, for hydra-submitit-launcher is not installed")
+        return
+    launcher = ["gpus_per_node=null", "cpus_per_task=1", "timeout_min=10", "array_parallelism=2"]
+    shell(
+        sys.executable, "train.py", "-m", "hydra/launcher=slurm", *(f"hydra.launcher.{w}" for w in launcher),
+        f"hydra.sweep.dir={RUNS / 'multirun'}", "experiment=debug_ae", f"data.shards={RUNS / 'pictures'}",
+        "optimizer.lr=1e-4,3e-4,1e-3", "stage.perceptual_weight=0.5,1",
+        f"run={RUNS}/sweep/" + "${optimizer.lr}_${stage.perceptual_weight}",
+    )  # fmt: skip
+    runs = sorted(str(path) for path in (RUNS / "sweep").iterdir())
+    assert len(runs) == 6, runs
+    out = shell(sys.executable, "-m", "ldm.cli.compare", *runs, "--out", str(RUNS / "compare.png"))
+    say(f"the sweep:\n{out}")
+
+
+def main() -> None:
+    shutil.rmtree(RUNS, ignore_errors=True)
+    shell(sys.executable, "-m", "ldm.cli.pack", "source=demo", "source.count=64", f"out={RUNS / 'pictures'}")
+    finish(submit("straight"))
+    for way in (time_limit, cancelled, killed, last_step, sweep):
+        way()
+    say("passed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The sweeps of configs/sweep/: what W&B's agent types composes, and every point has its own folder."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps import utils as agent
+
+from ldm.cli.composition import CONFIGS, compose, sweep_points
+
+SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
+
+
+def typed(sweep: dict, point: dict) -> list[str]:
+    """The command line by the agent's own code."""
+    given = agent.create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
+    given |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
+    words = []
+    for word in agent.create_sweep_command(sweep["command"]):
+        words += given[word[2:-1]] if word.startswith("${") and word.endswith("}") else [word]
+    return words
+
+
+def values(parameter: dict) -> list[float]:
+    return parameter.get("values") or [parameter["min"], parameter["max"]]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_what_the_agent_types_composes(path: Path, monkeypatch):
+    sweep = yaml.safe_load(path.read_text())
+    assert {"grid": "grid", "random": "random", "bayes": "bayes"}[path.stem] == sweep["method"]
+    runs = set()
+    for i in range(2):
+        monkeypatch.setenv("WANDB_RUN_ID", f"point{i}")
+        point = {key: values(parameter)[-i] for key, parameter in sweep["parameters"].items()}
+        words = typed(sweep, point)
+        assert words[:3] == ["/usr/bin/env", "python", "train.py"]
+        cfg = compose("train", words[3:])
+        runs.add(cfg.run)
+        assert "wandb" in cfg.logger and cfg.optimizer.lr == point["optimizer.lr"]
+    assert runs == {"runs/sweep/point0", "runs/sweep/point1"}
+    assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"} and cfg.data.val_shards
+
+
+def test_bayes_ends_hopeless_points_early():
+    sweep = yaml.safe_load((CONFIGS / "sweep" / "bayes.yaml").read_text())
+    assert sweep["early_terminate"]["type"] == "hyperband"
+
+
+def test_a_multirun_gives_every_point_a_folder():
+    words = ["experiment=demo_text", "optimizer.lr=1e-3,2e-3,4e-3", "times.std=1.0,1.5"]
+    points = sweep_points([*words, "run=runs/sweep/${optimizer.lr}_${times.std}"])
+    assert len({compose("train", point).run for point in points}) == 3
