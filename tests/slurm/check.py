@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "runs" / "slurm_test"
 STEPS = 40
 SLOW = "+callbacks.slow={_target_: tests.slurm.parts.Slow, seconds: 1}"
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 BEGUN = time.monotonic()
 
 
@@ -69,7 +70,7 @@ def finish(job: int, state: str = "COMPLETED", seconds: float = 600) -> None:
         found = field(job, "JobState")
         if found == "PENDING" and field(job, "Restarts") != "0":
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
-        return found not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        return found in ENDS
 
     wait(job, ended, seconds)
     found = field(job, "JobState"), field(job, "Restarts"), field(job, "ExitCode")
