@@ -1,7 +1,7 @@
 """A training of two tasks on a real SLURM that is stopped in every way: `make test-slurm` starts the cluster.
 
-Each way must end in the same bits as a training that nobody stopped. `make test-slurm WAYS="killed last_step"`
-tries some of them alone; the names are those of the functions in WAYS.
+Each way must end in the same bits as a training that nobody stopped. `make test-slurm WAYS="killed sweep"`
+alone tries some of them; the names are those of the functions in WAYS.
 """
 
 import os
