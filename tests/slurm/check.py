@@ -183,7 +183,7 @@ def sweep() -> None:
     shell(
         sys.executable, "train.py", "-m", "hydra/launcher=slurm", *(f"hydra.launcher.{w}" for w in launcher),
         f"hydra.sweep.dir={RUNS / 'multirun'}", "experiment=debug_ae", f"data.shards={RUNS / 'pictures'}",
-        "optimizer.lr=1e-4,3e-4,1e-3", "stage.perceptual_weight=0.5,1",
+        f"data.val_shards={RUNS / 'pictures'}", "optimizer.lr=1e-4,3e-4,1e-3", "stage.perceptual_weight=0.5,1",
         f"run={RUNS}/sweep/" + "${optimizer.lr}_${stage.perceptual_weight}",
     )  # fmt: skip
     runs = sorted(str(path) for path in (RUNS / "sweep").iterdir())
