@@ -20,6 +20,7 @@ def curves(metric: str, runs: Mapping[str, Sequence[tuple[float, float]]]) -> Fi
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel=metric)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize="small")
     return figure

@@ -171,6 +171,16 @@ def killed() -> None:
     same("killed")
 
 
+def hung() -> None:
+    """A rank that hangs: all write where they stand, and the job ends."""
+    hang = "+callbacks.hang={_target_: tests.slurm.parts.Hang}"
+    job = submit("hung", hang, "callbacks.watchdog.seconds=15", "+callbacks.watchdog.grace=5")
+    finish(job, "FAILED")
+    stacks = [(RUNS / "hung" / "stacks" / f"rank{i}.txt").read_text() for i in (0, 1)]
+    assert "in backward" in stacks[0] and "parts.py" in stacks[1], stacks
+    say("hung: both ranks said where they stood")
+
+
 def last_step() -> None:
     """A signal in the last step: the job completes."""
     finish(submit("last", "+callbacks.end={_target_: tests.slurm.parts.SignalAtTheEnd}"))
@@ -192,7 +202,7 @@ def sweep() -> None:
     say(f"the sweep:\n{out}")
 
 
-WAYS = {way.__name__: way for way in (time_limit, cancelled, killed, last_step, sweep)}
+WAYS = {way.__name__: way for way in (time_limit, cancelled, killed, hung, last_step, sweep)}
 
 
 def main() -> None:

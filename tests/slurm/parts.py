@@ -27,3 +27,12 @@ class SignalAtTheEnd(Callback):
         """The scheduler's signal, to the moment."""
         if trainer.global_step == trainer.max_steps - 1 and trainer.is_global_zero:
             os.kill(os.getpid(), signal.SIGUSR1)
+
+
+class Hang(Callback):
+    """Rank 1 never ends its fifth step."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Wait for nothing."""
+        if trainer.global_step == 4 and trainer.global_rank == 1:
+            time.sleep(3600)
