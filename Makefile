@@ -1,5 +1,6 @@
 # make demo   the main job on drawn pictures, from an empty folder to scored samples
 # make test   lint, types, import contracts, tests;  make test-slow   full sizes and long trials
+# make test-slurm   a training on a real SLURM, stopped in every way; WAYS="killed sweep" for some of them
 # PYTHON=python3.12 names another interpreter, JOBS=8 more test processes.
 
 PYTHON ?= python3
@@ -48,8 +49,7 @@ test-slow: $(DEV_STAMP)
 	$(RUN) -m pytest -m slow
 
 test-slurm: $(DEV_STAMP)
-	bash tests/slurm/cluster.sh start
-	$(RUN) -m tests.slurm.check; status=$$?; bash tests/slurm/cluster.sh stop; exit $$status
+	bash tests/slurm/cluster.sh $(RUN) -m tests.slurm.check $(WAYS)
 
 format: $(DEV_STAMP)
 	$(RUN) -m ruff check --fix

@@ -164,6 +164,12 @@ def test_a_logger_builds(name):
         build(logger)
 
 
+@pytest.mark.parametrize("names", ["csv", "tensorboard", "[wandb,tensorboard]", "wandb"])
+def test_several_loggers_at_once_and_the_csv_always(names):
+    found = compose("train", ["experiment=debug_ae", f"logger={names}"]).logger
+    assert set(found) == {"csv", *names.strip("[]").split(",")}
+
+
 @pytest.mark.parametrize("name", options("source"))
 def test_a_source_builds(name, tmp_path):
     (tmp_path / "table.csv").write_text("path,caption\n")

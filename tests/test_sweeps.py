@@ -1,5 +1,8 @@
 """The sweeps of configs/sweep/: what W&B's agent types composes, and every point has its own folder."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,8 @@ import yaml
 from wandb.sdk.launch.sweeps import utils as agent
 
 from ldm.cli.composition import CONFIGS, compose, sweep_points
+from ldm.data.demo.scenes import DemoScenes
+from ldm.data.shards import write_shards
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
 
@@ -51,3 +56,39 @@ def test_a_multirun_gives_every_point_a_folder():
     words = ["experiment=demo_text", "optimizer.lr=1e-3,2e-3,4e-3", "times.std=1.0,1.5"]
     points = sweep_points([*words, "run=runs/sweep/${optimizer.lr}_${times.std}"])
     assert len({compose("train", point).run for point in points}) == 3
+
+
+@pytest.mark.slow
+def test_six_points_by_the_agent_itself(tmp_path):
+    """`wandb agent` with a server's answers played to it, then one table of its runs."""
+    sweep = yaml.safe_load((CONFIGS / "sweep" / "grid.yaml").read_text())
+    sweep["parameters"] = {
+        "optimizer.lr": {"values": [1e-4, 1e-3, 1e-2]},
+        "stage.perceptual_weight": {"values": [0.5, 1.0]},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    write_shards(DemoScenes("train", 12), tmp_path / "pictures")
+    tiny = [
+        "experiment=debug_ae",
+        f"data.shards={tmp_path}/pictures",
+        f"data.val_shards={tmp_path}/pictures",
+        "trainer.max_steps=4",
+        "adversary.start=2",
+        "trainer.val_check_interval=2",
+        f"run={tmp_path}/runs/" + "${oc.env:WANDB_RUN_ID}",
+    ]
+    environment = {**os.environ, "WANDB_DIR": str(tmp_path), "PYTHONPATH": "."}
+
+    def python(*words: str) -> str:
+        words = (sys.executable, "-m", *words)
+        done = subprocess.run(words, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python("tests.agent", str(tmp_path / "sweep.yaml"), *tiny)
+    runs = sorted(str(path) for path in (tmp_path / "runs").iterdir())
+    assert [Path(run).name for run in runs] == [f"point{i}" for i in range(6)]
+    assert all(list(Path(run).glob("wandb/offline-run-*/run-point*.wandb")) for run in runs)
+    table = python("ldm.cli.compare", *runs, "--out", str(tmp_path / "table.png")).splitlines()
+    assert set(table[0].split()[-2:]) == {"stage.perceptual_weight", "optimizer.lr"}
+    assert len({tuple(line.split()[-2:]) for line in table[1:7]}) == 6

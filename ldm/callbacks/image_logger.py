@@ -1,4 +1,4 @@
-"""Grids of pictures under the run's folder, and at W&B, while it trains."""
+"""Grids of pictures under the run's folder, at W&B and in TensorBoard, while it trains."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from ldm.callbacks.ema import averaged
+from ldm.callbacks.tensorboard_log import TensorBoardLog
 from ldm.callbacks.wandb_log import WandbLog
 from ldm.grid import labelled_grid
 from ldm.stages.base import Stage
@@ -27,7 +28,7 @@ class ImageLogger(Callback):
         self.draw(trainer, stage)
 
     def draw(self, trainer: Trainer, stage: Stage) -> None:
-        """One PNG, and a gallery where W&B listens, by rank 0."""
+        """One PNG, and a gallery for each logger that shows pictures, by rank 0."""
         if not trainer.is_global_zero:
             return
         stage.eval()
@@ -39,5 +40,5 @@ class ImageLogger(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         labelled_grid(rows, self.scale).save(self.folder / f"step{trainer.global_step:08d}.png")
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLog):
+            if isinstance(logger, WandbLog | TensorBoardLog):
                 logger.log_pictures(rows, trainer.global_step)

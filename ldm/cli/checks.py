@@ -96,7 +96,8 @@ def space(cfg: DictConfig, stage: Stage) -> str:
     free = shutil.disk_usage(place).free
     said = f"{keep} checkpoints and the next take {needed / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free"
     if needed > free:
-        raise UserError(f"{said}: free some, or choose another run=FOLDER or callbacks.checkpoint.keep=1")
+        fewer = " or callbacks.checkpoint.keep=2" if keep > 2 else ""
+        raise UserError(f"{said}: free some, or choose another run=FOLDER{fewer}")
     return said
 
 

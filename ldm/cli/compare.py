@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import record
-from ldm.cli.chart import chart
+from ldm.cli import chart, record
 from ldm.cli.entry import sentences
 from ldm.errors import UserError
 
@@ -45,8 +44,8 @@ def main() -> None:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        curves = {label(run, runs): run.columns[metric] for run in runs if metric in run.columns}
-        chart(metric, curves).save(out)
+        drawn = {label(run, runs): run.columns[metric] for run in runs if metric in run.columns}
+        chart.curves(metric, drawn).savefig(out)
         print(f"wrote {out} and {out.with_suffix('.csv')}")
 
 

@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+STRENGTH = {"guidance": "scale"}
+"""The key of a group's number, for those who give the number to the group."""
 
 
 def compose(
@@ -116,7 +118,9 @@ def _no_option(parsed: Sequence[Override]) -> str | None:
     for override in parsed:
         key = override.key_or_group
         if _options(key) and not isinstance(override.value(), str | list | None):
-            return f"'{override.input_line}': {key} is a config group, one of {', '.join(_options(key))}"
+            also = f"; its strength is {STRENGTH[key]}={override.value()}" if key in STRENGTH else ""
+            names = ", ".join(_options(key))
+            return f"'{override.input_line}': {key} is a config group, one of {names}{also}"
     return None
 
 

@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from ldm import keyed
+from ldm.cli import chart
 from ldm.cli.build import build
 from ldm.cli.entry import command
 from ldm.diffusion.mixture import draw, energy_distance, mixture, two_moons
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
-from ldm.grid import labelled_grid
 
 EXTENT = 2.5
 """Half the side of a picture."""
@@ -30,17 +29,17 @@ def main(cfg: DictConfig) -> None:
     means, n = two_moons(cfg.k), cfg.n
     true = draw(means, cfg.std, n, keyed.generator(cfg.seed, 0, "moons"))
     schedules, samplers = build(cfg.schedules), build(cfg.samplers)
-    at = f"at {', '.join(f'{share:g}' for share in cfg.shares)} T"
-    rows = [(f"{name} {at}", noised(schedule, true, cfg)) for name, schedule in schedules.items()]
-    labelled_grid(rows).save(out / "densities_schedules.png")
+    rows = {name: noised(schedule, true, cfg) for name, schedule in schedules.items()}
+    titles = [f"{share:g} T" for share in cfg.shares]
+    chart.clouds(rows, titles, EXTENT).savefig(out / "densities_schedules.png")
     found = {
         (name, steps): sampled(build(cfg.schedule), sampler, build(cfg.spacing), steps, cfg)
         for name, sampler in samplers.items()
         for steps in cfg.steps
     }
-    at = f"in {', '.join(map(str, cfg.steps))} steps"
-    rows = [(f"{name} {at}", [picture(found[name, steps]) for steps in cfg.steps]) for name in samplers]
-    labelled_grid(rows).save(out / "densities_samplers.png")
+    rows = {name: [found[name, steps] for steps in cfg.steps] for name in samplers}
+    titles = [f"{steps} steps" for steps in cfg.steps]
+    chart.clouds(rows, titles, EXTENT).savefig(out / "densities_samplers.png")
     again = draw(means, cfg.std, n, keyed.generator(cfg.seed, 1, "moons"))
     off = {key: energy_distance(x, true) for key, x in found.items()}
     text = table(off, energy_distance(again, true))
@@ -48,12 +47,12 @@ def main(cfg: DictConfig) -> None:
     print(f"{text}\nwrote densities_schedules.png, densities_samplers.png and densities.md into {out}")
 
 
-def noised(schedule: Schedule, true: Float[Tensor, "b 2"], cfg: DictConfig) -> list[Image.Image]:
+def noised(schedule: Schedule, true: Float[Tensor, "b 2"], cfg: DictConfig) -> list[Float[Tensor, "b 2"]]:
     """z_t at the shares of T that the config lists."""
     t = torch.tensor([share * schedule.num_steps for share in cfg.shares], dtype=torch.float64)
     eps = torch.randn(true.shape, generator=keyed.generator(cfg.seed, 0, "eps"), dtype=torch.float64)
     pairs = zip(schedule.alpha(t).flatten(), schedule.sigma(t).flatten(), strict=True)
-    return [picture(alpha * true + sigma * eps) for alpha, sigma in pairs]
+    return [alpha * true + sigma * eps for alpha, sigma in pairs]
 
 
 def sampled(
@@ -68,16 +67,6 @@ def sampled(
     denoise = mixture(schedule, two_moons(cfg.k), cfg.std)
     *_, z_0 = sampler(denoise, noise(-1), spacing(schedule, steps), schedule, noise)
     return z_0.flatten(1)
-
-
-def picture(x: Float[Tensor, "b 2"], side: int = 96) -> Image.Image:
-    """The points' density, dark where many are."""
-    place = ((x + EXTENT) * side / (2 * EXTENT)).floor().long()
-    inside = ((place >= 0) & (place < side)).all(1)
-    column, row = place[inside].unbind(1)
-    counts = torch.bincount((side - 1 - row) * side + column, minlength=side * side).view(side, side)
-    dark = (counts / max(1.0, 0.004 * len(x))).sqrt().clamp(max=1)
-    return Image.fromarray((255 * (1 - dark)).byte().numpy()).convert("RGB")
 
 
 def table(off: Mapping[tuple[str, int], float], floor: float) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from ldm.stages.base import Stage
 
 # What Lightning builds for "ddp", also where "auto" means it. The search for unused parameters is what the
 # two optimizers of stage 1 need, and it keeps DDP from cutting new buckets after its first step, which would
-# change the order of sums and so the last bits of a resumed run.
-StrategyRegistry.register("ddp", DDPStrategy, override=True, find_unused_parameters=True)
+# change the order of sums and so the last bits of a resumed run. NCCL's own ten minutes would end the ranks
+# before the watchdog has them say where they stand.
+StrategyRegistry.register(
+    "ddp", DDPStrategy, override=True, find_unused_parameters=True, timeout=timedelta(minutes=30)
+)
 
 
 def checkpoint(cfg: DictConfig) -> Path | None:

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from ldm.cli import compare, record
-from ldm.cli.chart import chart, ticks
 
 
 @pytest.fixture
@@ -78,23 +77,3 @@ def test_another_metric_and_the_highest(shell, runs):
 def test_a_folder_that_is_no_run(shell, tmp_path):
     status, _, err = shell(tmp_path / "nowhere")
     assert status == 2 and "nowhere has no metrics.csv: give folders that train.py wrote" in err
-
-
-def test_round_ticks():
-    assert ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
-    assert ticks(0.13, 0.94) == pytest.approx([0.2, 0.4, 0.6, 0.8])
-
-
-def test_curves_stand_where_their_values_are():
-    """A curve that falls from the top left to the bottom right, on a logarithmic axis."""
-    sheet = chart("loss", {"a": [(0, 100.0), (50, 10.0), (100, 1.0), (110, math.nan)]})
-    blue = [
-        (x, y) for x in range(90, 975) for y in range(30, 520) if sheet.getpixel((x, y)) == (0x44, 0x77, 0xAA)
-    ]
-    assert min(blue)[1] < 50 and max(blue)[1] > 490
-    middle = [y for x, y in blue if x == (min(blue)[0] + max(blue)[0]) // 2]
-    assert abs(sum(middle) / len(middle) - (40 + 510) / 2) < 8
-
-
-def test_nothing_to_draw():
-    assert chart("loss", {"a": [(1, math.nan)]}).size == chart("loss", {"a": [(1, 2.0)]}).size

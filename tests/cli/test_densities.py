@@ -15,4 +15,4 @@ def test_writes_pictures_and_a_table(tmp_path, monkeypatch, capsys) -> None:
     assert lines[2] == "| sampler | 2 steps | 3 steps |"
     assert [line.split("|")[1].strip() for line in lines[4:]] == list(cfg.samplers)
     for name, rows in (("densities_schedules", cfg.schedules), ("densities_samplers", cfg.samplers)):
-        assert Image.open(tmp_path / f"{name}.png").height >= 96 * len(rows)
+        assert Image.open(tmp_path / f"{name}.png").height >= 120 * len(rows)

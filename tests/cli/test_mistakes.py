@@ -146,11 +146,14 @@ def test_training(shell, place, tmp_path, monkeypatch, name):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_no_space(shell, place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", [2, 5])
+def test_no_space(shell, place, tmp_path, monkeypatch, keep):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
-    status, _, err = shell(train.main, *words(place, "pictures"), f"run={tmp_path / 'run'}")
-    assert status == 2 and f"{tmp_path} has 0.0 GB free: free some, or choose another run=FOLDER" in err
+    given = [*words(place, "pictures"), f"run={tmp_path / 'run'}", f"callbacks.checkpoint.keep={keep}"]
+    status, _, err = shell(train.main, *given)
+    advice = "free some, or choose another run=FOLDER" + " or callbacks.checkpoint.keep=2" * (keep == 5)
+    assert status == 2 and err.endswith(f"{tmp_path} has 0.0 GB free: {advice}\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -180,6 +183,12 @@ OTHERS = {
         "there is no prompt file",
     ),
     "no prompts": (sample.main, [f"ckpt={FIRST}", "prompts=[]"], "there is no prompt in prompts=[]"),
+    "a number for guidance": (
+        sample.main,
+        [f"ckpt={FIRST}", "prompts=[a]", "guidance=2.0"],
+        "guidance is a config group, one of interval, interval_rescaled, plain, rescaled, two_conditions; "
+        "its strength is scale=2.0",
+    ),
     "latents among pictures": (
         encode_latents.main,
         [f"first_stage={FIRST}", "shards={place}/pictures", "out={place}/pictures", "size=64"],

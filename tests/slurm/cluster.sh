@@ -1,25 +1,41 @@
 #!/usr/bin/env bash
-# A SLURM cluster of one node, this machine, for the tests: start | stop. Needs root, and Debian's slurm-wlm and munge.
+# tests/slurm/cluster.sh COMMAND...: runs it beside a SLURM cluster of one node, this machine, of which nothing is left.
+# Needs root, and Debian's slurm-wlm and munge, which it installs where there is apt. Its files, ports and keys are its
+# own: it touches no other cluster, and `bash` as the command gives a shell in which sbatch and squeue speak to it.
 set -euo pipefail
 host=$(hostname -s)
-state=/var/tmp/ldm-slurm
-conf=/etc/slurm/slurm.conf
+
+refuse() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+install() {
+    command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && return
+    command -v apt-get >/dev/null ||
+        refuse "there is no SLURM here and no apt to install it with: install slurmctld, slurmd and munged by hand"
+    export DEBIAN_FRONTEND=noninteractive
+    echo "installing slurm-wlm and munge"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 ||
+        refuse "slurm-wlm and munge could not be installed: see what 'apt-get install slurm-wlm munge' says"
+}
 
 start() {
-    if [ -s "$conf" ] && ! grep -q '^ClusterName=ldmtest$' "$conf"; then
-        echo "this machine has a SLURM of its own ($conf): the test starts none beside it" >&2
-        exit 1
-    fi
-    if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
-        export DEBIAN_FRONTEND=noninteractive
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null
-    fi
-    stop
-    mkdir -p /etc/slurm "$state/ctld" "$state/d"
-    cat > "$conf" <<CONF
+    state=$(mktemp -d /var/tmp/ldm-slurm.XXXXXX)
+    mkdir "$state/ctld" "$state/d"
+    chmod 755 "$state"
+    (umask 077 && dd if=/dev/urandom of="$state/key" bs=1024 count=1 status=none)
+    number=$(shuf -n 1 -i 1-1300)
+    export SLURM_CONF="$state/slurm.conf"
+    # 4 CPUs whatever there are: a job that mostly sleeps runs beside another. Job numbers choose the ranks' port.
+    cat > "$SLURM_CONF" <<CONF
 ClusterName=ldmtest
 SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$((30000 + 2 * number))
+SlurmdPort=$((30001 + 2 * number))
+FirstJobId=$((7 * number))
 AuthType=auth/munge
+AuthInfo=socket=$state/munge.socket
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -35,47 +51,51 @@ SlurmctldPidFile=$state/slurmctld.pid
 SlurmdPidFile=$state/slurmd.pid
 SlurmctldLogFile=$state/slurmctld.log
 SlurmdLogFile=$state/slurmd.log
-NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
+SlurmdParameters=config_overrides
+NodeName=$host NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
-    if ! pgrep -x munged >/dev/null; then
-        mkdir -p /etc/munge /run/munge /var/log/munge /var/lib/munge
-        [ -s /etc/munge/munge.key ] || dd if=/dev/urandom of=/etc/munge/munge.key bs=1024 count=1 status=none
-        chown -R munge: /etc/munge /run/munge /var/log/munge /var/lib/munge
-        chmod 700 /etc/munge /var/log/munge /var/lib/munge
-        chmod 755 /run/munge
-        chmod 400 /etc/munge/munge.key
-        su -s /bin/sh munge -c "$(command -v munged)"
-    fi
+    munged --socket="$state/munge.socket" --key-file="$state/key" --pid-file="$state/munged.pid" \
+        --log-file="$state/munged.log" --seed-file="$state/munged.seed"
     slurmctld -c
     slurmd -c
     for _ in $(seq 60); do
         [ "$(sinfo -h -o %T 2>/dev/null)" = idle ] && return
         sleep 1
     done
-    echo "the cluster did not come up; its logs are in $state:" >&2
-    tail -5 "$state"/*.log >&2
-    exit 1
+    tail -n 5 "$state"/*.log >&2
+    refuse "the cluster did not come up; the ends of its logs stand above"
 }
 
-stop() { # the two daemons that `start` left, by the numbers they wrote down
-    for file in "$state"/slurmd.pid "$state"/slurmctld.pid; do
+running() { # neither gone nor a zombie that nobody has waited for
+    [ -e "/proc/$1" ] && ! grep -qs '^State:.*Z' "/proc/$1/status"
+}
+
+stop() { # first the jobs, then the daemons
+    trap '' INT TERM
+    if sinfo >/dev/null 2>&1; then
+        squeue -h -o %A | xargs -r scancel --full --signal=KILL 2>/dev/null || true
+        squeue -h -o %A | xargs -r scancel 2>/dev/null || true
+        for _ in $(seq 60); do
+            [ -z "$(squeue -h 2>/dev/null)" ] && break
+            sleep 0.5
+        done
+    fi
+    for file in "$state"/slurmd.pid "$state"/slurmctld.pid "$state"/munged.pid; do
         [ -s "$file" ] || continue
         pid=$(cat "$file")
         kill "$pid" 2>/dev/null || true
-        for _ in $(seq 20); do
-            kill -0 "$pid" 2>/dev/null || break
-            sleep 0.5
+        for _ in $(seq 40); do
+            running "$pid" || break
+            sleep 0.25
         done
-        rm -f "$file"
     done
+    rm -rf "$state"
 }
 
-case "${1:-}" in
-    start) start ;;
-    stop) stop ;;
-    *)
-        echo "usage: $0 start|stop" >&2
-        exit 2
-        ;;
-esac
+[ $# -gt 0 ] || refuse "say what is to run beside the cluster: $0 COMMAND..."
+[ "$(id -u)" = 0 ] || refuse "the test starts a SLURM cluster, which needs root: run it as root, or in a container"
+install
+trap stop EXIT
+start
+"$@"

@@ -9,14 +9,15 @@ from lightning import Callback, Trainer
 
 
 class Slow(Callback):
-    """Every step takes `seconds` more."""
+    """Every step takes `seconds` more, until SLURM has queued the job again."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Wait."""
-        time.sleep(self.seconds)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            time.sleep(self.seconds)
 
 
 class SignalAtTheEnd(Callback):
@@ -26,3 +27,12 @@ class SignalAtTheEnd(Callback):
         """The scheduler's signal, to the moment."""
         if trainer.global_step == trainer.max_steps - 1 and trainer.is_global_zero:
             os.kill(os.getpid(), signal.SIGUSR1)
+
+
+class Hang(Callback):
+    """Rank 1 never ends its fifth step."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Wait for nothing."""
+        if trainer.global_step == 4 and trainer.global_rank == 1:
+            time.sleep(3600)

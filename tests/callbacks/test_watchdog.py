@@ -1,0 +1,65 @@
+"""A step that hangs ends with a stack; one that does not leaves nothing."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning import Callback
+
+from ldm.callbacks.watchdog import Watchdog
+from tests import tiny
+
+HANGS = """
+import sys, time
+from lightning import Callback
+from ldm.callbacks.watchdog import Watchdog
+from tests import tiny
+
+class Hangs(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 1:
+            stands_here()
+
+def stands_here():
+    time.sleep(60)
+
+tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Watchdog(sys.argv[1], seconds=2, grace=1), Hangs()])
+"""
+
+
+def test_a_step_that_hangs_ends_with_its_stack(tmp_path):
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], cwd=root, timeout=55)
+    assert done.returncode == -signal.SIGALRM
+    assert "stands_here" in (tmp_path / "rank0.txt").read_text()
+
+
+class Looks(Callback):
+    """Notes the time left in each step, and fails in one of them."""
+
+    def __init__(self, fails: int) -> None:
+        self.fails, self.left = fails, []
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        self.left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        if trainer.global_step == self.fails:
+            raise RuntimeError("a fault of another kind")
+
+
+@pytest.mark.parametrize("fails", [2, -1])
+def test_nobody_is_watched_when_the_run_is_over(fails, tmp_path):
+    looks = Looks(fails)
+    watchdog = Watchdog(str(tmp_path / "stacks"), seconds=100, grace=7)
+    try:
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [watchdog, looks])
+    except RuntimeError:
+        assert fails == 2
+    assert len(looks.left) == (3 if fails == 2 else 4) and all(106 < left <= 107 for left in looks.left)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and not (tmp_path / "stacks").exists()
+
+
+def test_a_watch_of_no_time_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="above 0, not 0"):
+        Watchdog(str(tmp_path), seconds=0)
