@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from ldm.cli import history
 from ldm.cli.build import build
 from ldm.cli.encode_latents import load_first_stage
 from ldm.cli.entry import command
@@ -42,11 +43,13 @@ def main(cfg: DictConfig) -> None:
         measured[name] = measure(model, batches, perceptual)
         rows.append((f"{name}: {measured[name].psnr:.1f} dB", reconstructed(model, shown)))
     labelled_grid(rows, cfg.grid_scale).save(out / "first_stages.png")
-    (out / "first_stages.md").write_text(table(measured) + "\n")
+    logs = {name: history.read(Path(file).parent) for name, file in zip(names, cfg.files, strict=True)}
+    text = f"{table(measured)}\n\n{history.table({k: v for k, v in logs.items() if v is not None})}\n"
+    (out / "first_stages.md").write_text(text)
     (out / "first_stages.json").write_text(
         json.dumps({k: asdict(v) for k, v in measured.items()}, indent=1) + "\n"
     )
-    print(table(measured))
+    print(text)
     print(f"wrote {out}/first_stages.md, .json and .png")
 
 

@@ -61,6 +61,7 @@ class DeepEncoder(ToLatent):
         channel_mult: width of each level in units of `channels`; every level but the last halves the size.
         num_res_blocks: of each level.
         attention_levels: indices of the levels with attention, 0 the finest.
+        patch: pixels a side that are folded into channels at once, before the first level.
     """
 
     def __init__(
@@ -71,14 +72,15 @@ class DeepEncoder(ToLatent):
         num_res_blocks: Sequence[int],
         attention_levels: Sequence[int],
         out_channels: int,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
         check_levels(attention_levels, len(widths))
         check_ratio(widths[-1], out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.downsampling = 2 ** (len(widths) - 1)
-        self.conv_in = conv3x3(in_channels, widths[0])
+        self.patch, self.downsampling = patch, patch * 2 ** (len(widths) - 1)
+        self.conv_in = conv3x3(in_channels * patch**2, widths[0])
         self.down = nn.ModuleList()
         for i, (width, n) in enumerate(zip(widths, num_res_blocks, strict=True)):
             last = i == len(widths) - 1
@@ -88,7 +90,7 @@ class DeepEncoder(ToLatent):
         self.conv_out = conv3x3(widths[-1], out_channels)
 
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b m h w"]:
-        h = self.conv_in(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for level in self.down:
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(h))) + averaged(h, self.out_channels)
@@ -105,22 +107,23 @@ class DeepDecoder(FromLatent):
         num_res_blocks: Sequence[int],
         attention_levels: Sequence[int],
         in_channels: int,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
         check_levels(attention_levels, len(widths))
         check_ratio(widths[-1], in_channels)
-        self.in_channels, self.width = in_channels, widths[-1]
+        self.in_channels, self.width, self.patch = in_channels, widths[-1], patch
         self.conv_in = conv3x3(in_channels, widths[-1])
         self.up = nn.ModuleList()
         for i, (width, n) in reversed(list(enumerate(zip(widths, num_res_blocks, strict=True)))):
             resample = ChannelToSpace(width, widths[i - 1]) if i else nn.Identity()
             self.up.append(Level(width, width, n, i in attention_levels, resample))
         self.norm_out = GroupNorm(widths[0], eps=1e-6)
-        self.conv_out = conv3x3(widths[0], out_channels)
+        self.conv_out = conv3x3(widths[0], out_channels * patch**2)
 
     def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         h = self.conv_in(z) + repeated(z, self.width)
         for level in self.up:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)

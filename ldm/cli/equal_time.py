@@ -1,0 +1,111 @@
+"""Runs of equal time: `python -m ldm.cli.equal_time EXPERIMENT... --seconds 90 --out runs/equal`."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.cli import compare
+from ldm.cli.composition import compose
+from ldm.cli.entry import sentences
+from ldm.cli.training import kind
+from ldm.errors import UserError
+from ldm.interop import safetensors
+
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+TRIAL = 60
+"""Steps over which an experiment's speed is measured."""
+MOMENTS = (
+    "trainer.val_check_interval",
+    "learning_rate.warmup_steps",
+    "callbacks.checkpoint.every_n_steps",
+    "callbacks.pictures.every_n_steps",
+)
+"""Steps of an experiment that keep their place in it, however long it is."""
+ONSET = ("adversary.start", "adversary.warmup", "adversary.ramp_steps")
+"""The same of a discriminator, where there is one."""
+
+
+def main() -> None:
+    """Train each experiment for as many steps as fit into the time on this machine; to be started again."""
+    parser = argparse.ArgumentParser(prog="python -m ldm.cli.equal_time", description=main.__doc__)
+    parser.add_argument(
+        "words", nargs="+", metavar="WORD", help="experiments, and key=value overrides of all of them"
+    )
+    parser.add_argument("--seconds", type=float, required=True, help="of training each, validation left out")
+    parser.add_argument("--out", required=True, help="a folder, in which each experiment's run gets its own")
+    args = parser.parse_args()
+    with sentences():
+        experiments = [word for word in args.words if "=" not in word]
+        given = [word for word in args.words if "=" in word]
+        if args.seconds <= 0 or not experiments:
+            raise UserError("name experiments, and give them --seconds above 0")
+        for name in experiments:  # every mistake before the first step
+            compose("train", [f"experiment={name}", *given])
+        for name in experiments:
+            train(name, Path(args.out), given, args.seconds)
+
+
+def train(name: str, out: Path, given: list[str], seconds: float) -> None:
+    """One experiment into `out`/`name`, from where it stands."""
+    cfg = compose("train", [f"experiment={name}", *given])
+    steps, run = planned(name, out, given, seconds), out / name
+    file = run / f"{kind(cfg)}.safetensors"
+    if file.is_file() and int(safetensors.load(str(file), kind(cfg))[2]["step"]) >= steps:
+        print(f"{name}: {steps:,} steps are done", flush=True)
+        return
+    start(name, run, given, lengthened(cfg, steps) | {"resume": "auto"})
+
+
+def planned(name: str, out: Path, given: list[str], seconds: float) -> int:
+    """Steps that take `seconds`, as they were measured when the run was first asked for."""
+    plan = out / name / "equal_time.json"
+    if plan.is_file():
+        known = json.loads(plan.read_text())
+        if known["seconds"] != seconds:
+            raise UserError(
+                f"{out / name} was planned for {known['seconds']:g} seconds, not {seconds:g}: "
+                "give another --out"
+            )
+        return int(known["steps"])
+    steps = max(TRIAL, round(seconds * steps_a_second(name, out / "trials" / name, given)))
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps({"seconds": seconds, "steps": steps}) + "\n")
+    return steps
+
+
+def steps_a_second(name: str, run: Path, given: list[str]) -> float:
+    """Speed over a trial that has the same parts as the whole, its first steps left out."""
+    cfg = compose("train", [f"experiment={name}", *given])
+    shutil.rmtree(run, ignore_errors=True)
+    quiet = {"callbacks.checkpoint": "null", "callbacks.pictures": "null", "stage.log_every": 10}
+    settings = {key: v for key, v in lengthened(cfg, TRIAL).items() if not key.startswith("callbacks.")}
+    start(name, run, given, settings | quiet | {"trainer.val_check_interval": TRIAL})
+    speeds = [v for _, v in compare.read(run).columns["speed/images_per_second"][1:]]
+    return len(speeds) / sum(1 / v for v in speeds) / cfg.data.global_batch_size
+
+
+def lengthened(cfg: DictConfig, steps: int) -> dict[str, Any]:
+    """The settings that make an experiment of `steps` steps of it, all its moments in proportion."""
+    keys = MOMENTS + (ONSET if cfg.stage.get("adversary") else ())
+    found = {key: OmegaConf.select(cfg, key) for key in keys}
+    share = steps / cfg.trainer.max_steps
+    moved = {key: max(1, round(share * value)) for key, value in found.items() if value}
+    return {"trainer.max_steps": steps} | moved
+
+
+def start(name: str, run: Path, given: list[str], settings: dict[str, Any]) -> None:
+    """train.py as the user would type it; UserError where it fails."""
+    words = [f"experiment={name}", f"run={run}", *given, *(f"{k}={v}" for k, v in settings.items())]
+    print(f"python train.py {' '.join(words)}", flush=True)
+    if subprocess.run([sys.executable, str(TRAIN), *words]).returncode:
+        raise UserError(f"{name} stopped, for the reason above: start this command again to go on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What the log of a stage 1 says: how long it took, and what the discriminator's onset did."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.cli import compare
+
+
+@dataclass(frozen=True)
+class Onset:
+    """PSNR behind a discriminator's start, against the best before it."""
+
+    fall: float
+    """The deepest, in dB; below 0 where PSNR never was as low again."""
+    steps_below: int
+    """Longest stretch that stayed more than 1 dB below."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run's length."""
+
+    steps: int
+    seconds: float
+    """Of training, validation left out."""
+    onset: Onset | None
+
+
+def read(run: Path) -> Training | None:
+    """A run's training; None for a folder without a log."""
+    if not (run / "metrics.csv").is_file():
+        return None
+    found = compare.read(run)
+    steps, batch = (found.config[a][b] for a, b in (("trainer", "max_steps"), ("data", "global_batch_size")))
+    speeds = [value for _, value in found.columns["speed/images_per_second"]]
+    seconds = steps * batch * sum(1 / value for value in speeds) / len(speeds)
+    adversary = found.config["stage"]["adversary"]
+    psnr = found.columns.get("val/psnr", [])
+    return Training(steps, seconds, onset(psnr, adversary["start"]) if adversary and psnr else None)
+
+
+def onset(psnr: Sequence[tuple[float, float]], start: int) -> Onset:
+    """What PSNR, points of (step, dB), did behind step `start`."""
+    best = max(value for step, value in psnr if step <= start)
+    later = [(step, value) for step, value in psnr if step > start]
+    longest, since = 0.0, None
+    for step, value in later:
+        since = None if value >= best - 1 else step if since is None else since
+        longest = longest if since is None else max(longest, step - since)
+    return Onset(best - min(value for _, value in later), int(longest))
+
+
+def table(rows: dict[str, Training]) -> str:
+    """A Markdown table, one first stage a row."""
+    lines = [
+        "| first stage | steps | training, s | deepest fall of PSNR at the discriminator's onset, dB "
+        "| steps more than 1 dB below |",
+        "|---|---|---|---|---|",
+    ]
+    for name, r in rows.items():
+        behind = "" if r.onset is None else f"{r.onset.fall:.2f}"
+        below = "" if r.onset is None else f"{r.onset.steps_below}"
+        lines.append(f"| {name} | {r.steps:,} | {r.seconds:.0f} | {behind} | {below} |")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""Equal time: how many steps, where an experiment's moments go, and nothing done twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm.cli import equal_time
+from ldm.cli.composition import compose
+from ldm.interop import safetensors
+
+GIVEN = ["data.shards=shards"]
+
+
+def words(settings: dict) -> list[str]:
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def test_every_moment_keeps_its_place() -> None:
+    cfg = compose("train", ["experiment=demo_ae_gan", *GIVEN])
+    moved = equal_time.lengthened(cfg, cfg.trainer.max_steps // 4)
+    longer = compose("train", ["experiment=demo_ae_gan", *GIVEN, *words(moved)])
+    assert longer.trainer.max_steps == 500 and longer.stage.adversary.start == cfg.adversary.start // 4
+    assert longer.learning_rate.warmup_steps == 25 and longer.callbacks.checkpoint.every_n_steps == 250
+    text = compose("train", ["experiment=demo_text", *GIVEN])
+    assert "adversary.start" not in equal_time.lengthened(text, 100)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The settings of every training that would have begun; each leaves a log and a sampling file."""
+    runs: list[dict] = []
+
+    def start(name: str, run: Path, given: list[str], settings: dict) -> None:
+        runs.append({"name": name, **settings})
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "metrics.csv").write_text("step,speed/images_per_second\n10,1\n20,32\n30,96\n")
+        identity = {"step": str(settings["trainer.max_steps"])}
+        safetensors.save(run / "autoencoder.safetensors", {}, {}, "autoencoder", identity)
+
+    monkeypatch.setattr(equal_time, "start", start)
+    return runs
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, *typed: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["equal_time", *typed, "--out", str(out)])
+    equal_time.main()
+
+
+def test_steps_follow_from_a_trial_and_nothing_is_done_twice(tmp_path, monkeypatch, started, capsys) -> None:
+    run(monkeypatch, tmp_path, "demo_ae", *GIVEN, "--seconds", "100")
+    trial, whole = started
+    assert trial["trainer.max_steps"] == equal_time.TRIAL and trial["callbacks.checkpoint"] == "null"
+    assert whole["trainer.max_steps"] == 300, "48 pictures a second by the harmonic mean, 16 a step"
+    assert whole["resume"] == "auto"
+    run(monkeypatch, tmp_path, "demo_ae", *GIVEN, "--seconds", "100")
+    assert len(started) == 2 and "demo_ae: 300 steps are done" in capsys.readouterr().out
+    assert json.loads((tmp_path / "demo_ae" / "equal_time.json").read_text()) == {
+        "seconds": 100,
+        "steps": 300,
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["demo_ae", "--seconds", "90"], "was planned for 100 seconds, not 90: give another --out"),
+        (["data=emoji", "--seconds", "90"], "name experiments, and give them --seconds above 0"),
+        (["demo_aee", "--seconds", "100"], "demo_ae"),
+    ],
+)
+def test_mistakes_are_sentences(tmp_path, monkeypatch, started, capsys, typed, message) -> None:
+    run(monkeypatch, tmp_path, "demo_ae", *GIVEN, "--seconds", "100")
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, tmp_path, *typed)
+    assert stop.value.code == 2 and message in capsys.readouterr().err and len(started) == 2
