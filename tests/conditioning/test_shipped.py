@@ -90,11 +90,11 @@ def test_it_fills_what_is_published(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["conditioner=demo_depth", *DEMO, *MAPS], "takes 10 channels, and the latent has 8 and the conditions 64"),
+        (["conditioner=demo_depth", *DEMO, *MAPS], "10 channels, and the latent has 8 and the conditions 64"),
         (["conditioner=demo_class", *DEMO, "denoiser.in_channels=8"], "give denoiser.in_channels=10"),
         (["conditioner=clip_vit_h14"], "takes a context of 768 channels, and the conditions fill 1024"),
         (["conditioner=demo_layout", *DEMO], "fill no channels: give denoiser.vector_channels=null"),
-        (["conditioner=demo_class", *DEMO, "denoiser.context_channels=null"], "takes a context of no channels"),
+        (["conditioner=demo_class", *DEMO, "denoiser.context_channels=null"], "a context of no channels"),
         (["conditioner=clip_vit_l14", "denoiser=sd2_unclip", "denoiser.context_channels=768"],
          "a vector of 2048 channels"),
     ],
