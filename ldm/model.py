@@ -1,29 +1,33 @@
 """A latent diffusion model: what sampling, evaluation and export hold in their hands."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm import keyed
-from ldm.conditioning.base import Compose
-from ldm.diffusion.guidance import Denoise, Guidance, guided
+from ldm.conditioning.base import Compose, Size
+from ldm.diffusion.guidance import Denoise, Guidance, Nested, guided
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.networks.autoencoder import Autoencoder
-from ldm.typing import Batch
+from ldm.networks.denoiser import Denoiser
+from ldm.typing import Batch, Conditioning
 
 
 class LatentDiffusion(nn.Module):
-    """Denoiser, first stage, conditioner, schedule and parameterization (Rombach et al. 2022)."""
+    """Denoiser, first stage, conditioner, schedule and parameterization (Rombach et al. 2022).
+
+    UserError where the conditions fill other slots, or other widths of them, than the denoiser takes.
+    """
 
     def __init__(
         self,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         first_stage: Autoencoder,
         conditioner: Compose,
         schedule: Schedule,
@@ -36,6 +40,7 @@ class LatentDiffusion(nn.Module):
         self.conditioner = conditioner
         self.schedule = schedule
         self.parameterization = parameterization
+        self._check_widths()
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         """The first stage is frozen: it stays in evaluation mode."""
@@ -54,6 +59,36 @@ class LatentDiffusion(nn.Module):
         if height % factor or width % factor or height < factor or width < factor:
             raise UserError(f"the size {height}x{width} does not divide by the first stage's factor {factor}")
         return self.first_stage.latent_channels, height // factor, width // factor
+
+    def condition(
+        self,
+        batch: Batch,
+        u: Float[Tensor, "b n"] | None = None,
+        size: Size | None = None,
+        keep: Collection[str] | None = None,
+    ) -> Conditioning:
+        """The conditions of a batch, its pictures through the first stage where one wants a latent.
+
+        Args:
+            u, keep: see `Compose`.
+            size: of the latents, (height, width); None is as the batch's maps have it.
+        """
+        return self.conditioner(batch, u, keep, size, self.encode)
+
+    @property
+    def guidable(self) -> bool:
+        """Whether training drops a condition, so that guidance can lead away from its absence."""
+        return len(self.conditioner.never_dropped) < len(self.conditioner)
+
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
+        """n times no condition at all; maps need to know the latent's size."""
+        return self.conditioner.null(n, size)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b z h2 w2"]:
+        """The latent of pictures in [-1, 1]: the mean of its posterior, normalised as z_0."""
+        self.latent_shape(*x.shape[-2:])
+        return self.first_stage.normalize(self.first_stage.posterior(x).mean).float()
 
     def trajectory(
         self,
@@ -87,26 +122,45 @@ class LatentDiffusion(nn.Module):
         negative: Batch | None = None,
         guidance: Guidance = guided,
         weak: "LatentDiffusion | None" = None,
+        size: Size | None = None,
+        keep: Collection[str] | None = None,
     ) -> Denoise:
         """What a sampler calls, for the conditions of a batch.
 
+        Guidance leads away from the conditions that training never drops, all others null: those the network
+        knows the absence of.
+
         Args:
             scale: of guidance; 1 is none.
-            negative: prompts to lead away from, in place of the null.
+            negative: prompts to lead away from, in place of their null.
             guidance: see ldm.diffusion.guidance.
             weak: a model to lead away from, with the batch's own conditions: a smaller or an earlier one, of
                 the same schedule and parameterization (autoguidance).
+            size: of the latents, (height, width); None is as the batch's maps have it.
+            keep: names of the conditions to keep beside those that training never drops; None keeps all.
         """
         if negative is not None and weak is not None:
             raise UserError("a weak model takes the negative prompt's place: give one of the two")
+        fixed = self.conditioner.never_dropped
+        if scale != 1 and negative is None and weak is None and not self.guidable:
+            raise UserError(
+                f"guidance of scale {scale} leads away from dropped conditions, and this model was trained "
+                "with none dropped: give scale=1"
+            )
+        kept = None if keep is None else {*keep, *fixed}
+        cond = self.condition(batch, size=size, keep=kept)
         if weak is not None:
-            null = weak.conditioner(batch)
+            null = weak.condition(batch, size=size, keep=kept)
         elif negative is not None:
-            null = self.conditioner(negative)
+            told = {*self.conditioner.told_by(negative), *fixed}
+            null = self.condition({**batch, **negative}, size=size, keep=told)
         else:
-            null = self.conditioner.null(len(next(iter(batch.values()))))  # type: ignore[arg-type]
+            null = self.condition(batch, size=size, keep=fixed)
+        if isinstance(guidance, Nested):
+            guidance = guidance.among(
+                [self.condition(batch, size=size, keep={*names, *fixed}) for names in guidance.subsets]
+            )
         network = None if weak is None else weak.denoiser
-        cond = self.conditioner(batch)
         return guidance(self.denoiser, self.schedule, self.parameterization, cond, null, scale, network)
 
     @torch.no_grad()
@@ -122,11 +176,40 @@ class LatentDiffusion(nn.Module):
         progress: Callable[[Iterator[Tensor]], Iterator[Tensor]] = iter,
         guidance: Guidance = guided,
         weak: "LatentDiffusion | None" = None,
+        keep: Collection[str] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         """Pictures in [-1, 1]; the arguments as in `denoise` and `trajectory`.
 
         `progress` wraps the iteration over steps, e.g. in a bar.
         """
-        denoise = self.denoise(batch, scale, negative, guidance, weak)
+        latent = self.latent_shape(*size)[1:]
+        denoise = self.denoise(batch, scale, negative, guidance, weak, latent, keep)
         z_0 = deque(progress(self.trajectory(denoise, seeds, size, sampler, times)), maxlen=1).pop()
         return self.first_stage.decode(z_0).clamp(-1, 1)
+
+    @torch.no_grad()
+    def _check_widths(self) -> None:
+        side = 16 * self.denoiser.downsampling  # any will do that patches divide
+        null, latent = self.conditioner.null(1, (side, side)), self.first_stage.latent_channels
+        concat = 0 if null.concat is None else null.concat.shape[1]
+        if latent + concat != self.denoiser.in_channels:
+            raise UserError(
+                f"{self.denoiser.title} takes {self.denoiser.in_channels} channels, and the latent has {latent} and "
+                f"the conditions {concat} beside it: give denoiser.in_channels={latent + concat}, or another "
+                "conditioner=..."
+            )
+        for name, value, taken in (
+            ("context", null.context, self.denoiser.context_channels),
+            ("vector", null.vector, self.denoiser.vector_channels),
+        ):
+            filled = None if value is None else value.shape[-1]
+            if filled != taken:
+                raise UserError(
+                    f"{self.denoiser.title} takes a {name} of {_channels(taken)}, and the conditions fill "
+                    f"{_channels(filled)}: give denoiser.{name}_channels={'null' if filled is None else filled}, or "
+                    "another conditioner=..."
+                )
+
+
+def _channels(n: int | None) -> str:
+    return "no channels" if n is None else f"{n} channels"

@@ -1,15 +1,19 @@
-"""What every conditioner is, and the merging of several."""
+"""What every conditioner is, and several as one: read, encoded, dropped, merged."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.typing import Conditioning
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) of the latent."""
 
 
 class Conditioner(nn.Module, ABC):
@@ -18,22 +22,45 @@ class Conditioner(nn.Module, ABC):
     Args:
         key: the batch's entry it reads.
         dropout: the probability that a training sample has its null instead, for classifier-free guidance
-            (Ho and Salimans 2022, algorithm 1).
+            (Ho and Salimans 2022, algorithm 1). At 0 the network never learns the null, so guidance keeps
+            the condition.
     """
+
+    through_first_stage: ClassVar[bool] = False
+    """Whether `forward` gets the frozen first stage's latent of the picture that `read` gives."""
 
     def __init__(self, key: str, dropout: float) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a probability, got {dropout}")
         self.key, self.dropout = key, dropout
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the conditioner is."""
+        return self.place.device
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The batch's entries that it cannot do without."""
+        return (self.key,)
+
+    def read(self, batch: Mapping[str, Any], size: Size | None) -> Any:
+        """What `forward` gets of a batch, beside latents of `size` (None where nobody knows)."""
+        return batch[self.key]
 
     @abstractmethod
     def forward(self, values: Any) -> Conditioning:
         """The condition of each value."""
 
     @abstractmethod
-    def null(self, n: int) -> Conditioning:
-        """n copies of what stands for "no condition"."""
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
+        """n copies of what stands for "no condition" beside latents of `size`."""
+
+    def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
+        """The size of the latents that the batch's maps belong to; None where it has no map to tell."""
+        return None
 
     def load_pretrained(self) -> None:
         """Loads foreign weights where it has some. UserError where they are missing."""
@@ -45,41 +72,132 @@ class Conditioner(nn.Module, ABC):
 
 
 class Compose(nn.Module):
-    """Several conditioners merged slot by slot: tokens joined along l, vectors along e, channels along k."""
+    """Several conditioners merged slot by slot: tokens joined along l, vectors along e, channels along k.
 
-    def __init__(self, conditioners: Mapping[str, Conditioner]) -> None:
+    They are joined in the order of `conditioners`, which is the order of the channels.
+
+    Args:
+        conditioners: by name.
+        together: groups of names that one draw drops, as a mask and its masked picture; equal dropout each.
+    """
+
+    def __init__(
+        self, conditioners: Mapping[str, Conditioner], together: Sequence[Sequence[str]] = ()
+    ) -> None:
         super().__init__()
         self.conditioners = nn.ModuleDict(dict(conditioners))
+        self.column = {name: j for j, name in enumerate(conditioners)}
+        for group in together:
+            rates = {self._named(name).dropout for name in group}
+            if len(rates) > 1:
+                raise ValueError(
+                    f"{', '.join(group)} are dropped together, so by one probability, not {sorted(rates)}"
+                )
+            self.column |= dict.fromkeys(group, self.column[group[0]])
 
     def __len__(self) -> int:
         return len(self.conditioners)
 
-    def forward(self, batch: Mapping[str, Any], u: Float[Tensor, "b n"] | None = None) -> Conditioning:
-        """The conditions of a batch; with u ~ U[0, 1), the j-th of sample i is null if u[i, j] < dropout."""
-        parts = []
-        for j, conditioner in enumerate(self._each()):
-            cond = conditioner(batch[conditioner.key])
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        u: Float[Tensor, "b n"] | None = None,
+        keep: Collection[str] | None = None,
+        size: Size | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
+    ) -> Conditioning:
+        """The conditions of a batch. UserError for an entry that it lacks, or a map of another size.
+
+        Args:
+            u: U[0, 1); the j-th condition of sample i is null if u[i, j] < dropout. None drops nothing.
+            keep: names of the conditions to keep, all others are null; None keeps all.
+            size: of the latents; None is as the batch's maps have it.
+            encode: a picture's latent by the first stage, for the conditioners that want one.
+        """
+        names = list(self.column) if keep is None else [self._named(name) and name for name in keep]
+        size = self.latent_size(batch, names) if size is None else size
+        n, parts = len(next(iter(batch.values()))), []
+        for name, conditioner in self._each():
+            if name not in names:
+                parts.append(conditioner.null(n, size))
+                continue
+            cond = conditioner(self._values(name, batch, size, encode))
             if u is not None and conditioner.dropout > 0:
-                cond = _replaced(cond, conditioner.null(1), u[:, j] < conditioner.dropout)
+                drop = u[:, self.column[name]] < conditioner.dropout
+                cond = _replaced(cond, conditioner.null(1, size), drop)
             parts.append(cond)
         return _merged(parts)
 
-    def null(self, n: int) -> Conditioning:
-        """n copies of every conditioner's null."""
-        return _merged([conditioner.null(n) for conditioner in self._each()])
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
+        """n copies of every conditioner's null, beside latents of `size`."""
+        return _merged([conditioner.null(n, size) for _, conditioner in self._each()])
+
+    @property
+    def never_dropped(self) -> list[str]:
+        """Names of the conditions whose null the network does not learn."""
+        return [name for name, conditioner in self._each() if conditioner.dropout == 0]
+
+    def told_by(self, batch: Mapping[str, Any]) -> list[str]:
+        """Names of the conditions that a batch has the entries of."""
+        return [name for name, conditioner in self._each() if batch.keys() >= set(conditioner.keys)]
+
+    def latent_size(self, batch: Mapping[str, Any], names: Collection[str] | None = None) -> Size | None:
+        """The size of the latents that the batch's maps belong to; None where it has none."""
+        told = [name for name in self.told_by(batch) if names is None or name in names]
+        sizes = {name: size for name in told if (size := self._named(name).latent_size(batch)) is not None}
+        if len(set(sizes.values())) > 1:
+            said = ", ".join(f"{name} {h}x{w}" for name, (h, w) in sizes.items())
+            raise UserError(f"the conditions belong to latents of several sizes ({said}): give one size")
+        return next(iter(sizes.values()), None)
 
     def load_pretrained(self) -> None:
         """Loads every conditioner's foreign weights."""
-        for conditioner in self._each():
+        for _, conditioner in self._each():
             conditioner.load_pretrained()
 
     def identity(self) -> dict[str, dict[str, str]]:
         """Name and hash of the frozen weights, by conditioner."""
-        named = {name: conditioner.identity() for name, conditioner in self.conditioners.items()}  # type: ignore[operator]
+        named = {name: conditioner.identity() for name, conditioner in self._each()}
         return {name: identity for name, identity in named.items() if identity}
 
-    def _each(self) -> list[Conditioner]:
-        return list(self.conditioners.values())  # type: ignore[arg-type]
+    def _values(
+        self,
+        name: str,
+        batch: Mapping[str, Any],
+        size: Size | None,
+        encode: Callable[[Tensor], Tensor] | None,
+    ) -> Any:
+        conditioner = self._named(name)
+        missing = sorted(set(conditioner.keys) - batch.keys())
+        if missing:
+            raise UserError(
+                f"the condition {name} reads {', '.join(missing)}, and the batch holds only "
+                f"{', '.join(sorted(batch))}: give it, or choose another conditioner=..."
+            )
+        own = conditioner.latent_size(batch)
+        if own is not None and own != size:
+            raise UserError(
+                f"the condition {name} belongs to latents of {own[0]}x{own[1]}, and these have "
+                f"{_written(size)}: give both one size in pixels"
+            )
+        values = conditioner.read(batch, size)
+        if not conditioner.through_first_stage:
+            return values
+        assert encode is not None, f"{name} wants a latent: use LatentDiffusion.condition"
+        return encode(values)
+
+    def _named(self, name: str) -> Conditioner:
+        if name not in self.conditioners:
+            known = ", ".join(self.conditioners) or "none"
+            raise UserError(f"there is no condition {name}: the model's are {known}")
+        return self.conditioners[name]  # type: ignore[return-value]
+
+    def _each(self) -> list[tuple[str, Conditioner]]:
+        return list(self.conditioners.items())  # type: ignore[arg-type]
+
+
+def _written(size: Size | None) -> str:
+    return "an unknown size" if size is None else f"{size[0]}x{size[1]}"
 
 
 def _replaced(cond: Conditioning, null: Conditioning, drop: Bool[Tensor, " b"]) -> Conditioning:

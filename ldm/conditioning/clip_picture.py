@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from ldm import pretrained
 from ldm.conditioning import clip_tower
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Size
 from ldm.typing import Conditioning
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -72,16 +72,11 @@ class ClipPicture(Conditioner):
         mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
         return (x - mean) / std
 
-    def null(self, n: int) -> Conditioning:
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
         """Zeros."""
         context = torch.zeros(n, self.num_tokens, self.width, device=self.device)
         vector = torch.zeros(n, self.channels, device=self.device) if self.vector else None
         return Conditioning(context=context, vector=vector)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tower is."""
-        return next(self.tower.parameters()).device
 
     def load_pretrained(self) -> None:
         """Loads the tower. UserError where the weights are missing."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm import pretrained
 from ldm.conditioning import clip_tower
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.typing import Conditioning, Tokens
 
@@ -109,7 +109,7 @@ class ClipText(Conditioner):
         projection = self.tower.text_projection
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
-    def null(self, n: int) -> Conditioning:
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
         """The recorded encoding of the empty text."""
         vector = None if self.empty_vector is None else self.empty_vector.expand(n, -1)
         return Conditioning(context=self.empty.expand(n, -1, -1), vector=vector)
@@ -149,7 +149,7 @@ class ClipTexts(Conditioner):
         """The condition of each text."""
         return self.joined([tower(values) for tower in self._each()])
 
-    def null(self, n: int) -> Conditioning:
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
         """Zeros."""
         empty = self.joined([tower.null(n) for tower in self._each()])
         assert empty.context is not None

@@ -1,12 +1,13 @@
 """Where in the picture a place of the latent lies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Size
 from ldm.typing import Conditioning
 
 
@@ -16,25 +17,38 @@ class Coordinates(Conditioner):
     A convolution learns where it is only from the zeros that pad its borders, which a small U-Net finds hard
     in pure noise, just where 'left' and 'above' must be decided. All samples have the same; none is dropped.
 
+    At every size -1 is the first place and 1 the last: they are shares of the whole picture, so that a larger
+    or wider one than trained has the whole composition, and never a number that was not learned.
+
     Args:
-        size: side of the latent.
-        key: any entry of the batch; it only tells how many samples there are.
+        size: side of the latent, where nobody tells another.
     """
 
-    grid: Tensor
-
-    def __init__(self, size: int, key: str = "caption") -> None:
-        super().__init__(key, dropout=0.0)
+    def __init__(self, size: int) -> None:
+        super().__init__(key="", dropout=0.0)
         if size < 2:
             raise ValueError(f"coordinates need a latent of at least 2 places a side, not {size}")
-        axis = torch.linspace(-1, 1, size)
-        grid = torch.stack([axis.expand(size, size), axis[:, None].expand(size, size)])
-        self.register_buffer("grid", grid, persistent=False)
+        self.size = size
 
-    def forward(self, values: Sequence[Any]) -> Conditioning:
-        """The grid, once for each value."""
-        return self.null(len(values))
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """None: it needs no more than to know how many samples there are."""
+        return ()
 
-    def null(self, n: int) -> Conditioning:
+    def read(self, batch: Mapping[str, Any], size: Size | None) -> Float[Tensor, "b 2 h w"]:
+        """The grid, once for each sample."""
+        return self.grid(size).expand(len(next(iter(batch.values()))), -1, -1, -1)
+
+    def forward(self, values: Float[Tensor, "b 2 h w"]) -> Conditioning:
+        """The grid itself."""
+        return Conditioning(concat=values)
+
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
         """The grid, n times."""
-        return Conditioning(concat=self.grid.expand(n, -1, -1, -1))
+        return Conditioning(concat=self.grid(size).expand(n, -1, -1, -1))
+
+    def grid(self, size: Size | None) -> Float[Tensor, "2 h w"]:
+        """x and y of each place."""
+        height, width = (self.size, self.size) if size is None else size
+        x, y = (torch.linspace(-1, 1, side, device=self.device) for side in (width, height))
+        return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ldm.conditioning.base import Conditioner
+from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.networks.attention import attend
 from ldm.typing import Conditioning
@@ -91,7 +91,7 @@ class TransformerText(Conditioner):
         x = self.norm(x) * real[..., None]  # b l d
         return Conditioning(context=x, vector=x.sum(1) / real.sum(1, keepdim=True) if self.pooled else None)
 
-    def null(self, n: int) -> Conditioning:
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
         """The encoding of the empty text."""
         one = self([""])
         vector = None if one.vector is None else one.vector.expand(n, -1)

@@ -6,8 +6,9 @@ a negative prompt (classifier-free guidance): both predictions come from one pas
 (autoguidance, Karras et al. 2024, eq. 3). At scale 1, and outside the interval, it is not computed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -131,15 +132,78 @@ def two_conditions(
     if cond.concat is None:
         raise ValueError("guidance by image and text needs a condition with `concat`, the image")
     image = Conditioning(null.context, null.vector, cond.concat)
-    if image_scale == 1:
-        return guided(network, schedule, parameterization, cond, image, scale)
-    predictions = _predictions(network, [cond, image, null], weak)
+    return nested(network, schedule, parameterization, cond, null, scale, weak, [image], [image_scale])
+
+
+def nested(
+    network: Network,
+    schedule: Schedule,
+    parameterization: Parameterization,
+    cond: Conditioning,
+    null: Conditioning | None = None,
+    scale: float = 1.0,
+    weak: Network | None = None,
+    between: Sequence[Conditioning] = (),
+    scales: Sequence[float] = (),
+) -> Denoise:
+    """y = y_null + sum_i s_i (y_{c1..ci} - y_{c1..c(i-1)}) (Brooks et al. 2023, eq. 3, has two conditions).
+
+    `between` are the conditions c1, then c1 and c2, and so on, with their s_i in `scales`; `scale` is that of
+    the step to all, `cond`. Where two neighbours' scales agree, and where the first is 1, the prediction
+    between them falls out of the sum and is not computed.
+    """
+    if len(between) != len(scales):
+        raise ValueError(f"{len(scales)} scales for {len(between)} conditions between null and all")
+    steps = [1.0, *scales, scale]
+    if all(step == 1 for step in steps):
+        return _denoise(schedule, parameterization, _prediction(network, cond))
+    levels = [_given(null, scale), *between, cond]
+    kept = [i for i in range(len(levels)) if i == len(levels) - 1 or steps[i] != steps[i + 1]]
+    # From all to null, for a weak network's is the last; without the null, no network is led away from it.
+    weak = weak if kept[0] == 0 else None
+    predictions = _predictions(network, [levels[i] for i in reversed(kept)], weak)
 
     def predict(inputs: Tensor, time: Tensor) -> Tensor:
-        y_cond, y_image, y_null = predictions(inputs, time)
-        return y_null + image_scale * (y_image - y_null) + scale * (y_cond - y_image)
+        found = predictions(inputs, time)[::-1]
+        y = found[0]
+        for i, before, after in zip(kept[1:], found[:-1], found[1:], strict=True):
+            y = y + steps[i] * (after - before)
+        return y
 
     return _denoise(schedule, parameterization, predict)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """`nested`, its conditions named: {picture: 1.5} leads by 1.5 to the picture, then by `scale` to all else.
+
+    The order of the names is that of the sum. Without a name it is `guided`.
+    """
+
+    scales: Mapping[str, float]
+
+    @property
+    def subsets(self) -> list[tuple[str, ...]]:
+        """The names of c1, of c1 and c2, and so on."""
+        names = tuple(self.scales)
+        return [names[: i + 1] for i in range(len(names))]
+
+    def among(self, between: Sequence[Conditioning]) -> Guidance:
+        """The guidance by the conditions of these subsets."""
+        return partial(nested, between=between, scales=list(self.scales.values()))
+
+    def __call__(
+        self,
+        network: Network,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        cond: Conditioning,
+        null: Conditioning | None = None,
+        scale: float = 1.0,
+        weak: Network | None = None,
+    ) -> Denoise:
+        """ValueError if there is a name: its condition is told by `among`."""
+        return self.among([])(network, schedule, parameterization, cond, null, scale, weak)
 
 
 def _denoise(schedule: Schedule, parameterization: Parameterization, predict: Predict) -> Denoise:

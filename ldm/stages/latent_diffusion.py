@@ -67,6 +67,11 @@ class LatentDiffusionStage(Stage):
                 f"not {strata}, {offset_noise}, {input_perturbation}"
             )
         weighting.check(model.schedule)
+        if prompts and preview_scale != 1 and not model.guidable:
+            raise UserError(
+                f"previews of scale {preview_scale} lead away from dropped conditions, and none is dropped here: "
+                "give stage.preview_scale=1, or a conditioner its dropout"
+            )
         self.model = model
         self.weighting, self.times, self.optimizer = weighting, times, optimizer
         self.first_stage_weights, self.init = first_stage_weights, init
@@ -142,7 +147,8 @@ class LatentDiffusionStage(Stage):
         drop: Tensor | None = None,
         jitter: Tensor | float = 0.0,
     ) -> Tensor:
-        model, cond = self.model, self.model.conditioner(batch, drop)
+        model = self.model
+        cond = model.condition(batch, drop, (z_0.shape[2], z_0.shape[3]))
         at = model.schedule, model.parameterization, weighting, self.times
         return sample_losses(model.denoiser, z_0, cond, eps, u, *at, jitter)
 

@@ -23,7 +23,7 @@ class Tokens(Conditioner):
     def forward(self, values: torch.Tensor) -> Conditioning:
         return Conditioning(context=values[:, None, None].expand(-1, self.length, 2))
 
-    def null(self, n: int) -> Conditioning:
+    def null(self, n: int, size: tuple[int, int] | None = None) -> Conditioning:
         return Conditioning(context=torch.full((n, self.length, 2), -1.0))
 
     def load_pretrained(self) -> None:
@@ -34,7 +34,7 @@ class Vector(Tokens):
     def forward(self, values: torch.Tensor) -> Conditioning:
         return Conditioning(vector=values[:, None].expand(-1, self.length))
 
-    def null(self, n: int) -> Conditioning:
+    def null(self, n: int, size: tuple[int, int] | None = None) -> Conditioning:
         return Conditioning(vector=torch.full((n, self.length), -1.0))
 
     def identity(self) -> dict[str, str]:

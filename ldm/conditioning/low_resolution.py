@@ -1,0 +1,78 @@
+"""A small picture that is to be drawn larger."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ldm.conditioning.base import Size
+from ldm.conditioning.rescalers import Rescaler
+from ldm.conditioning.spatial import SpatialConditioner, pixels
+from ldm.diffusion.schedule import Schedule
+from ldm.networks.denoiser import sinusoid
+from ldm.typing import Conditioning
+
+
+class LowResolution(SpatialConditioner):
+    """The small picture x_s beside z_t, noised as alpha_s x + sigma_s eps if there is a schedule (Ho et al. 2022, 4.2).
+
+    The level s, 0 for none, fills the vector: as the number s - 1 that `denoiser.num_labels` takes (the ×4
+    upscaler of Stable Diffusion 2; 0 stands for no noise, too), or as sinusoids.
+
+    Args:
+        factor: pixels of the small picture to a place of the latent, a side.
+        schedule: of the noise; None for none, and no vector.
+        level_channels: 1 for the number, more for sinusoids.
+        key: the small picture. With a schedule, `noise_level` and `noise` are read, too.
+    """
+
+    def __init__(
+        self,
+        dropout: float,
+        factor: int,
+        rescaler: Rescaler,
+        schedule: Schedule | None = None,
+        level_channels: int = 1,
+        key: str = "small",
+    ) -> None:
+        super().__init__(key, dropout, factor, rescaler)
+        if level_channels < 1 or (level_channels > 1 and level_channels % 2):
+            raise ValueError(f"the level takes 1 channel or an even number of them, not {level_channels}")
+        self.schedule, self.level_channels = schedule, level_channels
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The picture, and what noises it."""
+        return (self.key,) if self.schedule is None else (self.key, "noise_level", "noise")
+
+    def read(self, batch: Mapping[str, Any], size: Size | None) -> tuple[Tensor, ...]:
+        """The picture, and the level and the noise if it is noised."""
+        return tuple(batch[key] for key in self.keys)
+
+    def channels(self, values: Any) -> Float[Tensor, "b 3 h w"]:
+        return pixels(values.to(self.device))
+
+    def forward(self, values: tuple[Tensor, ...]) -> Conditioning:
+        """The condition of each picture."""
+        x = self.channels(values[0])
+        if self.schedule is None:
+            return self.told(x)
+        level, noise = values[1].to(self.device), values[2].to(self.device)
+        s = level.float()
+        cond = self.told(self.schedule.alpha(s) * x + self.schedule.sigma(s) * noise)
+        return Conditioning(cond.context, self.level(level), cond.concat)
+
+    def level(self, level: Int64[Tensor, " b"]) -> Float[Tensor, "b e"]:
+        """What the network is told of the noise."""
+        assert self.schedule is not None
+        told = self.schedule.network_time(level.float()).clamp(min=0)
+        return told[:, None] if self.level_channels == 1 else sinusoid(told, self.level_channels)
+
+    def null(self, n: int, size: Size | None = None) -> Conditioning:
+        """Zeros."""
+        cond = super().null(n, size)
+        if self.schedule is not None:
+            cond.vector = torch.zeros(n, self.level_channels, device=self.device)
+        return cond

@@ -1,0 +1,104 @@
+"""From a map of pixels to channels at the latent's size."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.conditioning.base import Size
+
+
+class Rescaler(nn.Module, ABC):
+    """A map or picture in any size to `out_channels` at the latent's.
+
+    Args:
+        out_channels: what it fills of `concat`.
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
+        """The map at the latent's size."""
+
+
+class Resize(Rescaler):
+    """The map interpolated, as Stable Diffusion 2 has depth (bicubic) and both inpainting models a mask (nearest).
+
+    Args:
+        channels: of the map.
+        mode: of `torch.nn.functional.interpolate`.
+        antialias: weigh all pixels of a place, bilinear or bicubic; the published models do not.
+    """
+
+    def __init__(
+        self, channels: int, mode: Literal["nearest", "area", "bilinear", "bicubic"], antialias: bool = False
+    ) -> None:
+        super().__init__(channels)
+        self.mode, self.antialias = mode, antialias
+
+    def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b c h w"]:
+        if x.shape[-2:] == size:
+            return x
+        return F.interpolate(x, size, mode=self.mode, antialias=self.antialias)
+
+
+class LearnedRescaler(Rescaler):
+    """A 1x1 convolution, without bias, of the map halved until it has the latent's size.
+
+    Latent diffusion's rescaler of semantic maps (Rombach et al. 2022, section 4.3.2).
+
+    Args:
+        in_channels: of the map.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(out_channels)
+        self.mixed = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
+        halvings = math.log2(x.shape[-1] / size[1])
+        if halvings != int(halvings) or x.shape[-2] * size[1] != x.shape[-1] * size[0]:
+            raise ValueError(f"a map of {tuple(x.shape[-2:])} cannot be halved to a latent's {size}")
+        for _ in range(int(halvings)):
+            x = F.interpolate(x, scale_factor=0.5, mode="bilinear")
+        return self.mixed(x)
+
+
+class Unshuffle(Rescaler):
+    """Every pixel of a place of the latent as a channel of its own: nothing is lost, nothing learned.
+
+    Shi et al. (2016), section 3.2, backwards.
+
+    Args:
+        channels: of the map.
+        factor: pixels of the map to a place, a side.
+    """
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__(channels * factor**2)
+        self.factor = factor
+
+    def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
+        if x.shape[-2:] != (size[0] * self.factor, size[1] * self.factor):
+            raise ValueError(f"a map of {tuple(x.shape[-2:])} is not {self.factor} times a latent's {size}")
+        return F.pixel_unshuffle(x, self.factor)
+
+
+class Cover(Rescaler):
+    """The largest value under each place: a mask that touches a place covers it whole.
+
+    Args:
+        channels: of the map.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__(channels)
+
+    def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b c h w"]:
+        return F.adaptive_max_pool2d(x, size)

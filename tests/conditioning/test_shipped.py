@@ -1,0 +1,105 @@
+"""Every shipped conditioner fits a shipped denoiser, as its config says."""
+
+import re
+
+import pytest
+import torch
+
+from ldm.cli.build import build
+from ldm.cli.composition import CONFIGS, compose
+from ldm.errors import UserError
+
+NAMES = sorted(path.stem for path in (CONFIGS / "conditioner").glob("*.yaml"))
+DEMO = ["denoiser=demo", "autoencoder=demo"]
+MAPS = ["denoiser.context_channels=null", "denoiser.vector_channels=null"]
+FITTING = {
+    "class_label": ["denoiser=ldm4_imagenet", "autoencoder=vq_f4"],
+    "class_number": ["denoiser=dit_xl2"],
+    "clip_picture": [],
+    "clip_vit_h14": ["denoiser=sd2"],
+    "clip_vit_l14": [],
+    "debug": ["denoiser=debug", "denoiser.context_channels=8", "autoencoder=debug"],
+    "depth": ["denoiser=sd2_depth"],
+    "edges": ["denoiser.in_channels=68"],
+    "inpainting_ldm": ["denoiser=ldm4_inpainting", "autoencoder=vq_f4_noattn"],
+    "inpainting_sd": ["denoiser=sd15_inpainting"],
+    "layout": ["denoiser=ldm4_layout", "autoencoder=vq_f4"],
+    "sdxl": ["denoiser=sdxl"],
+    "sdxl_refiner": ["denoiser=sdxl_refiner"],
+    "sdxl_text": ["denoiser=sdxl", "denoiser.vector_channels=1280"],
+    "semantic": ["denoiser=ldm4_semantic", "autoencoder=vq_f4"],
+    "semantic_tokens": ["denoiser=ldm4_semantic", "denoiser.context_channels=512", "autoencoder=vq_f4"],
+    "super_resolution": ["denoiser=ldm4_super_resolution", "autoencoder=vq_f4"],
+    "transformer_text": ["denoiser.context_channels=512"],
+    "transformer_text_1280": ["denoiser=ldm8_text"],
+    "x4_upscaler": ["denoiser=sd2_x4_upscaler", "autoencoder=kl_f4_upscaler"],
+    "demo_class": DEMO,
+    "demo_depth": [*DEMO, "denoiser.in_channels=72", *MAPS],
+    "demo_edges": [*DEMO, "denoiser.in_channels=72", *MAPS],
+    "demo_inpainting": [*DEMO, "denoiser.in_channels=80"],
+    "demo_inpainting_ldm": [*DEMO, "denoiser.in_channels=17", *MAPS],
+    "demo_layout": [*DEMO, "denoiser.vector_channels=null"],
+    "demo_picture": DEMO,
+    "demo_semantic": [*DEMO, "denoiser.in_channels=24", *MAPS],
+    "demo_semantic_tokens": [*DEMO, "denoiser.vector_channels=null"],
+    "demo_sizes": [*DEMO, "denoiser.vector_channels=240"],
+    "demo_super_resolution": [*DEMO, "denoiser.in_channels=20", *MAPS],
+    "demo_text": DEMO,
+    "demo_upscaler": [*DEMO, "denoiser.in_channels=20", "denoiser.vector_channels=256"],
+}
+PUBLISHED = {
+    "class_label": (512, None, None),
+    "inpainting_ldm": (None, None, 4),
+    "inpainting_sd": (768, None, 5),
+    "sdxl": (2048, 2816, None),
+    "sdxl_refiner": (1280, 2560, None),
+    "semantic": (None, None, 3),
+    "super_resolution": (None, None, 3),
+    "x4_upscaler": (1024, 1, 3),
+    "depth": (1024, None, 1),
+    "layout": (512, None, None),
+}
+"""Channels of context, vector and concat."""
+
+
+def model(*words):
+    cfg = compose("train", ["name=x", "trainer.max_steps=1", "stage=latent_diffusion", "data.shards=a",
+                            "first_stage=b", *words])  # fmt: skip
+    with torch.device("meta"):
+        return build(cfg.stage.model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fits_a_denoiser_and_says_which(name):
+    words = FITTING[name]
+    assert model(f"conditioner={name}", *words)
+    opening = re.match(r"(#.*\n)+", (CONFIGS / "conditioner" / f"{name}.yaml").read_text())[0]
+    for word in words if name not in ("debug", "sdxl_text") else ():
+        if word.startswith("denoiser.") and not name.startswith(("transformer", "semantic_tokens")):
+            assert word in opening
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_fills_what_is_published(name):
+    null = model(f"conditioner={name}", *FITTING[name]).null(2, (32, 32))
+    widths = [None if v is None else v.shape for v in (null.context, null.vector, null.concat)]
+    assert tuple(w and (w[1] if len(w) == 4 else w[-1]) for w in widths) == PUBLISHED[name]
+    assert all(w is None or w[0] == 2 for w in widths)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["conditioner=demo_depth", *DEMO, *MAPS], "takes 10 channels, and the latent has 8 and the conditions 64"),
+        (["conditioner=demo_class", *DEMO, "denoiser.in_channels=8"], "give denoiser.in_channels=10"),
+        (["conditioner=clip_vit_h14"], "takes a context of 768 channels, and the conditions fill 1024"),
+        (["conditioner=demo_layout", *DEMO], "fill no channels: give denoiser.vector_channels=null"),
+        (["conditioner=demo_class", *DEMO, "denoiser.context_channels=null"], "takes a context of no channels"),
+        (["conditioner=clip_vit_l14", "denoiser=sd2_unclip", "denoiser.context_channels=768"],
+         "a vector of 2048 channels"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_its_numbers(words, message):
+    with pytest.raises(Exception, match=message) as caught:
+        model(*words)
+    assert isinstance(caught.value, UserError) or isinstance(caught.value.__cause__, UserError)
