@@ -194,9 +194,9 @@ class LatentDiffusion(nn.Module):
         concat = 0 if null.concat is None else null.concat.shape[1]
         if latent + concat != self.denoiser.in_channels:
             raise UserError(
-                f"{self.denoiser.title} takes {self.denoiser.in_channels} channels, and the latent has {latent} and "
-                f"the conditions {concat} beside it: give denoiser.in_channels={latent + concat}, or another "
-                "conditioner=..."
+                f"{self.denoiser.title} takes {self.denoiser.in_channels} channels, and the latent has "
+                f"{latent} and the conditions {concat} beside it: give "
+                f"denoiser.in_channels={latent + concat}, or another conditioner=..."
             )
         for name, value, taken in (
             ("context", null.context, self.denoiser.context_channels),
@@ -204,10 +204,10 @@ class LatentDiffusion(nn.Module):
         ):
             filled = None if value is None else value.shape[-1]
             if filled != taken:
+                wanted = "null" if filled is None else filled
                 raise UserError(
                     f"{self.denoiser.title} takes a {name} of {_channels(taken)}, and the conditions fill "
-                    f"{_channels(filled)}: give denoiser.{name}_channels={'null' if filled is None else filled}, or "
-                    "another conditioner=..."
+                    f"{_channels(filled)}: give denoiser.{name}_channels={wanted}, or another conditioner=..."
                 )
 
 

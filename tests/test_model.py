@@ -5,11 +5,17 @@ from functools import partial
 import pytest
 import torch
 
-from ldm.diffusion.parameterization import Eps
+from ldm.conditioning.base import Compose
+from ldm.conditioning.rescalers import Unshuffle
+from ldm.conditioning.spatial import LatentPicture, NumberMap
+from ldm.diffusion.guidance import Nested
+from ldm.diffusion.parameterization import Eps, V
 from ldm.diffusion.samplers.ddim import ddim
+from ldm.diffusion.schedule import Cosine
 from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
+from ldm.networks.unet import UNet
 from tests import tiny
 
 CAPTIONS = ["a red square", "a green square", "a blue square"]
@@ -102,3 +108,109 @@ def test_a_parameterization_that_the_schedule_does_not_allow_is_refused():
     parts = tiny.diffusion()
     with pytest.raises(ValueError, match="needs a signal"):
         LatentDiffusion(parts.denoiser, parts.first_stage, parts.conditioner, parts.schedule, Strict())
+
+
+def conditioned(**dropouts):
+    """By text, a map beside the latent and a picture's latent, each dropped by its own probability."""
+    parts = {
+        "text": tiny.diffusion().conditioner.conditioners["text"],
+        "depth": NumberMap("depth", 0.2, 4, Unshuffle(1, 4)),
+        "picture": LatentPicture(4, 0.2, 4, key="image"),
+    }
+    for name, dropout in dropouts.items():
+        parts[name].dropout = dropout
+    unet = UNet(4 + 16 + 4, 4, 16, (1, 2), 1, (1,), 2, None, 8, 8)
+    model = LatentDiffusion(unet, tiny.autoencoder(), Compose(parts), Cosine(100, 0.008, 0.999), V()).eval()
+    for p in model.denoiser.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.03)
+    return model
+
+
+def given(side=16, n=2):
+    g = torch.Generator().manual_seed(2)
+    return {
+        "caption": CAPTIONS[:n],
+        "depth": torch.rand(n, 1, side, side, generator=g) * 2 - 1,
+        "image": torch.randint(0, 256, (n, 3, side, side), generator=g).byte(),
+    }
+
+
+def eps_of(denoise, side=4, n=2):
+    z_t = torch.randn(n, 4, side, side, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return denoise(z_t, torch.tensor(50.0))[1]
+
+
+def test_a_pictures_latent_is_the_posteriors_mean_normalised():
+    model, batch = conditioned(), given()
+    model.first_stage.set_latent_statistics([0.1] * 4, [2.0] * 4)
+    x = batch["image"].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = (model.first_stage.posterior(x).mean - 0.1) / 2
+        concat = model.condition(batch).concat
+    torch.testing.assert_close(concat[:, 16:], expected, rtol=1e-4, atol=1e-5)
+    assert not concat.requires_grad and torch.equal(concat[:, 16:], model.encode(x))
+
+
+def test_guidance_keeps_what_training_never_drops():
+    model, batch = conditioned(depth=0.0, picture=0.0), given()
+    y, null = (eps_of(model.denoise(batch, 1.0, keep=keep)) for keep in (None, ()))
+    torch.testing.assert_close(eps_of(model.denoise(batch, 3.0)), null + 3 * (y - null), rtol=1e-3, atol=1e-4)
+    kept = eps_of(model.denoise({**batch, "depth": -batch["depth"]}, 1.0, keep=()))
+    assert (kept - null).norm() > 1e-3, "the depth is in the null, for the network knows no absence of it"
+    away = model.denoise(batch, 3.0, negative={"caption": ["a red square"] * 2})
+    other = eps_of(model.denoise({**batch, "caption": ["a red square"] * 2}, 1.0))
+    torch.testing.assert_close(eps_of(away), other + 3 * (y - other), rtol=1e-3, atol=1e-4)
+
+
+def test_a_negative_prompt_leaves_the_other_conditions_null():
+    model, batch = conditioned(), given()
+    y, other = (
+        eps_of(model.denoise({**batch, "caption": words}, 1.0, keep=keep))
+        for words, keep in ((batch["caption"], None), (["a red square"] * 2, {"text"}))
+    )
+    away = eps_of(model.denoise(batch, 3.0, negative={"caption": ["a red square"] * 2}))
+    torch.testing.assert_close(away, other + 3 * (y - other), rtol=1e-3, atol=1e-4)
+
+
+def test_several_conditions_are_guided_by_a_scale_each():
+    model, batch = conditioned(), given()
+    guidance = Nested({"picture": 1.5, "depth": 2.0})
+    e0, e1, e2, e3 = (
+        eps_of(model.denoise(batch, 1.0, keep=keep))
+        for keep in ((), {"picture"}, {"picture", "depth"}, {"picture", "depth", "text"})
+    )
+    expected = e0 + 1.5 * (e1 - e0) + 2.0 * (e2 - e1) + 4.0 * (e3 - e2)
+    got = eps_of(model.denoise(batch, 4.0, guidance=guidance))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="no condition pose: the model's are text, depth, picture"):
+        model.denoise(batch, 4.0, guidance=Nested({"pose": 2.0}))
+
+
+def test_it_draws_beyond_the_training_size_and_says_what_has_another():
+    model, times = conditioned(), trailing(100, 2)
+    images = model.generate(given(32), [0, 1], (32, 32), ddim, times, 2.0)
+    assert images.shape == (2, 3, 32, 32) and images.isfinite().all()
+    with pytest.raises(UserError, match="depth belongs to latents of 4x4, and these have 8x8"):
+        model.generate(given(16), [0, 1], (32, 32), ddim, times, 2.0)
+
+
+def test_guidance_without_a_dropped_condition_is_refused():
+    model = conditioned(text=0.0, depth=0.0, picture=0.0)
+    with pytest.raises(UserError, match="trained with none dropped: give scale=1"):
+        model.denoise(given(), 2.0)
+    assert eps_of(model.denoise(given(), 1.0)).isfinite().all()
+
+
+def test_a_denoiser_that_takes_other_conditions_is_refused():
+    parts = conditioned()
+    for numbers, message in [
+        ((4, 8, 8), "the latent has 4 and the conditions 20 .* denoiser.in_channels=24"),
+        ((24, None, 8), "takes a context of no channels, and the conditions fill 8 channels"),
+        ((24, 8, 9), "a vector of 9 channels, and the conditions fill 8 .* denoiser.vector_channels=8"),
+        ((24, 8, None), "a vector of no channels"),
+    ]:  # fmt: skip
+        unet = UNet(numbers[0], 4, 16, (1, 2), 1, (1,), 2, None, *numbers[1:])
+        with pytest.raises(UserError, match=message):
+            LatentDiffusion(unet, parts.first_stage, parts.conditioner, parts.schedule, V())

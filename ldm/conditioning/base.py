@@ -28,6 +28,7 @@ class Conditioner(nn.Module, ABC):
 
     through_first_stage: ClassVar[bool] = False
     """Whether `forward` gets the frozen first stage's latent of the picture that `read` gives."""
+    place: Tensor
 
     def __init__(self, key: str, dropout: float) -> None:
         super().__init__()
@@ -114,8 +115,10 @@ class Compose(nn.Module):
             size: of the latents; None is as the batch's maps have it.
             encode: a picture's latent by the first stage, for the conditioners that want one.
         """
-        names = list(self.column) if keep is None else [self._named(name) and name for name in keep]
-        size = self.latent_size(batch, names) if size is None else size
+        names = set(self.column if keep is None else keep)
+        for name in names:
+            self._named(name)
+        size = self.latent_size(batch) if size is None else size
         n, parts = len(next(iter(batch.values()))), []
         for name, conditioner in self._each():
             if name not in names:
@@ -141,9 +144,9 @@ class Compose(nn.Module):
         """Names of the conditions that a batch has the entries of."""
         return [name for name, conditioner in self._each() if batch.keys() >= set(conditioner.keys)]
 
-    def latent_size(self, batch: Mapping[str, Any], names: Collection[str] | None = None) -> Size | None:
+    def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
         """The size of the latents that the batch's maps belong to; None where it has none."""
-        told = [name for name in self.told_by(batch) if names is None or name in names]
+        told = self.told_by(batch)
         sizes = {name: size for name in told if (size := self._named(name).latent_size(batch)) is not None}
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{name} {h}x{w}" for name, (h, w) in sizes.items())

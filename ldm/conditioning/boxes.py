@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.transformer_text import Block
@@ -15,9 +16,9 @@ from ldm.typing import Conditioning
 class BoxTokens(Conditioner):
     """c = LayerNorm(Transformer(MLP(E[label], waves(left, top, right, bottom)))), one token a box.
 
-    A layout heard by cross-attention (Rombach et al. 2022, section 4.3.1 and E.2.1), its boxes as numbers and not
-    as words, so that a box is one token (Li et al. 2023, GLIGEN, eq. 5). They are a set, and have no order. A
-    label of -1 is no box: one learned token for all of those. The null is no box at all.
+    A layout heard by cross-attention (Rombach et al. 2022, section 4.3.1), its boxes as numbers and not as
+    words, so that a box is one token, as in GLIGEN (Li et al. 2023). They are a set, and have no order.
+    A label of -1 is no box: one learned token for all of those. The null is no box at all.
 
     Args:
         num_labels: labels are 0..num_labels-1.
@@ -62,9 +63,8 @@ class BoxTokens(Conditioner):
         values = values.to(self.device)
         labels, there = values[..., 0].long(), values[..., 0] >= 0  # b n
         named = self.embedding(labels.clamp(min=0))
-        boxes = self.narrow(
-            nn.functional.silu(self.widen(torch.cat([named, self.waves(values[..., 1:])], 2)))
-        )
+        wide = self.widen(torch.cat([named, self.waves(values[..., 1:])], dim=2))
+        boxes = self.narrow(silu(wide))  # b n d
         x = torch.where(there[..., None], boxes, self.none)  # b n d
         for block in self.blocks:
             x = block(x, torch.ones_like(there))

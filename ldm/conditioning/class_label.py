@@ -9,9 +9,9 @@ from ldm.typing import Conditioning
 
 
 class ClassLabel(Conditioner):
-    """c = E[label], one token, a vector, or both (Rombach et al. 2022, appendix E.1).
+    """c = E[label], one token, a vector, or both (Rombach et al. 2022: 1001 embeddings of 512 for ImageNet).
 
-    The null is one class more, E[num_classes], learned by dropout: 1000 of ImageNet make 1001 embeddings.
+    The null is one class more, E[num_classes], learned by dropout.
 
     Args:
         context: the embedding is a token.
@@ -46,7 +46,7 @@ class ClassLabel(Conditioner):
 
 
 class ClassNumber(Conditioner):
-    """The class's number itself, for a denoiser that embeds it (`num_labels`, Peebles & Xie 2023, section 3.2).
+    """c = label, for a denoiser with `num_labels` that embeds it itself (Peebles & Xie 2023, section 3.2).
 
     The null is `num_classes`, so the denoiser has one label more.
     """

@@ -16,10 +16,11 @@ from ldm.typing import Conditioning
 
 
 class LowResolution(SpatialConditioner):
-    """The small picture x_s beside z_t, noised as alpha_s x + sigma_s eps if there is a schedule (Ho et al. 2022, 4.2).
+    """alpha_s x + sigma_s eps beside z_t: a small picture, noised if there is a schedule.
 
-    The level s, 0 for none, fills the vector: as the number s - 1 that `denoiser.num_labels` takes (the ×4
-    upscaler of Stable Diffusion 2; 0 stands for no noise, too), or as sinusoids.
+    The noise is the conditioning augmentation of Ho et al. (2022, Cascaded Diffusion Models). Its level s, 0
+    for none, fills the vector: as the number s - 1 that `denoiser.num_labels` takes (the ×4 upscaler of
+    Stable Diffusion 2; 0 stands for no noise, too), or as sinusoids. The null is zeros.
 
     Args:
         factor: pixels of the small picture to a place of the latent, a side.

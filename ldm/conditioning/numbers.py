@@ -13,8 +13,8 @@ from ldm.typing import Conditioning
 class Numbers(Conditioner):
     """c = the sinusoids of each number, side by side (Podell et al. 2023, section 2.2). The null is zeros.
 
-    Stable Diffusion XL: 6 of `sizes` (height and width as stored, crop's top and left, height and width drawn);
-    its refiner: the first 4 of them, and 1 of `aesthetic`.
+    Stable Diffusion XL: 6 of `sizes` (height and width as stored, the crop's top and left, height and width
+    drawn); its refiner: the first 4 of them, and 1 of `aesthetic`.
 
     Args:
         key: the batch's entry.

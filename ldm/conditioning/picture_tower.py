@@ -12,9 +12,10 @@ from ldm.typing import Conditioning
 
 
 class PictureTower(Conditioner):
-    """c = a picture's embedding by a vision transformer (Dosovitskiy et al. 2021), one token. The null is zeros.
+    """c = a picture's embedding by a vision transformer (Dosovitskiy et al. 2021), as one token.
 
-    Trained from scratch with the denoiser, at any size, where `ClipPicture` is another's and frozen.
+    The null is zeros. Trained from scratch with the denoiser, at any size, where `ClipPicture` is another's
+    and frozen.
 
     Args:
         size: pixels a side that the tower sees; pictures are resized to it as a whole.

@@ -28,7 +28,7 @@ class Rescaler(nn.Module, ABC):
 
 
 class Resize(Rescaler):
-    """The map interpolated, as Stable Diffusion 2 has depth (bicubic) and both inpainting models a mask (nearest).
+    """The map interpolated: published for depth (bicubic) and for the masks of inpainting (nearest).
 
     Args:
         channels: of the map.
@@ -71,9 +71,9 @@ class LearnedRescaler(Rescaler):
 
 
 class Unshuffle(Rescaler):
-    """Every pixel of a place of the latent as a channel of its own: nothing is lost, nothing learned.
+    """Every pixel of a place of the latent as a channel of its own (Shi et al. 2016, backwards).
 
-    Shi et al. (2016), section 3.2, backwards.
+    Nothing is lost and nothing learned.
 
     Args:
         channels: of the map.

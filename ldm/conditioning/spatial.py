@@ -1,7 +1,7 @@
 """Maps and pictures as conditions: channels beside z_t, tokens for cross-attention, or both.
 
-Rombach et al. (2022), figure 3: the switch between concatenation and cross-attention is which of `rescaler` and
-`tokens` a conditioner has. The null of all of them is zeros in every slot, but of a mask.
+Rombach et al. (2022), figure 3: the switch between concatenation and cross-attention is which of `rescaler`
+and `tokens` a conditioner has. The null of all of them is zeros in every slot, but a mask's.
 """
 
 from abc import abstractmethod
@@ -21,7 +21,7 @@ from ldm.typing import Conditioning
 
 
 class MapTokens(nn.Module):
-    """c_i = W patch_i + p_i: one token a patch of the map (Dosovitskiy et al. 2021, eq. 1, without the class).
+    """c_i = W patch_i + p_i: one token a patch of the map (Dosovitskiy et al. 2021, eq. 1).
 
     Positions are learned for a square of `side` patches, and interpolated for other sizes.
 
@@ -41,7 +41,7 @@ class MapTokens(nn.Module):
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b l d"]:
         self.count(*x.shape[-2:])
         h = self.linear(x)
-        p = self.positions
+        p: Tensor = self.positions
         if h.shape[-2:] != p.shape[-2:]:
             p = F.interpolate(p, h.shape[-2:], mode="bicubic")
         return rearrange(h + p, "b d h w -> b (h w) d")
@@ -156,8 +156,8 @@ class NumberMap(SpatialConditioner):
 class Mask(SpatialConditioner):
     """Where the picture is to be drawn anew: 1 there, `low` elsewhere. The null is 1 everywhere.
 
-    Published: nearest of the latent's places, with -1 (latent diffusion, behind the masked picture) or 0 (Stable
-    Diffusion, before it).
+    Published: the nearest pixel of each place, with -1 (latent diffusion, behind the masked picture) or 0
+    (Stable Diffusion, before it).
 
     Args:
         low: -1 or 0, of what stays.

@@ -175,7 +175,7 @@ def nested(
 
 @dataclass(frozen=True)
 class Nested:
-    """`nested`, its conditions named: {picture: 1.5} leads by 1.5 to the picture, then by `scale` to all else.
+    """`nested`, its conditions named: {picture: 1.5} leads by 1.5 to the picture, then by `scale` to all.
 
     The order of the names is that of the sum. Without a name it is `guided`.
     """

@@ -67,11 +67,8 @@ class LatentDiffusionStage(Stage):
                 f"not {strata}, {offset_noise}, {input_perturbation}"
             )
         weighting.check(model.schedule)
-        if prompts and preview_scale != 1 and not model.guidable:
-            raise UserError(
-                f"previews of scale {preview_scale} lead away from dropped conditions, and none is dropped here: "
-                "give stage.preview_scale=1, or a conditioner its dropout"
-            )
+        if prompts:
+            _check_previews(model, preview_scale)
         self.model = model
         self.weighting, self.times, self.optimizer = weighting, times, optimizer
         self.first_stage_weights, self.init = first_stage_weights, init
@@ -201,13 +198,14 @@ class LatentDiffusionStage(Stage):
         self.record(values)
 
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """A row of samples a prompt, of the same seeds each time."""
+        """A row of samples a prompt, of the same seeds each time; conditions other than text are null."""
         size, seeds = (data.size, data.size), range(8)
         times = trailing(self.model.schedule, self.preview_steps)
         rows = []
         for prompt in self.prompts:
             batch: Batch = {"caption": [prompt] * len(seeds)}
-            images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale)
+            told = self.model.conditioner.told_by(batch)
+            images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale, keep=told)
             rows.append((prompt, [to_pil(x) for x in images]))
         return rows
 
@@ -215,3 +213,18 @@ class LatentDiffusionStage(Stage):
         """One optimizer over the trainable parameters, its rate by step."""
         optimizer, schedule = self.scheduled(self.optimizer(self.trained_parameters()))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _check_previews(model: LatentDiffusion, scale: float) -> None:
+    """UserError where captions alone, at this scale of guidance, cannot be drawn."""
+    if scale != 1 and not model.guidable:
+        raise UserError(
+            f"previews of scale {scale} lead away from dropped conditions, and none is dropped here: give "
+            "stage.preview_scale=1, or a conditioner its dropout"
+        )
+    needed = set(model.conditioner.never_dropped) - set(model.conditioner.told_by({"caption": []}))
+    if needed:
+        raise UserError(
+            f"stage.prompts are captions alone, and the model cannot do without {', '.join(sorted(needed))}: "
+            "give stage.prompts=[]"
+        )

@@ -1,13 +1,19 @@
 """Every shipped conditioner fits a shipped denoiser, as its config says."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ldm.cli.build import build
 from ldm.cli.composition import CONFIGS, compose
+from ldm.conditioning.rescalers import Cover, Resize, Unshuffle
+from ldm.diffusion.parameterization import Eps
+from ldm.diffusion.schedule import ScaledLinear
 from ldm.errors import UserError
+from ldm.model import LatentDiffusion
 
 NAMES = sorted(path.stem for path in (CONFIGS / "conditioner").glob("*.yaml"))
 DEMO = ["denoiser=demo", "autoencoder=demo"]
@@ -62,11 +68,23 @@ PUBLISHED = {
 """Channels of context, vector and concat."""
 
 
+@cache
+def leaf(group, name):
+    """A group's config; those that begin with another's come through Hydra, which takes its time."""
+    plain = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+    given = ["name=x", "trainer.max_steps=1", "stage=latent_diffusion", "data.shards=a", "first_stage=b"]
+    return compose("train", [*given, f"{group}={name}"])[group] if "defaults" in plain else plain
+
+
 def model(*words):
-    cfg = compose("train", ["name=x", "trainer.max_steps=1", "stage=latent_diffusion", "data.shards=a",
-                            "first_stage=b", *words])  # fmt: skip
+    """The model of `group=name` and `group.key=value` on the meta device, as the stage's config wires it."""
+    chosen = dict(word.split("=") for word in words if "." not in word.split("=")[0])
+    groups = {"denoiser": "sd15", "autoencoder": "kl_f8"} | chosen
+    cfg = OmegaConf.create({group: leaf(group, name) for group, name in groups.items()})
+    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([w for w in words if "." in w.split("=")[0]]))
     with torch.device("meta"):
-        return build(cfg.stage.model)
+        parts = [build(cfg[group]) for group in ("denoiser", "autoencoder", "conditioner")]
+        return LatentDiffusion(*parts, ScaledLinear(), Eps())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,16 +108,31 @@ def test_it_fills_what_is_published(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["conditioner=demo_depth", *DEMO, *MAPS], "takes 10 channels, and the latent has 8 and the conditions 64"),
+        (["conditioner=demo_depth", *DEMO, *MAPS], "10 channels, and the latent has 8 and the conditions 64"),
         (["conditioner=demo_class", *DEMO, "denoiser.in_channels=8"], "give denoiser.in_channels=10"),
         (["conditioner=clip_vit_h14"], "takes a context of 768 channels, and the conditions fill 1024"),
         (["conditioner=demo_layout", *DEMO], "fill no channels: give denoiser.vector_channels=null"),
-        (["conditioner=demo_class", *DEMO, "denoiser.context_channels=null"], "takes a context of no channels"),
+        (["conditioner=demo_class", *DEMO, "denoiser.context_channels=null"], "a context of no channels"),
         (["conditioner=clip_vit_l14", "denoiser=sd2_unclip", "denoiser.context_channels=768"],
          "a vector of 2048 channels"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_its_numbers(words, message):
-    with pytest.raises(Exception, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         model(*words)
-    assert isinstance(caught.value, UserError) or isinstance(caught.value.__cause__, UserError)
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "low", "rescaler"),
+    [
+        ("inpainting_ldm", ["masked", "mask"], -1, Resize),
+        ("inpainting_sd", ["text", "mask", "masked"], 0, Resize),
+        ("demo_inpainting_ldm", ["masked", "mask"], -1, Cover),
+        ("demo_inpainting", ["text", "mask", "masked"], 0, Unshuffle),
+    ],
+)
+def test_inpainting_stands_in_the_published_order(name, order, low, rescaler):
+    """Latent diffusion: z, masked latent, mask -1 or 1; Stable Diffusion: z, mask 0 or 1, masked latent."""
+    parts = model(f"conditioner={name}", *FITTING[name]).conditioner.conditioners
+    assert list(parts) == order
+    assert parts["mask"].low == low and type(parts["mask"].rescaler) is rescaler

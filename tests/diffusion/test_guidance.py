@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.diffusion.guidance import guided, interval, rescaled, two_conditions
+from ldm.diffusion.guidance import Nested, guided, interval, nested, rescaled, two_conditions
 from ldm.diffusion.parameterization import Eps
 from ldm.diffusion.schedule import ScaledLinear
 from ldm.typing import Conditioning
@@ -130,6 +130,80 @@ def test_image_and_text_have_a_scale_each(scale: float, image_scale: float, samp
     want = y_null + image_scale * (y_image - y_null) + scale * (y_both - y_image)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert network.calls == [samples]
+
+
+CHAIN = [cond(v) for v in (0.2, 0.5, 1.1, 2.0)]
+"""The null, two conditions between, and all."""
+
+
+def step_by_step(scales) -> torch.Tensor:  # noqa: ANN001
+    """e(null) + sum_i s_i (e(c1..ci) - e(c1..c(i-1))), every term computed."""
+    found = [prediction(guided(Recording(), ScaledLinear(), Eps(), c)) for c in CHAIN]
+    y = found[0]
+    for scale, before, after in zip(scales, found[:-1], found[1:], strict=True):
+        y = y + scale * (after - before)
+    return y
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_nested_with_one_condition_is_classifier_free_guidance_to_the_last_digit(scale: float) -> None:
+    at = (ScaledLinear(), Eps(), cond(2.0), cond(1.0), scale)
+    one, plain = Recording(), Recording()
+    assert torch.equal(prediction(nested(one, *at)), prediction(guided(plain, *at)))
+    assert one.calls == plain.calls
+    assert torch.equal(prediction(Nested({})(Recording(), *at)), prediction(guided(Recording(), *at)))
+
+
+def test_nested_with_two_conditions_is_that_of_image_and_text() -> None:
+    """Brooks et al. (2023), eq. 3: the image first, then the text."""
+    image, nothing = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4)
+    text, no_text = torch.full((2, 3, 4), 2.0), torch.zeros(2, 3, 4)
+    both, null = Conditioning(text, None, image), Conditioning(no_text, None, nothing)
+    at = (ScaledLinear(), Eps(), both, null, 7.5)
+    theirs = prediction(two_conditions(Recording(), *at, image_scale=1.5))
+    ours = Nested({"picture": 1.5}).among([Conditioning(no_text, None, image)])
+    assert torch.equal(prediction(ours(Recording(), *at)), theirs)
+
+
+@pytest.mark.parametrize(
+    ("scales", "passes"),
+    [
+        ((2.0, 3.0, 7.5), 4),
+        ((2.0, 2.0, 7.5), 3),
+        ((2.0, 2.0, 2.0), 2),
+        ((1.0, 3.0, 7.5), 3),
+        ((1.0, 1.0, 7.5), 2),
+        ((1.0, 1.0, 1.0), 1),
+        ((2.0, 1.0, 1.0), 3),
+        ((0.0, 0.0, 1.0), 3),
+    ],
+)
+def test_nested_leads_from_one_condition_to_the_next_and_makes_no_needless_pass(scales, passes) -> None:  # noqa: ANN001
+    network = Recording()
+    at = (ScaledLinear(), Eps(), CHAIN[-1], CHAIN[0], scales[-1])
+    got = prediction(nested(network, *at, between=CHAIN[1:-1], scales=scales[:-1]))
+    torch.testing.assert_close(got, step_by_step(scales), rtol=1e-4, atol=1e-5)
+    assert network.calls == [2 * passes]
+
+
+def test_nested_takes_its_first_prediction_from_a_weak_network() -> None:
+    strong, weak = Recording(1.0), Recording(0.6)
+    at = (ScaledLinear(), Eps(), CHAIN[-1], CHAIN[0])
+    got = prediction(nested(strong, *at, 3.0, weak, between=CHAIN[1:2], scales=[2.0]))
+    y = [prediction(guided(Recording(1.0), *at[:2], c)) for c in (CHAIN[1], CHAIN[-1])]
+    first = prediction(guided(Recording(0.6), *at[:2], CHAIN[0]))
+    torch.testing.assert_close(got, first + 2 * (y[0] - first) + 3 * (y[1] - y[0]), rtol=1e-4, atol=1e-4)
+    assert strong.calls == [4] and weak.calls == [2]
+    led = nested(strong, *at, 3.0, weak, between=CHAIN[1:2], scales=[1.0])
+    prediction(led)
+    assert weak.calls == [2], "the null, and so the weak network, is not needed"
+
+
+def test_nested_names_its_conditions_in_order() -> None:
+    guidance = Nested({"picture": 1.5, "text": 3.0})
+    assert guidance.subsets == [("picture",), ("picture", "text")]
+    with pytest.raises(ValueError, match="2 scales for 0 conditions"):
+        guidance(Recording(), ScaledLinear(), Eps(), cond(1.0), cond(0.0), 2.0)
 
 
 def test_refuses_what_is_no_guidance() -> None:

@@ -1,16 +1,25 @@
 """Stage 2: what learns, what does not, and that it learns."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ldm.callbacks.ema import EMA
+from ldm.conditioning.base import Compose
+from ldm.conditioning.coordinates import Coordinates
+from ldm.conditioning.rescalers import Cover
+from ldm.conditioning.spatial import LatentPicture, Mask
+from ldm.diffusion.parameterization import V
+from ldm.diffusion.schedule import Cosine
 from ldm.errors import UserError
 from ldm.interop import safetensors
+from ldm.model import LatentDiffusion
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import NoBottleneck
 from ldm.networks.pixels import PixelDecoder, PixelEncoder
+from ldm.networks.unet import UNet
 from tests import tiny
 
 
@@ -164,3 +173,61 @@ def test_pixel_space_needs_no_first_stage():
     assert torch.equal(tiny.second_stage(model).latents(tiny.batch(2)), tiny.batch(2)["image"] / 127.5 - 1)
     with pytest.raises(UserError, match="stage 2 needs a trained first stage"):
         tiny.second_stage().load_pretrained()
+
+
+def by_picture(dropout: float = 0.5) -> LatentDiffusion:
+    """A model of text and of a mask, with the masked picture's latent beside z_t."""
+    text = tiny.diffusion().conditioner.conditioners["text"]
+    parts = {
+        "text": text,
+        "mask": Mask(0, dropout, 4, Cover()),
+        "masked": LatentPicture(4, dropout, 4, key="image"),
+        "coordinates": Coordinates(4),
+    }
+    unet = UNet(4 + 1 + 4 + 2, 4, 16, (1, 2), 1, (1,), 2, None, 8, 8)
+    compose = Compose(parts, together=[["mask", "masked"]])
+    return LatentDiffusion(unet, tiny.autoencoder(), compose, Cosine(100, 0.008, 0.999), V())
+
+
+def masked(n: int, first: int = 0):
+    mask = torch.zeros(n, 1, 16, 16, dtype=torch.uint8)
+    mask[..., 8:] = 255
+    return {**tiny.batch(n, first), "mask": mask}
+
+
+def test_pictures_reach_the_conditions_as_the_frozen_first_stages_latents():
+    model = by_picture()
+    stage = tiny.second_stage(model)
+    before = tiny.snapshot(stage)
+    conds = []
+    model.denoiser.register_forward_pre_hook(lambda _, args: conds.append(args[2]))
+    tiny.fit(stage, [masked(8)] * 3)
+    moved = tiny.changed(stage, before)
+    assert {name.split(".")[1] for name in moved} == {"denoiser", "conditioner"}
+    assert all(p.grad is None for p in model.first_stage.parameters())
+    mask, latent = conds[0].concat[:, :1], conds[0].concat[:, 1:5]
+    dropped = latent.flatten(1).abs().sum(1) == 0
+    assert 0 < dropped.sum() < 8 and torch.equal((mask == 1).flatten(1).all(1), dropped), "dropped as one"
+    expected = model.encode(stage.pixels(masked(8)))
+    torch.testing.assert_close(latent[~dropped], expected[~dropped])
+    assert mask[~dropped].unique().tolist() == [0, 1]
+
+
+def test_each_conditions_dropout_follows_positions():
+    stage = tiny.second_stage(by_picture())
+    whole = stage.loss(masked(6), dropout=True)
+    halves = [stage.loss(masked(3, first), dropout=True) for first in (0, 3)]
+    torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_previews_draw_captions_and_leave_the_rest_null():
+    stage = tiny.second_stage(by_picture(), prompts=["a red square"])
+    ((prompt, images),) = stage.pictures(SimpleNamespace(size=16))
+    assert prompt == "a red square" and len(images) == 8
+    with pytest.raises(UserError, match="cannot do without mask, masked: give stage.prompts="):
+        tiny.second_stage(by_picture(dropout=0.0), prompts=["a red square"])
+    model = by_picture(dropout=0.0)
+    model.conditioner.conditioners["text"].dropout = 0.0
+    with pytest.raises(UserError, match="give stage.preview_scale=1"):
+        tiny.second_stage(model, prompts=["a red square"])
+    assert tiny.second_stage(model).prompts == ()

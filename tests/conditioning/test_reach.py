@@ -1,0 +1,191 @@
+"""Every demo conditioner reaches the output: its change moves the prediction, unless it is dropped."""
+
+from functools import cache
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ldm.cli.build import build
+from ldm.cli.composition import CONFIGS
+from ldm.conditioning.base import Compose
+from ldm.diffusion.parameterization import V
+from ldm.diffusion.schedule import Cosine
+from ldm.model import LatentDiffusion
+from ldm.networks.unet import UNet
+from ldm.typing import Conditioning
+
+DEMO = sorted(p.stem for p in (CONFIGS / "conditioner").glob("demo_*.yaml"))
+NOT_READ = {"coordinates"}
+B, SIDE = 3, 64
+
+
+def batch(seed: int = 0, side: int = SIDE, n: int = B):
+    """A batch with every entry there is, of random numbers."""
+    g = torch.Generator().manual_seed(seed)
+
+    def whole(high, *shape):
+        return torch.randint(high, shape, generator=g)
+
+    small = side // 4
+    corners = torch.rand(n, 2, 4, generator=g)
+    colours = ["red", "green", "blue", "yellow"]
+    return {
+        "caption": [f"a {colours[(i + seed) % 4]} circle on a white background" for i in range(n)],
+        "label": (torch.arange(n) + seed) % 12,
+        "image": whole(256, n, 3, side, side).byte(),
+        "segmentation": whole(13, n, side, side).byte(),
+        "mask": 255
+        * whole(2, n, 1, side // 16, side // 16).byte().repeat_interleave(16, 2).repeat_interleave(16, 3),
+        "masked": torch.rand(n, 3, side, side, generator=g) * 2 - 1,
+        "small": whole(256, n, 3, small, small).byte(),
+        "noise_level": whole(300, n) + 1,
+        "noise": torch.randn(n, 3, small, small, generator=g),
+        "boxes": torch.cat([whole(13, n, 2, 1).float(), corners], dim=2),
+        "depth": torch.rand(n, 1, side, side, generator=g) * 2 - 1,
+        "edges": torch.rand(n, 1, side, side, generator=g) * 2 - 1,
+        "sizes": whole(512, n, 6).float(),
+        "aesthetic": 10 * torch.rand(n, 1, generator=g),
+    }
+
+
+def awake(module: nn.Module) -> nn.Module:
+    """Without the zeros that networks begin with, which hide the condition."""
+    for p in module.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.05)
+    return module
+
+
+def conditioner(name: str) -> Compose:
+    return build(OmegaConf.load(CONFIGS / "conditioner" / f"{name}.yaml"))
+
+
+def model_of(conditioner: Compose) -> LatentDiffusion:
+    torch.manual_seed(0)
+    null = conditioner.null(1, (8, 8))
+    concat = 0 if null.concat is None else null.concat.shape[1]
+    context, vector = (None if v is None else v.shape[-1] for v in (null.context, null.vector))
+    unet = UNet(8 + concat, 8, 32, (1, 2), 1, (0, 1), 2, None, context, vector)
+    first_stage = build(OmegaConf.load(CONFIGS / "autoencoder" / "demo.yaml"))
+    return awake(LatentDiffusion(unet, first_stage, conditioner, Cosine(100, 0.008, 0.999), V()).eval())
+
+
+@cache
+def model(name: str) -> LatentDiffusion:
+    return model_of(conditioner(name))
+
+
+def slots(cond: Conditioning) -> list[torch.Tensor]:
+    return [v for v in (cond.context, cond.vector, cond.concat) if v is not None]
+
+
+def same(a: Conditioning, b: Conditioning) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(slots(a), slots(b), strict=True))
+
+
+def predict(model: LatentDiffusion, cond: Conditioning, side: int = 8) -> torch.Tensor:
+    z_t = torch.randn(B, 8, side, side, generator=torch.Generator().manual_seed(1))
+    return model.denoiser(z_t, torch.full((B,), 50.0), cond)
+
+
+def read(name: str) -> list[str]:
+    return sorted(set(model(name).conditioner.column) - NOT_READ)
+
+
+@pytest.mark.parametrize("name", DEMO)
+@torch.no_grad()
+def test_each_condition_moves_the_prediction_and_a_dropped_one_does_not(name):
+    ours, one, other = model(name), batch(0), batch(1)
+    before = predict(ours, ours.condition(one))
+    for part in read(name):
+        keys = ours.conditioner.conditioners[part].keys
+        changed = {**one, **{key: other[key] for key in keys}}
+        moved = (predict(ours, ours.condition(changed)) - before).flatten(1).norm(dim=1)
+        assert (moved > 1e-3).all(), f"{part} of a sample does not reach the output"
+        rest = set(ours.conditioner.column) - {part}
+        dropped = [predict(ours, ours.condition(x, keep=rest)) for x in (one, changed)]
+        assert torch.equal(*dropped), f"{part} is heard though it was dropped"
+        assert not torch.equal(before, dropped[0])
+
+
+@pytest.mark.parametrize("name", DEMO)
+@torch.no_grad()
+def test_the_null_is_what_all_dropped_give(name):
+    ours = model(name)
+    n = len(ours.conditioner)
+    everything, size = ours.condition(batch(), keep=()), (8, 8)
+    assert same(everything, ours.null(B, size))
+    always = Compose(dict(ours.conditioner.conditioners))
+    rates = {k: c.dropout for k, c in always.conditioners.items()}
+    for c in always.conditioners.values():
+        c.dropout = 1.0
+    try:
+        drawn = always(batch(), torch.zeros(B, n), None, size, ours.encode)
+    finally:
+        for k, c in always.conditioners.items():
+            c.dropout = rates[k]
+    assert same(drawn, everything)
+    kept = ours.condition(batch(), torch.ones(B, n))
+    assert same(kept, ours.condition(batch())), "u = 1 drops nothing"
+
+
+@pytest.mark.parametrize("name", DEMO)
+@torch.no_grad()
+def test_each_is_dropped_by_its_own_probability(name):
+    ours, n = model(name), 256
+    u = torch.rand(n, len(ours.conditioner), generator=torch.Generator().manual_seed(3))
+    copies = {k: (v * n if isinstance(v, list) else v.expand(n, *v.shape[1:])) for k, v in batch(n=1).items()}
+    for part in read(name):
+        alone, column = Compose({part: ours.conditioner.conditioners[part]}), ours.conditioner.column[part]
+        cond = alone(copies, u[:, column : column + 1], None, (8, 8), ours.encode)
+        null = alone.null(1, (8, 8))
+        is_null = torch.stack(
+            [(x == empty).flatten(1).all(1) for x, empty in zip(slots(cond), slots(null), strict=True)]
+        )
+        rate = alone.conditioners[part].dropout
+        assert rate == 0.1 and torch.equal(is_null.all(0), is_null.any(0)), (
+            "all slots are dropped by one draw"
+        )
+        assert torch.equal(is_null[0], u[:, column] < rate)
+        assert abs(is_null[0].float().mean() - rate) < 4 * (rate * (1 - rate) / n) ** 0.5
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_gradients_reach_all_that_is_learned(name):
+    ours = model(name)
+    ours.zero_grad()
+    u = torch.ones(B, len(ours.conditioner))
+    u[0] = 0  # one sample's conditions are null: where that is learned, it learns
+    predict(ours, ours.condition(batch(), u)).square().sum().backward()
+    learned = dict(ours.conditioner.named_parameters())
+    for key, p in learned.items():
+        assert p.grad is not None and p.grad.any(), key
+    assert all(p.grad is None for p in ours.first_stage.parameters())
+
+
+@pytest.mark.parametrize("name", DEMO)
+@torch.no_grad()
+def test_it_composes_with_text(name):
+    parts = dict(conditioner(name).conditioners)
+    both = Compose({"words": conditioner("demo_text").conditioners["text"], **parts})
+    ours, one = model_of(both), batch()
+    cond, text = ours.condition(one), ours.condition(one, keep={"words"})
+    assert cond.context.shape[1] >= 16 and torch.equal(cond.context[:, :16], text.context[:, :16])
+    assert torch.equal(cond.vector[:, :128], text.vector[:, :128])
+    rest = set(parts)
+    changed = {**one, "caption": ["a small blue square on a black background"] * B}
+    if "text" not in rest:  # which reads the same captions
+        assert same(ours.condition(one, keep=rest), ours.condition(changed, keep=rest))
+    assert (predict(ours, ours.condition(changed)) - predict(ours, cond)).norm() > 1e-3
+
+
+@pytest.mark.parametrize("name", DEMO)
+@torch.no_grad()
+def test_it_goes_on_beyond_the_training_size(name):
+    ours = model(name)
+    cond = ours.condition(batch(side=128), size=(16, 16))
+    null = ours.null(B, (16, 16))
+    assert [x.shape for x in slots(cond)] == [x.shape for x in slots(null)]
+    assert predict(ours, cond, side=16).isfinite().all() and predict(ours, null, side=16).isfinite().all()

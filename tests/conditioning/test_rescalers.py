@@ -1,0 +1,43 @@
+"""From pixels to places of the latent."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldm.conditioning.rescalers import Cover, LearnedRescaler, Resize, Unshuffle
+
+
+def test_the_learned_one_is_a_mixture_of_the_means_of_squares():
+    """Halving bilinearly is the mean of 2x2; twice, of 4x4."""
+    rescaler, x = LearnedRescaler(5, 3), torch.rand(2, 5, 16, 8)
+    expected = F.conv2d(F.avg_pool2d(x, 4), rescaler.mixed.weight)
+    torch.testing.assert_close(rescaler(x, (4, 2)), expected)
+    assert not rescaler(torch.zeros_like(x), (4, 2)).any(), "without a bias, an empty map is its null"
+    assert sum(p.numel() for p in LearnedRescaler(182, 3).parameters()) == 546
+    for size in ((3, 2), (4, 4), (4, 3)):
+        with pytest.raises(ValueError, match="cannot be halved"):
+            rescaler(x, size)
+
+
+def test_unshuffle_keeps_every_pixel():
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    y = Unshuffle(1, 4)(x, (2, 2))
+    assert y.shape == (1, 16, 2, 2) and Unshuffle(3, 2).out_channels == 12
+    assert y[0, :, 0, 1].tolist() == x[0, 0, :4, 4:].flatten().tolist()
+    with pytest.raises(ValueError, match=r"\(8, 8\) is not 4 times"):
+        Unshuffle(1, 4)(x, (4, 4))
+
+
+def test_a_mask_covers_each_place_that_it_touches():
+    x = torch.zeros(1, 1, 8, 8)
+    x[0, 0, 7, 5] = 1
+    assert Cover()(x, (2, 2))[0, 0].tolist() == [[0, 0], [0, 1]]
+    assert not Resize(1, "nearest")(x, (2, 2)).any(), "the nearest pixel is the upper left one"
+
+
+def test_resize_leaves_its_own_size_alone():
+    x = torch.rand(1, 3, 8, 8)
+    assert Resize(3, "bicubic")(x, (8, 8)) is x
+    assert Resize(3, "area")(x, (4, 4)).shape == (1, 3, 4, 4) and Resize(3, "area").out_channels == 3
+    fine = Resize(3, "bilinear", antialias=True)(x, (2, 2))
+    assert not torch.allclose(fine, Resize(3, "bilinear")(x, (2, 2)))
