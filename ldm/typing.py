@@ -17,7 +17,10 @@ Tokens: TypeAlias = Int64[Tensor, "b l"]
 
 
 class Batch(TypedDict, total=False):
-    """What a loader yields: one global batch's share of one rank."""
+    """What a loader yields: one global batch's share of one rank. A batch holds what was asked for.
+
+    Pictures and maps of a sample share one crop and one flip. docs/data.md says where each is read from.
+    """
 
     position: Int64[Tensor, " b"]
     """Place in the endless stream, epoch * N + index: the key of all the sample's randomness."""
@@ -28,6 +31,30 @@ class Batch(TypedDict, total=False):
     moments: Float[Tensor, "b two_z h w"]
     """Cached posterior of the first stage: mean then standard deviation, raw (not normalised)."""
     caption: list[str]
+    label: Int64[Tensor, " b"]
+    """Number of the class, 0..num_classes-1."""
+    segmentation: UInt8[Tensor, "b h w"]
+    """Label of each pixel; 255 is none."""
+    boxes: Float[Tensor, "b n 5"]
+    """(label, left, top, right, bottom) in [0, 1] of the crop; label -1 where there is no box."""
+    depth: Float[Tensor, "b 1 h w"]
+    """[-1, 1], 1 is near."""
+    edges: Float[Tensor, "b 1 h w"]
+    """[-1, 1], 1 is a full step from black to white."""
+    mask: UInt8[Tensor, "b 1 h w"]
+    """255 where the picture is to be drawn anew, 0 where it stays."""
+    masked: Float[Tensor, "b 3 h w"]
+    """The picture in [-1, 1], one stated number where the mask is."""
+    small: UInt8[Tensor, "b 3 h2 w2"]
+    """The picture at a fraction of its size, perhaps spoilt, 0..255."""
+    noise_level: Int64[Tensor, " b"]
+    """Time of the noise that `small` gets, 0 for none."""
+    noise: Float[Tensor, "b 3 h2 w2"]
+    """N(0, I), for `small`."""
+    sizes: Float[Tensor, "b 6"]
+    """In pixels: height and width as stored, the crop's top and left, height and width drawn."""
+    aesthetic: Float[Tensor, "b 1"]
+    """A score of the picture, commonly 1..10."""
 
 
 @dataclass

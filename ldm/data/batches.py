@@ -1,6 +1,6 @@
 """One rank's share of the batches that an order makes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -37,20 +37,37 @@ Served: TypeAlias = tuple[Batch, list[str]]
 """A batch, and what was wrong with the samples that others stand for in it."""
 
 
-Row: TypeAlias = tuple[int, str, list[Any]]
-"""A sample's position and key, and what each reader made of it."""
+@runtime_checkable
+class Derived(Protocol):
+    """Makes entries of a sample from those that were read; its randomness is keyed by the position."""
+
+    def __call__(self, row: Mapping[str, Any], position: int, /) -> Mapping[str, Tensor]: ...
+
+
+Row: TypeAlias = tuple[int, str, dict[str, Any]]
+"""A sample's position and key, and its entries."""
+
+
+def read_sample(
+    sample: Sample, position: int, readers: Sequence[Reader], derived: Sequence[Derived] = ()
+) -> Row:
+    """What the readers find in a sample, then what is derived from that, in order."""
+    row: dict[str, Any] = {reader.field: reader(sample, position) for reader in readers}
+    for derive in derived:
+        row.update(derive(row, position))
+    return position, sample.key, row
 
 
 def collate(rows: Sequence[Row], readers: Sequence[Reader]) -> Batch:
-    """Samples as a batch: tensors stacked, texts listed."""
+    """Samples as a batch: tensors stacked, texts listed; without a sample, every reader's entry is empty."""
     batch: dict[str, Any] = {
         "position": torch.tensor([position for position, _, _ in rows], dtype=torch.int64),
         "key": [key for _, key, _ in rows],
     }
-    for i, reader in enumerate(readers):
-        column = [values[i] for _, _, values in rows]
+    for field in rows[0][2] if rows else [reader.field for reader in readers]:
+        column = [entries[field] for _, _, entries in rows]
         tensors = bool(column) and isinstance(column[0], Tensor)
-        batch[reader.field] = torch.stack(column) if tensors else column
+        batch[field] = torch.stack(column) if tensors else column
     return batch  # type: ignore[return-value]
 
 
@@ -90,6 +107,7 @@ class Stream(Steps):
     Args:
         readers: for each bucket of the order, what a batch holds of a sample.
         replace: a bad sample is replaced by one nearby, and keeps its position; without, it is left out.
+        derived: what a batch holds beside, made from what was read.
     """
 
     def __init__(
@@ -102,9 +120,11 @@ class Stream(Steps):
         rank: int = 0,
         world: int = 1,
         replace: bool = True,
+        derived: Sequence[Derived] = (),
     ) -> None:
         super().__init__(global_batch, steps, rank, world)
         self.order, self.shards, self.readers, self.replace = order, shards, readers, replace
+        self.derived = derived
 
     def __iter__(self) -> Iterator[Served | UserError]:
         for step in self.turns():
@@ -123,18 +143,17 @@ class Stream(Steps):
         for position, place in enumerate(self.order.locate(first, self.local_batch).tolist(), first):
             read = self._read(position, place, readers, bad)
             if read is not None:
-                found.append((position, *read))
+                found.append(read)
         return collate(found, readers), bad
 
     def _read(
         self, position: int, place: Sequence[int], readers: Sequence[Reader], bad: list[str]
-    ) -> tuple[str, list[Any]] | None:
-        """A sample's key and what the readers make of it; None where it is bad and none may replace it."""
+    ) -> Row | None:
+        """A sample's entries; None where it is bad and none may replace it."""
         for attempt in range(ATTEMPTS):
             try:
                 shard, row = place
-                sample = self.shards[shard].sample(row)
-                return sample.key, [reader(sample, position) for reader in readers]
+                return read_sample(self.shards[shard].sample(row), position, readers, self.derived)
             except BadSample as error:
                 bad.append(str(error))
             if not self.replace:

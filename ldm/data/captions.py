@@ -1,6 +1,5 @@
 """One caption a sample, drawn by its position from those it has."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as given
@@ -10,6 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ldm import keyed
+from ldm.data.facts import facts
 from ldm.data.reader import Sample
 
 LONGEST = 10_000
@@ -57,7 +57,7 @@ class Captions:
 
     def all(self, sample: Sample) -> Iterator[tuple[str, float]]:
         """(caption, weight) of every caption that is not empty."""
-        known = _fields(sample)
+        known = facts(sample)
         for place, weight in self.weights.items():
             texts = _text(sample) if place == "txt" else known.get(place.removeprefix("json."))
             listed = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
@@ -68,14 +68,6 @@ class Captions:
 
 def _text(sample: Sample) -> str:
     return bytes(sample.members.get("txt", b"")).decode(errors="replace")
-
-
-def _fields(sample: Sample) -> Mapping[str, object]:
-    try:
-        known = json.loads(sample.members.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 @dataclass

@@ -87,13 +87,17 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
 
 
+def covering(h: int, w: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a picture of h x w, as small as it still covers height x width."""
+    if height * w >= width * h:
+        return height, max(width, round(w * height / h))
+    return max(height, round(h * width / w)), width
+
+
 def cover(pixels: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 h2 w2"]:
     """The picture as small as it still covers height x width: antialiased bicubic, in uint8 throughout."""
     h, w = pixels.shape[1:]
-    if height * w >= width * h:
-        size = height, max(width, round(w * height / h))
-    else:
-        size = max(height, round(h * width / w)), width
+    size = covering(h, w, height, width)
     if size == (h, w):
         return pixels
     return interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]

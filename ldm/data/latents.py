@@ -19,7 +19,7 @@ from ldm.data.loader import Batches, one_pass
 from ldm.data.manifest import Names, Note, write_manifest
 from ldm.data.reader import BadSample, Shards
 from ldm.data.shards import write_shard
-from ldm.data.tar import MOMENTS
+from ldm.data.tar import MAPS, MOMENTS
 from ldm.data.transforms import Pictures
 from ldm.errors import UserError
 
@@ -58,6 +58,11 @@ class LatentHeader:
     def variants(self) -> int:
         """Encodings of each picture."""
         return max(self.crops, 1) * (1 + self.flip)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Members of a picture's sample that stay: maps only where the crop is the one they would get."""
+        return ("txt", "json", "cls") + (MAPS if self.variants == 1 and not self.crops else ())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -156,7 +161,7 @@ def _encoded(
             read = [shards[0].sample(row) for row in rows]
             states = None if describe is None else describe([Captions()(sample, 0) for sample in read])
             for i, (sample, own) in enumerate(zip(read, moments.numpy(), strict=True)):
-                kept = {kind: data for kind, data in sample.members.items() if kind in ("txt", "json")}
+                kept = {kind: data for kind, data in sample.members.items() if kind in header.keeps}
                 if states is not None:
                     kept[TEXT] = npy(states[i].to("cpu", torch.float16).numpy())
                 yield sample.key, {MOMENTS: npy(own), **kept}

@@ -1,14 +1,14 @@
 """The training and validation data of a run, as Lightning asks for it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from ldm.data.arrangement import Arrangement
-from ldm.data.batches import Reader, Stream
+from ldm.data.batches import Derived, Reader, Stream
 from ldm.data.captions import Captions
 from ldm.data.latents import ENCODE, LatentHeader, read_header
 from ldm.data.loader import Batches, Loader
@@ -34,7 +34,10 @@ class ShardDataModule(LightningDataModule):
         size: side of a square crop; latents must be of this size, and `arrangement.buckets` goes before it.
         arrangement: the order of samples: window, mixture, filter, buckets.
         captions: weights of where captions stand, as in `Captions`; None takes `txt`, where shards have it.
-        extras: what else a batch holds of a sample, as cached text states.
+        extras: what else a batch holds of a sample, as its class or cached text states.
+        aligned: what it holds that shares the picture's crop and flip, each made with the `Pictures` that
+            says which: as `ldm.data.aligned`.
+        derived: what is made from all these, in order: as `ldm.data.masks`, `ldm.data.degradations`.
         index: folder of the shards' indexes, where they do not lie beside them.
         cache: where remote shards are kept on this machine.
         max_bad_rate: of samples that may be bad before the run is stopped; 0 stops at the first.
@@ -56,6 +59,8 @@ class ShardDataModule(LightningDataModule):
         arrangement: Arrangement | None = None,
         captions: Mapping[str, float] | None = None,
         extras: Sequence[Reader] = (),
+        aligned: Sequence[Callable[[Pictures], Reader]] = (),
+        derived: Sequence[Derived] = (),
         index: str | None = None,
         cache: Cache | None = None,
         max_bad_rate: float = 0.01,
@@ -74,7 +79,7 @@ class ShardDataModule(LightningDataModule):
         self.val_batches = val_batches
         self.arrangement = arrangement or Arrangement()
         self.captions = captions
-        self.extras = list(extras)
+        self.extras, self.aligned, self.derived = list(extras), list(aligned), list(derived)
         self.index = None if index is None else Path(index).expanduser()
         self.cache = cache
         self.max_bad_rate = max_bad_rate
@@ -135,7 +140,9 @@ class ShardDataModule(LightningDataModule):
         sizes = [self.size] if buckets is None else [(h, w) for h, w in buckets.shapes]
         readers = [self._readers(sources, size, self.random_crop, self.flip) for size in sizes]
         rank, world = self._rank_and_world()
-        stream = Stream(order, sources, readers, self.global_batch_size, self.steps, rank, world)
+        stream = Stream(
+            order, sources, readers, self.global_batch_size, self.steps, rank, world, derived=self.derived
+        )
         return stream, self.arrangement.identity(sources)
 
     def _val_stream(self) -> Stream | None:
@@ -146,7 +153,7 @@ class ShardDataModule(LightningDataModule):
         rank, world = self._rank_and_world()
         batch, steps = self._val_plan(int(counts.sum()), world)
         readers = self._readers(sources, self.size, random_crop=False, flip=False)
-        return Stream(InOrder(counts), sources, [readers], batch, steps, rank, world)
+        return Stream(InOrder(counts), sources, [readers], batch, steps, rank, world, derived=self.derived)
 
     def _val_plan(self, samples: int, world: int) -> tuple[int, int]:
         """(global batch, batches): whole batches only, all ranks alike; one smaller batch of a small set."""
@@ -174,32 +181,31 @@ class ShardDataModule(LightningDataModule):
         self, sources: Sources, size: int | tuple[int, int], random_crop: bool, flip: bool
     ) -> list[Reader]:
         header = read_header(*(part.paths for part in sources.parts))
-        readers = self._pictures(sources, header, size, random_crop, flip)
+        pictures = Pictures(size, self.seed, random_crop, flip)
+        if header is None:
+            readers: list[Reader] = [pictures]
+        else:
+            self._check_encoded(header, sources.parts[0].paths[0].parent, pictures)
+            readers = header.readers(self.seed)
         if self.captions is not None or _captioned(sources):
             readers.append(Captions(self.captions or {"txt": 1.0}, self.seed))
-        return [*readers, *self.extras]
+        return [*readers, *self.extras, *(make(pictures) for make in self.aligned)]
 
-    def _pictures(
-        self,
-        sources: Sources,
-        header: LatentHeader | None,
-        size: int | tuple[int, int],
-        random_crop: bool,
-        flip: bool,
-    ) -> list[Reader]:
-        if header is None:
-            return [Pictures(size, self.seed, random_crop, flip)]
-        folder = sources.parts[0].paths[0].parent
-        if header.size != size:
+    def _check_encoded(self, header: LatentHeader, folder: Path, pictures: Pictures) -> None:
+        if header.size != pictures.size:
             raise UserError(
                 f"the latents in {folder} are of {header.size} px pictures and data.size is "
-                f"{size}: set data.size={header.size}, or encode again with {ENCODE}"
+                f"{pictures.size}: set data.size={header.size}, or encode again with {ENCODE}"
             )
-        if random_crop or flip:
+        if pictures.random_crop or pictures.flip:
             raise UserError(
                 "latents are neither cropped nor flipped: set data.random_crop and data.flip to false"
             )
-        return header.readers(self.seed)
+        if self.aligned and header.variants > 1:
+            raise UserError(
+                f"the latents in {folder} are of {header.variants} crops of each picture, and data.aligned "
+                f"fits the middle one alone: encode again with {ENCODE} crops=0 flip=false"
+            )
 
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:

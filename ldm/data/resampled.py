@@ -5,7 +5,7 @@ it gives up: a restart goes on with other samples, and an epoch's worth leaves a
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from webdataset import DataPipeline, ResampledShards, shuffle, tarfile_to_samples
 
 from ldm import keyed
-from ldm.data.batches import ATTEMPTS, Reader, Row, Served, Steps, collate
+from ldm.data.batches import ATTEMPTS, Derived, Reader, Row, Served, Steps, collate, read_sample
 from ldm.data.captions import Captions
 from ldm.data.loader import Loader
 from ldm.data.module import ShardDataModule
@@ -38,9 +38,11 @@ class Resampled(Steps):
         buffer: int,
         rank: int = 0,
         world: int = 1,
+        derived: Sequence[Derived] = (),
     ) -> None:
         super().__init__(global_batch, steps, rank, world)
         self.urls, self.readers, self.seed, self.buffer = urls, readers, seed, buffer
+        self.derived = derived
 
     def __iter__(self) -> Iterator[Served | UserError]:
         turns = self.turns()
@@ -52,7 +54,7 @@ class Resampled(Steps):
                 try:
                     raw = next(samples)
                     sample = Sample(Path(raw["__url__"]), raw["__key__"], _members(raw))
-                    found.append((position, sample.key, [read(sample, position) for read in self.readers]))
+                    found.append(read_sample(sample, position, self.readers, self.derived))
                 except BadSample as error:
                     bad.append(str(error))
                     if len(bad) == ATTEMPTS:
@@ -99,6 +101,9 @@ class ResampledDataModule(ShardDataModule):
         flip: bool = False,
         val_batches: int = 1,
         buffer: int = 1000,
+        extras: Sequence[Reader] = (),
+        aligned: Sequence[Callable[[Pictures], Reader]] = (),
+        derived: Sequence[Derived] = (),
         max_bad_rate: float = 0.01,
     ) -> None:
         super().__init__(
@@ -112,6 +117,9 @@ class ResampledDataModule(ShardDataModule):
             random_crop,
             flip,
             val_batches,
+            extras=extras,
+            aligned=aligned,
+            derived=derived,
             max_bad_rate=max_bad_rate,
         )
         self.buffer = buffer
@@ -132,9 +140,12 @@ class ResampledDataModule(ShardDataModule):
         return loader
 
     def _resampled(self) -> Resampled:
+        pictures = Pictures(self.size, self.seed, self.random_crop, self.flip)
         readers: list[Reader] = [
-            Pictures(self.size, self.seed, self.random_crop, self.flip),
+            pictures,
             Captions(self.captions or {"txt": 1.0}, self.seed),
+            *self.extras,
+            *(make(pictures) for make in self.aligned),
         ]
         urls = self.shards
         if isinstance(urls, str) and Path(urls).is_dir():
@@ -147,4 +158,5 @@ class ResampledDataModule(ShardDataModule):
             self.seed,
             self.buffer,
             *self._rank_and_world(),
+            self.derived,
         )

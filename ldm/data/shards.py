@@ -68,6 +68,7 @@ class Encoded:
     image: bytes
     caption: str
     metadata: dict[str, Any]
+    members: dict[str, bytes]
 
 
 def write_shards(
@@ -161,7 +162,7 @@ class _Encoder:
         sizes = dict(
             zip(("width", "height", "original_width", "original_height"), picture.size + full, strict=True)
         )
-        return Encoded(kind, data, record.caption.strip(), {**sizes, **record.metadata})
+        return Encoded(kind, data, record.caption.strip(), {**sizes, **record.metadata}, record.members)
 
     def _keeps(self, kind: str) -> bool:
         return kind == self.format if self.format else kind in KINDS.values()
@@ -244,7 +245,7 @@ def _pack(path: Path, encoded: Iterator[Encoded | Unusable], digits: int) -> dic
 
 def _members(key: str, item: Encoded) -> dict[str, bytes]:
     text = json.dumps({"key": key, "caption": item.caption, **item.metadata}, ensure_ascii=False)
-    return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode()}
+    return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode(), **item.members}
 
 
 def _complete(path: Path) -> dict[str, Any] | None:

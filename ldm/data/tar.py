@@ -11,7 +11,9 @@ BLOCK = 512
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 """Kinds of members that may be a sample's picture, the first one present is it."""
 MOMENTS = "moments.npy"
-COMPOUND = (MOMENTS, "text.npy", "seg.png", "mask.png", "depth.png")
+MAPS = ("seg.png", "mask.png", "depth.png")
+"""Kinds that say something of each pixel of the picture."""
+COMPOUND = (MOMENTS, "text.npy", *MAPS)
 """Kinds with a dot in them."""
 
 _ZEROS = bytes(BLOCK)

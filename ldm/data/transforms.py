@@ -1,15 +1,27 @@
 """The crop and flip of a training sample."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from torch import Tensor
 
 from ldm import keyed
-from ldm.data.decode import Unreadable, cover, decode, to_tensor
+from ldm.data.decode import Unreadable, cover, covering, decode, to_tensor
 from ldm.data.reader import BadSample, Sample
 from ldm.data.tar import PICTURES
+
+
+class Crop(NamedTuple):
+    """Where in a picture a sample's crop lies, in pixels of the picture once it is resized."""
+
+    resized: tuple[int, int]
+    """(height, width) that the picture is resized to."""
+    top: int
+    left: int
+    flip: bool
+    """Mirrored left to right, after the crop."""
 
 
 @dataclass
@@ -43,15 +55,26 @@ class Pictures:
     def transform(self, pixels: UInt8[Tensor, "3 h w"], position: int) -> UInt8[Tensor, "3 h2 w2"]:
         """Reduce until it just covers the crop, crop, perhaps mirror it."""
         height, width = self.shape
-        pixels = cover(pixels, height, width)
-        left, top = self._corner((pixels.shape[2] - width, pixels.shape[1] - height), position)
-        pixels = pixels[:, top : top + height, left : left + width]
-        if self.flip and torch.rand((), generator=keyed.generator(self.seed, position, "flip")) < 0.5:
-            pixels = pixels.flip(2)
-        return pixels.contiguous()
+        crop = self.crop((pixels.shape[1], pixels.shape[2]), position)
+        return cut(cover(pixels, height, width), crop, self.shape)
+
+    def crop(self, size: tuple[int, int], position: int) -> Crop:
+        """The crop of a picture of `size` (height, width); what is aligned with the picture shares it."""
+        height, width = self.shape
+        resized = covering(*size, height, width)
+        left, top = self._corner((resized[1] - width, resized[0] - height), position)
+        flip = self.flip and torch.rand((), generator=keyed.generator(self.seed, position, "flip")) < 0.5
+        return Crop(resized, top, left, bool(flip))
 
     def _corner(self, room: tuple[int, int], position: int) -> tuple[int, int]:
         if not self.random_crop:
             return room[0] // 2, room[1] // 2
         x, y = torch.rand(2, generator=keyed.generator(self.seed, position, "crop")).tolist()
         return int(x * (room[0] + 1)), int(y * (room[1] + 1))
+
+
+def cut(resized: Num[Tensor, "c h w"], crop: Crop, shape: tuple[int, int]) -> Num[Tensor, "c h2 w2"]:
+    """The crop of a picture, or of a map, that has been resized."""
+    height, width = shape
+    found = resized[:, crop.top : crop.top + height, crop.left : crop.left + width]
+    return (found.flip(2) if crop.flip else found).contiguous()

@@ -28,6 +28,7 @@ class LatentDiffusionStage(Stage):
         init: a sampling file of this stage to go on from.
         prompts: captions drawn with averaged weights while it trains: 8 pictures each, `preview_steps` of
             DDIM, guidance of `preview_scale`.
+        examples: how many of the first validation samples are drawn from their conditions beside these.
         strata: u is drawn one in each of so many equal parts of [0, 1); the global batch size for the least
             variance, 1 for independent u.
         offset_noise: std of what is added to a whole channel of eps (Guttenberg 2023; 0.1 there).
@@ -50,6 +51,7 @@ class LatentDiffusionStage(Stage):
         first_stage_weights: str | None,
         init: str | None = None,
         prompts: Sequence[str] = (),
+        examples: int = 0,
         preview_steps: int = 50,
         preview_scale: float = 5.0,
         seed: int = 0,
@@ -72,7 +74,8 @@ class LatentDiffusionStage(Stage):
         self.model = model
         self.weighting, self.times, self.optimizer = weighting, times, optimizer
         self.first_stage_weights, self.init = first_stage_weights, init
-        self.prompts, self.preview_steps, self.preview_scale = prompts, preview_steps, preview_scale
+        self.prompts, self.examples = prompts, examples
+        self.preview_steps, self.preview_scale = preview_steps, preview_scale
         self.strata, self.offset_noise, self.input_perturbation = strata, offset_noise, input_perturbation
         self.measured: dict[str, Tensor] = {}
 
@@ -198,7 +201,10 @@ class LatentDiffusionStage(Stage):
         self.record(values)
 
     def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """A row of samples a prompt, of the same seeds each time; conditions other than text are null."""
+        """A row of samples a prompt, of the same seeds each time; conditions other than text are null.
+
+        Then the first validation samples, as they are and drawn from their conditions.
+        """
         size, seeds = (data.size, data.size), range(8)
         times = trailing(self.model.schedule, self.preview_steps)
         rows = []
@@ -207,7 +213,21 @@ class LatentDiffusionStage(Stage):
             told = self.model.conditioner.told_by(batch)
             images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale, keep=told)
             rows.append((prompt, [to_pil(x) for x in images]))
-        return rows
+        return rows + (self._examples(data, size, times) if self.examples else [])
+
+    def _examples(
+        self, data: Any, size: tuple[int, int], times: Tensor
+    ) -> list[tuple[str, list[PIL.Image.Image]]]:
+        first: Batch | None = next(iter(data.val_dataloader()), None)
+        if first is None:  # a run without validation
+            return []
+        batch: Batch = {k: v[: self.examples] for k, v in first.items()}  # type: ignore[assignment, index]
+        seeds = range(len(batch["position"]))
+        images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale)
+        drawn = [("from their conditions", [to_pil(x) for x in images])]
+        if "image" not in batch:
+            return drawn
+        return [("validation pictures", [to_pil(x) for x in batch["image"].float() / 127.5 - 1]), *drawn]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the trainable parameters, its rate by step."""

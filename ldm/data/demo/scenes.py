@@ -8,74 +8,31 @@ upper object, so that a caption's order says the places. Lengths are in pixels o
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from hashlib import blake2b
 from itertools import permutations, product
 from typing import Literal, TypeAlias
 
-from PIL import Image, ImageDraw
-
 from ldm import keyed
+from ldm.data.demo import maps
+from ldm.data.demo.drawing import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Place, Scene, Thing, draw
 from ldm.data.sources import Record
 
 Split: TypeAlias = Literal["train", "val", "held_out"]
-RGB: TypeAlias = tuple[int, int, int]
 
-COLOURS: dict[str, RGB] = {
-    "red": (220, 40, 40),
-    "green": (30, 160, 60),
-    "blue": (40, 80, 220),
-    "yellow": (245, 205, 40),
-}
-BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
-SHAPES = ("circle", "square", "triangle")
-SIZES: dict[str, int] = {"small": 18, "large": 26}
-"""Side of the square that a shape fills."""
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
     "above": (0, -1),
 }
 """Where the first object lies, seen from the second; y points down."""
 
-CANVAS = 64
 JITTER = {"small": 3, "large": 0}
 """How far along the relation's axis a centre may wander: two large objects leave no more room."""
 CROSS_JITTER = 3
 REACH = 15
 """From the picture's centre to an object's nominal centre where there are two."""
-SUPERSAMPLING = 4
 ONE_OBJECT_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object as its caption names it."""
-
-    size: str
-    colour: str
-    shape: str
-
-    def __str__(self) -> str:
-        return f"a {self.size} {self.colour} {self.shape}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a caption says; `relation` is that of the first object to the second."""
-
-    background: str
-    things: tuple[Thing, ...]
-    relation: str | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an object is drawn: the centre and the side of its bounding square."""
-
-    x: float
-    y: float
-    across: float
 
 
 Arrangement: TypeAlias = tuple[str, str, str, str, str]
@@ -174,26 +131,6 @@ def place(scene: Scene, u: Sequence[float]) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def draw(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Image:
-    """The antialiased picture, size x size RGB."""
-    scale = SUPERSAMPLING * size / CANVAS
-    side = SUPERSAMPLING * size
-    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
-    pen = ImageDraw.Draw(picture)
-    for thing, spot in zip(scene.things, places, strict=True):
-        half = spot.across / 2
-        left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
-        right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends
-        if thing.shape == "circle":
-            pen.ellipse((left, top, right, bottom), fill=COLOURS[thing.colour])
-        elif thing.shape == "square":
-            pen.rectangle((left, top, right, bottom), fill=COLOURS[thing.colour])
-        else:
-            middle = (left + right) / 2
-            pen.polygon([(middle, top), (right, bottom), (left, bottom)], fill=COLOURS[thing.colour])
-    return picture.reduce(SUPERSAMPLING)
-
-
 class DemoScenes(Sequence[Record]):
     """`count` drawn scenes. train and val share their arrangements, held_out has the others."""
 
@@ -218,7 +155,9 @@ class DemoScenes(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         scene, places = self.scene(index)
         picture = draw(scene, places, self.size)
-        return Record(picture, caption(scene), {**asdict(scene), "places": [asdict(p) for p in places]})
+        spots = {"places": [asdict(p) for p in places], "boxes": maps.boxes(scene, places)}
+        files = maps.members(scene, places, self.size)
+        return Record(picture, caption(scene), {**asdict(scene), **spots}, files)
 
 
 def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[str]:

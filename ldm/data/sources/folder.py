@@ -1,18 +1,26 @@
-"""A folder of pictures, each with a caption in a text file of the same name."""
+"""A folder of pictures, each with a caption, and what else is known of it, in files of the same name."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ldm.data.sources.record import Record, Unusable
+from ldm.data.tar import MAPS
 from ldm.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+ENDINGS = tuple(f".{kind}" for kind in MAPS)
 
 
 @dataclass
 class Folder:
-    """Every picture under `path`, sorted; `cat.jpg` is captioned by `cat.txt`."""
+    """Every picture under `path`, sorted; `cat.jpg` is captioned by `cat.txt`.
+
+    `cat.cls` beside it is the number of its class, `cat.seg.png`, `cat.mask.png` and `cat.depth.png` are
+    maps, and what `cat.json` knows, as boxes, joins the metadata.
+    """
 
     path: str
 
@@ -24,7 +32,11 @@ class Folder:
             raise UserError(
                 f"there is no folder {self.path}: give a folder of pictures with source.path=FOLDER"
             )
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = sorted(
+            file
+            for file in root.rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.lower().endswith(ENDINGS) and file.is_file()
+        )
         if not files:
             raise UserError(
                 f"{self.path} holds no pictures ({', '.join(sorted(SUFFIXES))}): give another folder"
@@ -40,4 +52,18 @@ class Folder:
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise Unusable("without a caption file (.txt)", name)
-        return Record(file.read_bytes(), text.read_text("utf-8-sig", errors="replace"), {"name": name})
+        beside = {kind: file.with_name(f"{file.stem}.{kind}") for kind in ("cls", *MAPS)}
+        members = {kind: path.read_bytes() for kind, path in beside.items() if path.is_file()}
+        caption = text.read_text("utf-8-sig", errors="replace")
+        return Record(file.read_bytes(), caption, {"name": name, **_known(file, name)}, members)
+
+
+def _known(file: Path, name: str) -> dict[str, Any]:
+    path = file.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        known = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise Unusable("with a .json that cannot be read", f"{name} ({error})") from error
+    return known if isinstance(known, dict) else {}

@@ -12,12 +12,14 @@ class Record:
 
     `image` is a drawn picture, or the bytes of a picture file, which are kept as they are unless a resize
     is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; reports use its
-    `name`.
+    `name`. `members` are files that become members of the sample as they are, by kind: `cls`, `seg.png`,
+    `mask.png`, `depth.png`.
     """
 
     image: Image.Image | bytes
     caption: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, bytes] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -1,0 +1,186 @@
+"""What lies on a picture, read with the picture's own crop and flip: maps, boxes, sizes."""
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ldm.data.facts import facts
+from ldm.data.reader import BadSample, Sample
+from ldm.data.tar import PICTURES
+from ldm.data.transforms import Pictures, cut
+
+ORIENTATION = 0x0112
+"""EXIF's tag of how the camera was held; above 4 the picture lies on its side."""
+
+
+@dataclass
+class Segmentation:
+    """Reads `seg.png`, the label of each pixel, 0..255: an 8-bit grey or palette picture."""
+
+    pictures: Pictures
+    field = "segmentation"
+    kind = "seg.png"
+
+    def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "h w"]:
+        labels = _plane(sample, self.kind, ("L", "P", "1"))
+        return aligned(self.pictures, labels, position, "nearest-exact")[0]
+
+
+@dataclass
+class StoredMask:
+    """Reads `mask.png`: 255 where the picture is to be drawn anew, 0 where it stays."""
+
+    pictures: Pictures
+    field = "mask"
+    kind = "mask.png"
+
+    def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "1 h w"]:
+        white = _plane(sample, self.kind, ("L", "1")) > 127
+        return aligned(self.pictures, white.to(torch.uint8) * 255, position, "nearest-exact")
+
+
+@dataclass
+class Depth:
+    """Reads `depth.png`, 8 or 16 bits, white is near: [-1, 1].
+
+    Args:
+        normalised: each picture's nearest point is 1 and its farthest -1, as Stable Diffusion 2 has it.
+    """
+
+    pictures: Pictures
+    normalised: bool = False
+    field = "depth"
+    kind = "depth.png"
+
+    def __call__(self, sample: Sample, position: int) -> Float[Tensor, "1 h w"]:
+        found = _plane(sample, self.kind, ("L", "I;16", "I", "I;16B"))
+        depth = found.float() / (255 if found.dtype == torch.uint8 else 65535)
+        depth = aligned(self.pictures, depth, position, "bilinear")
+        if self.normalised:
+            low, high = depth.aminmax()
+            depth = (depth - low) / (high - low).clamp(min=1e-6)
+        return 2 * depth - 1
+
+
+@dataclass
+class Boxes:
+    """Reads the json's `boxes`, a list of [label, left, top, right, bottom] in [0, 1] of the whole picture.
+
+    They become boxes of the crop; one of which less than `least` is left is no box any more. The first
+    `count` are kept, and -1 stands for the label of those that are lacking.
+    """
+
+    pictures: Pictures
+    count: int
+    least: float = 0.25
+    field = "boxes"
+
+    def __call__(self, sample: Sample, position: int) -> Float[Tensor, "n 5"]:
+        listed = facts(sample).get("boxes", [])
+        try:
+            boxes = torch.tensor(listed, dtype=torch.float32).reshape(-1, 5)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadSample(
+                f"the boxes of sample {sample.key} in {sample.shard} are no list of "
+                "[label, left, top, right, bottom]: mend its json"
+            ) from error
+        boxes = self.cropped(boxes, picture_size(sample), position)[: self.count]
+        none = torch.tensor([-1.0, 0, 0, 0, 0]).expand(self.count - len(boxes), 5)
+        return torch.cat([boxes, none])
+
+    def cropped(
+        self, boxes: Float[Tensor, "n 5"], size: tuple[int, int], position: int
+    ) -> Float[Tensor, "m 5"]:
+        """Boxes of a picture of `size` (height, width) as boxes of its crop."""
+        crop, (height, width) = self.pictures.crop(size, position), self.pictures.shape
+        whole = torch.tensor([crop.resized[1], crop.resized[0]]).repeat(2)
+        corner = torch.tensor([crop.left, crop.top]).repeat(2)
+        found = (boxes[:, 1:] * whole - corner) / torch.tensor([width, height]).repeat(2)
+        inside = found.clamp(0, 1)
+        if crop.flip:
+            inside = torch.stack([1 - inside[:, 2], inside[:, 1], 1 - inside[:, 0], inside[:, 3]], 1)
+        kept = _area(inside) >= self.least * _area(found).clamp(min=1e-12)
+        return torch.cat([boxes[:, :1], inside], 1)[kept]
+
+
+@dataclass
+class Sizes:
+    """Height and width as stored, the crop's top and left, height and width drawn (Podell et al. 2023, 2.2).
+
+    Sizes as stored are the json's `original_height` and `original_width` where it has them.
+    """
+
+    pictures: Pictures
+    field = "sizes"
+
+    def __call__(self, sample: Sample, position: int) -> Float[Tensor, "6"]:
+        size, known = picture_size(sample), facts(sample)
+        stored = [known.get(f"original_{side}", n) for side, n in zip(("height", "width"), size, strict=True)]
+        crop = self.pictures.crop(size, position)
+        return torch.tensor([*stored, crop.top, crop.left, *self.pictures.shape], dtype=torch.float32)
+
+
+def aligned(
+    pictures: Pictures, plane: Num[Tensor, "h w"], position: int, mode: str
+) -> Num[Tensor, "1 h2 w2"]:
+    """A map of a picture's size with the picture's crop and flip."""
+    crop = pictures.crop((plane.shape[0], plane.shape[1]), position)
+    resized = plane[None]
+    if crop.resized != tuple(plane.shape):
+        smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
+        resized = interpolate(plane[None, None], crop.resized, mode=mode, **smooth)[0]
+    return cut(resized, crop, pictures.shape)
+
+
+def picture_size(sample: Sample) -> tuple[int, int]:
+    """(height, width) of a sample's picture, upright; of latents', as its json has it."""
+    kind = next((kind for kind in PICTURES if kind in sample.members), None)
+    if kind is None:
+        known = facts(sample)
+        height, width = known.get("height"), known.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+            raise BadSample(
+                f"sample {sample.key} in {sample.shard} has no picture, and its json no height and width: "
+                "encode the shard again"
+            )
+        return height, width
+    try:
+        image = Image.open(BytesIO(sample.read(kind)))
+        turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) > 4
+    except Exception as error:  # decoders of foreign bytes raise whatever they like
+        raise BadSample(f"the picture of sample {sample.key} in {sample.shard} cannot be read") from error
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _plane(sample: Sample, kind: str, modes: tuple[str, ...]) -> Num[Tensor, "h w"]:
+    """A map's numbers; BadSample unless it is of one of the modes and of the picture's size."""
+    where = f"the {kind} of sample {sample.key} in {sample.shard}"
+    try:
+        image = Image.open(BytesIO(sample.read(kind)))
+        image.load()
+    except BadSample:
+        raise
+    except Exception as error:  # as above
+        raise BadSample(f"{where} cannot be read ({error}): pack this shard again") from error
+    if image.mode not in modes:
+        raise BadSample(f"{where} is of mode {image.mode}: it takes one number a pixel, {' or '.join(modes)}")
+    height, width = picture_size(sample)
+    # a cached latent's json may tell of a larger original: there, and for a hair's breadth, the shape decides
+    if not math.isclose(image.width * height, image.height * width, rel_tol=0.02):
+        raise BadSample(
+            f"{where} is {image.width}x{image.height} and the picture {width}x{height}: give them one size"
+        )
+    array = np.asarray(image.convert("L") if image.mode == "1" else image)
+    return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.float32))
+
+
+def _area(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    return sides[:, 0] * sides[:, 1]

@@ -1,0 +1,79 @@
+"""What a scene is: one or two coloured shapes on a plain background.
+
+Lengths are in pixels of a picture 64 wide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from PIL import Image, ImageDraw
+
+RGB: TypeAlias = tuple[int, int, int]
+
+COLOURS: dict[str, RGB] = {
+    "red": (220, 40, 40),
+    "green": (30, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (245, 205, 40),
+}
+BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+SHAPES = ("circle", "square", "triangle")
+SIZES: dict[str, int] = {"small": 18, "large": 26}
+"""Side of the square that a shape fills."""
+
+CANVAS = 64
+SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as its caption names it."""
+
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says; `relation` is that of the first object to the second."""
+
+    background: str
+    things: tuple[Thing, ...]
+    relation: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object is drawn: the centre and the side of its bounding square."""
+
+    x: float
+    y: float
+    across: float
+
+
+def draw(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Image:
+    """The antialiased picture, size x size RGB."""
+    side = SUPERSAMPLING * size
+    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    pen = ImageDraw.Draw(picture)
+    for thing, spot in zip(scene.things, places, strict=True):
+        outline(pen, thing.shape, spot, side / CANVAS, COLOURS[thing.colour])
+    return picture.reduce(SUPERSAMPLING)
+
+
+def outline(pen: ImageDraw.ImageDraw, shape: str, spot: Place, scale: float, fill: int | RGB) -> None:
+    """A filled shape, `scale` times as large as in a picture 64 wide."""
+    half = spot.across / 2
+    left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
+    right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends
+    if shape == "circle":
+        pen.ellipse((left, top, right, bottom), fill=fill)
+    elif shape == "square":
+        pen.rectangle((left, top, right, bottom), fill=fill)
+    else:
+        pen.polygon([((left + right) / 2, top), (right, bottom), (left, bottom)], fill=fill)

@@ -1,0 +1,207 @@
+"""Whether a demo picture is what it was conditioned on: one number a picture."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
+
+from ldm.data.degradations import edges
+from ldm.data.demo.drawing import BACKGROUNDS, CANVAS, COLOURS, SHAPES
+from ldm.data.demo.maps import KINDS
+from ldm.evaluation.alignment import check
+from ldm.evaluation.scene_reader import Found, Reading, read
+from ldm.typing import Batch, Image
+
+LEAST_EDGE = -0.8
+"""Where an edge begins: a step of a tenth from black to white."""
+
+
+class Measure(Protocol):
+    """Scores pictures in [-1, 1] by what a batch asked for; more is better unless `less` says otherwise."""
+
+    unit: str
+    less: bool
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]: ...
+
+
+class CaptionRight:
+    """1 where the checker reads all of the caption: text to picture, and variations of a picture."""
+
+    unit, less = "all right", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        verdicts = [check(r, c) for r, c in zip(read(pictures), batch["caption"], strict=True)]
+        return torch.tensor([float(v.passed) for v in verdicts])
+
+
+class ClassRight:
+    """1 where the object that a caption would name first, the left or upper one, is of the class."""
+
+    unit, less = "class right", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        found = [_first_kind(reading) for reading in read(pictures)]
+        return torch.tensor([float(k == int(c)) for k, c in zip(found, batch["label"], strict=True)])
+
+
+class BoxesRight:
+    """1 where each box holds an object of its label at an IoU above 0.5, and no object is left over."""
+
+    unit, less = "all boxes right", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        pairs = zip(read(pictures), batch["boxes"], strict=True)
+        return torch.tensor([float(_fits(reading, boxes)) for reading, boxes in pairs])
+
+
+class Legible:
+    """1 where the picture is a scene at all: a known background, one or two whole objects."""
+
+    unit, less = "legible", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        return torch.tensor([float(_is_scene(reading)) for reading in read(pictures)])
+
+
+class MapIoU:
+    """Mean intersection over union, by colour, of the map and of what the picture's pixels say.
+
+    Labels are 0 and 1 + kind, as the demo's `seg.png`; a colour has three shapes, whose outline the map has.
+    """
+
+    unit, less = "mean IoU", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        wanted = (batch["segmentation"].long() + len(SHAPES) - 1) // len(SHAPES)  # 0, then 1 + the colour
+        return mean_iou(colours(pictures), wanted, 1 + len(COLOURS))
+
+
+class DepthIoU:
+    """Mean intersection over union of near and far, in the map and in the picture."""
+
+    unit, less = "mean IoU", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        return mean_iou((colours(pictures) > 0).long(), (batch["depth"][:, 0] > -0.75).long(), 2)
+
+
+class EdgesMet:
+    """The share of edges, of those asked for and those of the picture, that the other has within a pixel."""
+
+    unit, less = "edges met", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        bytes_ = ((pictures.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        found = torch.stack([edges(picture) for picture in bytes_]) > LEAST_EDGE
+        wanted = batch["edges"] > LEAST_EDGE
+        near = [max_pool2d(m.float(), 3, 1, 1) > 0 for m in (found, wanted)]
+        met = (found & near[1]).sum((1, 2, 3)) + (wanted & near[0]).sum((1, 2, 3))
+        return met / (found.sum((1, 2, 3)) + wanted.sum((1, 2, 3))).clamp(min=1)
+
+
+class MaskedError:
+    """Mean absolute error of 255, on the pixels under the mask alone."""
+
+    unit, less = "error of 255 under the mask", True
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        mask = (batch["mask"] > 127).float()
+        error = (pictures - _truth(batch)).abs().mean(1, keepdim=True) * 127.5
+        return (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
+
+
+class PSNR:
+    """10 log10 (peak² / mean squared error), in dB."""
+
+    unit, less = "dB", False
+
+    def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
+        error = ((pictures - _truth(batch)) / 2).square().mean((1, 2, 3))
+        return -10 * error.clamp(min=1e-10).log10()
+
+
+def bicubic(batch: Batch) -> Image:
+    """The small picture enlarged without a model: what super-resolution must beat."""
+    size = batch["image"].shape[-2:]
+    return interpolate(batch["small"].float() / 127.5 - 1, size, mode="bicubic").clamp(-1, 1)
+
+
+def kept_outside(pictures: Image, batch: Batch) -> Image:
+    """The picture with its own pixels where the mask is not: what inpainting leaves untouched."""
+    return torch.where(batch["mask"] > 127, pictures, _truth(batch))
+
+
+def colours(pictures: Image) -> Int64[Tensor, "b h w"]:
+    """0 where a pixel is nearest to a background's colour, else 1 + the nearest colour's number."""
+    palette = torch.tensor([*BACKGROUNDS.values(), *COLOURS.values()]).float()
+    rgb = (pictures.float().cpu() + 1) * 127.5
+    distance = (rgb[:, None] - palette[:, :, None, None]).square().sum(2)
+    return (distance.argmin(1) - len(BACKGROUNDS) + 1).clamp(min=0)
+
+
+def mean_iou(a: Int64[Tensor, "b h w"], b: Int64[Tensor, "b h w"], num_labels: int) -> Float[Tensor, " b"]:
+    """The mean over labels that either of the two maps has."""
+    both, either = [], []
+    for label in range(num_labels):
+        x, y = a == label, b == label
+        both.append((x & y).sum((1, 2)))
+        either.append((x | y).sum((1, 2)))
+    union = torch.stack(either, 1)
+    share = torch.stack(both, 1) / union.clamp(min=1)
+    return share.sum(1) / (union > 0).sum(1)
+
+
+def _truth(batch: Batch) -> Image:
+    image: UInt8[Tensor, "b 3 h w"] = batch["image"]
+    return image.float() / 127.5 - 1
+
+
+def _is_scene(reading: Reading) -> bool:
+    return (
+        reading.background is not None
+        and reading.objects is not None
+        and all(_kind(thing) is not None for thing in reading.objects)
+    )
+
+
+def _kind(thing: Found) -> int | None:
+    name = f"{thing.colour} {thing.shape}"
+    return KINDS.index(name) if name in KINDS else None
+
+
+def _first_kind(reading: Reading) -> int | None:
+    """The kind of the left object where two lie side by side, else of the upper one."""
+    things = reading.objects
+    if not things:
+        return None
+    if len(things) == 2:
+        a, b = things
+        across = abs(a.x - b.x) > abs(a.y - b.y)
+        things = tuple(sorted(things, key=lambda thing: thing.x if across else thing.y))
+    return _kind(things[0])
+
+
+def _fits(reading: Reading, boxes: Float[Tensor, "n 5"]) -> bool:
+    wanted = [box.tolist() for box in boxes if box[0] >= 0]
+    things = reading.objects
+    if things is None or len(things) != len(wanted):
+        return False
+    return any(
+        all(_in_box(thing, box) for thing, box in zip(order, wanted, strict=True))
+        for order in (things, things[::-1])
+    )
+
+
+def _in_box(thing: Found, box: Sequence[float]) -> bool:
+    label, left, top, right, bottom = box
+    half = thing.across / 2
+    own = [c / CANVAS for c in (thing.x - half, thing.y - half, thing.x + half, thing.y + half)]
+    width = max(0.0, min(own[2], right) - max(own[0], left))
+    height = max(0.0, min(own[3], bottom) - max(own[1], top))
+    both = width * height
+    areas = (own[2] - own[0]) * (own[3] - own[1]) + (right - left) * (bottom - top)
+    return _kind(thing) == int(label) and both > 0.5 * (areas - both)
