@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")  #
 
 @dataclass
 class Array:
-    """Reads the member `kind`, fp16 of `shape`, into the batch's `field`; to be read alone, it is the file."""
+    """Reads the member `kind`, fp16 of `shape`, into `field`; it is the file's bytes, to be read alone."""
 
     kind: str
     field: str
