@@ -11,13 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ldm.data.decode import ORIENTATION
 from ldm.data.facts import facts
 from ldm.data.reader import BadSample, Sample
 from ldm.data.tar import PICTURES
 from ldm.data.transforms import Pictures, cut
-
-ORIENTATION = 0x0112
-"""EXIF's tag of how the camera was held; above 4 the picture lies on its side."""
 
 
 @dataclass
@@ -153,6 +151,7 @@ def picture_size(sample: Sample) -> tuple[int, int]:
         return height, width
     try:
         image = Image.open(BytesIO(sample.read(kind)))
+        # above 4 the camera lay on its side
         turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) > 4
     except Exception as error:  # decoders of foreign bytes raise whatever they like
         raise BadSample(f"the picture of sample {sample.key} in {sample.shard} cannot be read") from error

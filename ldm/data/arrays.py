@@ -1,5 +1,6 @@
 """Members that are NumPy arrays: latents' moments, cached text states."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +15,12 @@ from torch import Tensor
 from ldm import keyed
 from ldm.data.reader import BadSample, Sample
 
+warnings.filterwarnings("ignore", message="The given buffer is not writable")  # a batch copies it
+
 
 @dataclass
 class Array:
-    """Reads the member `kind`, fp16 of `shape`, into the batch's `field`."""
+    """Reads the member `kind`, fp16 of `shape`, into `field`; it is the file's bytes, to be read alone."""
 
     kind: str
     field: str
@@ -34,7 +37,7 @@ class Array:
                 f"the {self.kind} of sample {sample.key} in {sample.shard} is not fp16 of shape "
                 f"{tuple(self.shape)}: encode the shard again"
             )
-        return torch.frombuffer(bytearray(data), dtype=torch.float16, offset=start).view(self._layout[1])
+        return torch.frombuffer(data, dtype=torch.float16, offset=start).view(self._layout[1])
 
 
 @dataclass

@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 MAX_PIXELS = 89_478_485
 """More than any camera's: a larger header is a mistake or an attack, and is refused before decoding."""
+JPEG = b"\xff\xd8\xff"
+ORIENTATION = 0x0112
+"""The EXIF tag."""
 
 # what Pillow only warns of is refused or harmless here
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -25,21 +28,23 @@ class Unreadable(ValueError):
 
 
 def decode(data: bytes, least: tuple[int, int] | None = None) -> Image.Image:
-    """An upright RGB picture of any file Pillow reads: turned by EXIF, alpha on white, the first frame.
+    """What `pixels` reads, as Pillow's picture."""
+    return Image.fromarray(_rgb(data, least))
+
+
+def pixels(data: bytes, least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
+    """The upright RGB pixels of any file Pillow reads: turned by EXIF, alpha on white, the first frame.
 
     The format is found by content. A JPEG is decoded at 1/2, 1/4 or 1/8 as long as it covers `least` (height,
-    width) twice over: 47 to 50 dB against the full decode. Raises Unreadable.
+    width) twice over, 47 to 50 dB against the full decode, and strictly: what libjpeg merely warns of, as
+    flipped bits, raises Unreadable like all that is no whole picture.
     """
+    return to_tensor(_rgb(data, least))
+
+
+def _rgb(data: bytes, least: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        image: Image.Image = Image.open(BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise Unreadable(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-        if least is not None and isinstance(image, JpegImageFile):
-            _reduce(image, least)
-        image.load()
-        if _orientation(image) != 1:
-            ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image)
+        return _jpeg(data, least) if data.startswith(JPEG) else _any(data)
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
@@ -48,20 +53,58 @@ def decode(data: bytes, least: tuple[int, int] | None = None) -> Image.Image:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """How the camera was held, as EXIF counts; 1 is upright."""
-    if isinstance(image, JpegImageFile) and not {"exif", "xmp"} & image.info.keys():
-        return 1
-    return int(image.getexif().get(0x0112, 1))
+def _any(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    image: Image.Image = Image.open(BytesIO(data))
+    _refuse_huge(image.width, image.height)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(to_rgb(image))
 
 
-def _reduce(image: JpegImageFile, least: tuple[int, int]) -> None:
-    if min(image.size) < 4 * min(least):
-        return
-    height, width = least[::-1] if _orientation(image) > 4 else least  # its width becomes the height
-    factor = int(min(image.height / height, image.width / width) / 2)
-    if factor >= 2:
-        image.draft(None, (image.width // factor, image.height // factor))
+def _jpeg(data: bytes, least: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
+    height, width, space, _ = decode_jpeg_header(data)
+    _refuse_huge(width, height)
+    if space in ("CMYK", "YCCK"):
+        decode_jpeg(data, "CMYK")  # for its strictness; what the four inks look like, Pillow knows
+        return _any(data)
+    turn = _orientation(data)
+    scale = 1 if least is None else _scale(height, width, least[::-1] if turn > 4 else least)
+    reduced = (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
+    found = decode_jpeg(data, "RGB", min_height=reduced[0], min_width=reduced[1], min_factor=scale)
+    return found if turn == 1 else _upright(found, turn)
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _scale(height: int, width: int, least: tuple[int, int]) -> int:
+    """The largest reduction by a power of two, for which libjpeg is quick, that covers `least` twice over."""
+    room = min(height / least[0], width / least[1]) / 2
+    return max(scale for scale in (1, 2, 4, 8) if scale <= max(room, 1))
+
+
+def _orientation(data: bytes) -> int:
+    """How the camera that made a JPEG was held, as EXIF counts; 1 is upright."""
+    return int(Image.open(BytesIO(data)).getexif().get(ORIENTATION, 1)) if _tagged(data) else 1
+
+
+def _tagged(data: bytes) -> bool:
+    """Whether a JPEG has a segment (APP1) for EXIF or XMP before its pixels, or oddly laid out ones."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and (kind := data[at + 1]) != 0xDA:
+        if kind == 0xE1 or not 0xC0 <= kind < 0xFF:
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at : at + 2] != b"\xff\xda"
+
+
+def _upright(found: UInt8[np.ndarray, "h w 3"], turn: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    image = Image.fromarray(found)
+    image.getexif()[ORIENTATION] = turn
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -82,7 +125,7 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     return image if short == size else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
     """The pixels of an RGB picture, channels first in shape and last in memory; to be read alone."""
     return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
 

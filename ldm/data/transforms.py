@@ -8,7 +8,7 @@ from jaxtyping import Num, UInt8
 from torch import Tensor
 
 from ldm import keyed
-from ldm.data.decode import Unreadable, cover, covering, decode, to_tensor
+from ldm.data.decode import Unreadable, cover, covering, pixels
 from ldm.data.reader import BadSample, Sample
 from ldm.data.tar import PICTURES
 
@@ -41,11 +41,11 @@ class Pictures:
     def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "3 h w"]:
         kind = next((kind for kind in PICTURES if kind in sample.members), PICTURES[0])
         try:
-            image = decode(sample.read(kind), self.shape)
+            image = pixels(sample.read(kind), self.shape)
         except Unreadable as error:
             where = f"the picture of sample {sample.key} in {sample.shard}"
             raise BadSample(f"{where} cannot be read ({error}): pack this shard again") from error
-        return self.transform(to_tensor(image), position)
+        return self.transform(image, position)
 
     @property
     def shape(self) -> tuple[int, int]:

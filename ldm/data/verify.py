@@ -1,21 +1,16 @@
 """Reading every byte of a data set, and saying by shard what is wrong with it."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision.io import decode_jpeg
 from tqdm import tqdm
 
 from ldm.data.captions import LONGEST, clean
-from ldm.data.decode import Unreadable, decode
+from ldm.data.decode import Unreadable, pixels
 from ldm.data.index import NO_CAPTION, build_index, index_path, read_index
 from ldm.data.indexing import counted_wrong, mapped_over
 from ldm.data.latents import LatentHeader, read_header
@@ -133,40 +128,9 @@ def _sample(shard: Shard, row: int, header: LatentHeader | None, checked: Checke
 def _picture(sample: Sample, checked: Checked) -> None:
     data = sample.read(next(kind for kind in PICTURES if kind in sample.members))
     try:
-        decode(data)
-        if data[:2] == b"\xff\xd8" and (said := libjpeg_says(data)):
-            raise Unreadable(said)
+        pixels(data)
     except Unreadable as error:
         checked.note("unreadable picture", f"{sample.key} in {sample.shard} ({error})")
-
-
-def libjpeg_says(data: bytes) -> str:
-    """What libjpeg finds wrong with a JPEG that it decodes all the same: flipped bits, missing parts.
-
-    Pillow swallows it; torchvision lets it go to the process's stderr, where it is caught here.
-    """
-    with _stderr() as caught:
-        try:
-            decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        except RuntimeError as error:
-            return str(error).splitlines()[0]
-    return caught[0].strip()
-
-
-@contextmanager
-def _stderr() -> Iterator[list[str]]:
-    """What C code writes to the process's stderr within the block."""
-    caught = [""]
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield caught
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            caught[0] = file.read().decode(errors="replace")
 
 
 def write_report(checked: Checked, path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ldm.data.decode import Unreadable, cover, decode, resize_short_side, to_tensor
 
@@ -63,6 +63,62 @@ def test_decode_turns_a_picture_by_its_exif(format: str) -> None:
     exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
     turned = decode(encoded(image, format, exif=exif, lossless=True))
     assert turned.size == (4, 6) and turned.getpixel((3, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("written", ["exif", "xmp"])
+def test_decode_turns_a_jpeg_as_pillow_does(turn: int, written: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    xmp = f'<x tiff:Orientation="{turn}"/>'.encode()
+    data = encoded(wave(60, 40), "JPEG", **({"exif": exif} if written == "exif" else {"xmp": xmp}))
+    theirs = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+    assert theirs is not None and theirs.size == ((60, 40) if turn < 5 else (40, 60))
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("least", [None, (64, 64), (20, 200), (5, 5)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_the_same_pixels_as_by_pillow(
+    mode: str, progressive: bool, least: tuple[int, int] | None
+) -> None:
+    data = encoded(wave(513, 375).convert(mode), "JPEG", quality=92, progressive=progressive)
+    theirs: Image.Image = Image.open(BytesIO(data))
+    if least and mode != "CMYK":
+        scale = {(64, 64): 2, (20, 200): 1, (5, 5): 8}[least]
+        theirs.draft(None, (513 // scale, 375 // scale))  # type: ignore[attr-defined]
+    assert np.array_equal(np.asarray(decode(data, least)), np.asarray(theirs.convert("RGB")))
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    """With its end or 2 KB lost, or two bytes that became a marker."""
+    half = len(data) // 2
+    if how == "cut":
+        return data[:half]
+    if how == "last bytes":
+        return data[:-2]
+    if how == "zeros":
+        return data[:half] + bytes(2000) + data[half + 2000 :]
+    return data[:half] + b"\xff\xd1" + data[half + 2 :]
+
+
+@pytest.mark.parametrize("how", ["cut", "last bytes", "zeros", "a marker"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_is_unreadable_also_where_pillow_reads_it(mode: str, how: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    data = damaged(encoded(Image.fromarray(noise).convert(mode), "JPEG"), how)
+    if how not in ("cut", "last bytes"):
+        Image.open(BytesIO(data)).load()
+    with pytest.raises(Unreadable):
+        decode(data)
+
+
+def test_what_follows_a_whole_jpeg_does_not_matter() -> None:
+    data = encoded(wave(60, 40), "JPEG")
+    assert np.array_equal(np.asarray(decode(data + data)), np.asarray(decode(data)))
+    padded = data[:2] + b"\xff\xff" + data[2:]  # filling before a marker is allowed
+    assert np.array_equal(np.asarray(decode(padded)), np.asarray(decode(data)))
 
 
 @pytest.mark.parametrize("cut", [0, 10, -300])

@@ -1,172 +1,27 @@
-"""Kill trials: `python -m tests.trials.kill --stage text --ranks 4 --trials 20`.
+"""Stopped at random moments and started again by the same command: `python -m tests.trials.kill`.
 
-train.py runs once undisturbed, and once killed (SIGKILL to one rank or to all) at random moments, every third
-in the middle of a checkpoint's writing, and started again by the same command. In the end both hold the same
-weights, averages and optimizer states, bit for bit, and have read the same samples.
+train.py runs once undisturbed, and once stopped (SIGKILL or SIGTERM, to one rank or to all, every third time in
+the middle of a checkpoint's writing) and started again. In the end both hold the same weights, averages and
+optimizer states, bit for bit, and have read the same samples; on another number of ranks, weights within 1e-9.
 """
 
 import argparse
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from signal import Signals
 
-import torch
-from lightning import Callback, Trainer
-
-from ldm.callbacks.checkpoint import newest_checkpoint
+from ldm.callbacks.preemption import REQUEUE
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.shards import write_shards
-from ldm.stages.base import Stage
-from ldm.typing import Batch
+from tests.trials.job import ROOT, Job, Stopped, differences, samples
 
-ROOT = Path(__file__).parents[2]
-
-
-class SampleLog(Callback):
-    """Writes step, positions and keys of each batch of this rank to `folder/samples.RANK.STARTED`."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.file = Path(folder), None
-
-    def on_train_batch_start(self, trainer: Trainer, stage: Stage, batch: Batch, _: int) -> None:  # type: ignore[override]
-        if self.file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(
-                self.folder / f"samples.{trainer.global_rank}.{time.time_ns()}", "w", buffering=1
-            )
-        for position, key in zip(batch["position"].tolist(), batch["key"], strict=True):
-            self.file.write(f"{trainer.global_step} {position} {key}\n")
-
-
-def samples(folder: Path) -> dict[int, tuple[int, str]]:
-    """Position -> (step, key): each must be read in one step and as one sample, however often."""
-    found: dict[int, tuple[int, str]] = {}
-    for log in folder.glob("samples.*"):
-        for line in log.read_text().splitlines():
-            step, position, key = line.split(" ")
-            assert found.setdefault(int(position), (int(step), key)) == (int(step), key), (log, line)
-    return found
-
-
-@dataclass
-class Job:
-    """One run of train.py on some ranks, each a process of its own as under srun."""
-
-    words: tuple[str, ...]
-    run: Path
-    ranks: int
-
-    def start(self) -> list[subprocess.Popen]:
-        """All ranks."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(self.ranks)}
-        cluster |= {"LOCAL_WORLD_SIZE": str(self.ranks), "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
-        cluster |= {"TORCHELASTIC_RUN_ID": "kill", "WANDB_MODE": "disabled"}
-        strategy = "ddp_find_unused_parameters_true" if self.ranks > 1 else "auto"
-        words = [*self.words, f"run={self.run}", "resume=auto", f"trainer.devices={self.ranks}"]
-        words += [f"trainer.strategy={strategy}", "+callbacks.samples._target_=tests.trials.kill.SampleLog"]
-        words += [f"+callbacks.samples.folder={self.run}/samples"]
-        self.run.mkdir(parents=True, exist_ok=True)
-        return [
-            subprocess.Popen(
-                [sys.executable, "train.py", *words],
-                cwd=ROOT,
-                env={**os.environ, **cluster, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=open(self.run / f"out.{rank}", "a"),
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            for rank in range(self.ranks)
-        ]
-
-    def finish(self) -> None:
-        """Run to the end."""
-        started = self.start()
-        try:
-            assert [rank.wait(600) for rank in started] == [0] * self.ranks, self.said()
-        finally:
-            _kill(started)
-
-    def said(self) -> str:
-        """The end of what the ranks wrote."""
-        return "\n".join(path.read_text()[-2000:] for path in sorted(self.run.glob("out.*")))
-
-    def killed(self, rng: random.Random, while_saving: bool, one: bool) -> bool:
-        """Run until a random moment after its first new step; whether it was still running then."""
-        started, before = self.start(), self._lines()
-        try:
-            _until(lambda: self._lines() > before or _over(started))
-            if while_saving:
-                folder = self.run / "checkpoints"
-                _until(lambda: any(folder.glob(".*.part")) or _over(started), pause=0)
-            else:
-                time.sleep(rng.random() * 2)
-            alive = not _over(started)
-            _kill([rng.choice(started)] if one else started)
-            if one:  # the others find out, or the scheduler ends them
-                _until(lambda: all(rank.poll() is not None for rank in started), seconds=20)
-            return alive
-        finally:
-            _kill(started)
-
-    def _lines(self) -> int:
-        return sum(path.read_text().count("\n") for path in (self.run / "samples").glob("samples.*"))
-
-    def outcome(self, step: int) -> dict[str, Any]:
-        """What the last checkpoint holds."""
-        path = newest_checkpoint(self.run / "checkpoints")
-        assert path is not None and path.name == f"step{step:08d}.ckpt", (path, self.said())
-        found = torch.load(path, weights_only=True)
-        states = {
-            key: found[key] for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
-        }
-        return {**states, "ema": found["callbacks"]["EMA"]}
-
-
-def _over(started: list[subprocess.Popen]) -> bool:
-    return any(rank.poll() is not None for rank in started)
-
-
-def _kill(started: list[subprocess.Popen]) -> None:
-    for rank in started:
-        if rank.poll() is None:
-            os.killpg(rank.pid, signal.SIGKILL)
-            rank.wait()
-
-
-def _until(happened: Any, seconds: float = 300, pause: float = 0.02) -> None:
-    end = time.monotonic() + seconds
-    while not happened() and time.monotonic() < end:
-        time.sleep(pause)
-
-
-def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Where two states differ, bit for bit, through dicts and lists."""
-    if isinstance(ours, torch.Tensor):
-        return [] if ours.dtype == theirs.dtype and torch.equal(ours, theirs) else [where]
-    if isinstance(ours, dict):
-        if ours.keys() != theirs.keys():
-            return [where]
-        return [d for key in ours for d in differences(ours[key], theirs[key], f"{where}.{key}")]
-    if isinstance(ours, list | tuple):
-        if len(ours) != len(theirs):
-            return [where]
-        return [
-            d
-            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
-            for d in differences(a, b, f"{where}.{i}")
-        ]
-    return [] if ours == theirs else [where]
+EXACT = ("trainer.precision=64-true", "callbacks.ema=null", "callbacks.guard=null")
+"""A run in float64; the average is fp32 by design."""
+CLOSE = 1e-9
 
 
 def words(stage: str, folder: Path, steps: int) -> tuple[str, ...]:
@@ -174,64 +29,110 @@ def words(stage: str, folder: Path, steps: int) -> tuple[str, ...]:
     if not (folder / "shards").exists():
         write_shards(DemoScenes("train", 40), folder / "shards", shard_size=16)
     common = (f"data.shards={folder}/shards", "callbacks.pictures=null", "data.num_workers=1")
+    common += (f"trainer.max_steps={steps}", "callbacks.checkpoint.every_n_steps=3")
     if stage == "ae":
-        return (
-            "experiment=debug_ae",
-            *common,
-            f"trainer.max_steps={steps}",
-            "callbacks.checkpoint.every_n_steps=3",
-        )
+        return ("experiment=debug_ae", *common)
     first = Job(words("ae", folder, 6), folder / "first_stage", 1)
     if not (first.run / "autoencoder.safetensors").exists():
         first.finish()
-    weights = f"first_stage={first.run}/autoencoder.safetensors"
-    return (
-        "experiment=debug_text",
-        weights,
-        *common,
-        f"trainer.max_steps={steps}",
-        "callbacks.checkpoint.every_n_steps=3",
-    )
+    return ("experiment=debug_text", f"first_stage={first.run}/autoencoder.safetensors", *common)
 
 
-def trial(
-    stage: str, ranks: int, kills: int, folder: Path, steps: int, seed: int = 0, others: int = 0
-) -> int:
-    """Compare a killed run with an undisturbed one; how often it was killed while it ran.
+@dataclass(frozen=True)
+class Trial:
+    """So many stops of one stage on some ranks.
 
-    With `others` ranks, after half of the kills it goes on on that many, and only its samples are compared.
+    Args:
+        others: ranks on which it goes on after half of the stops; the run is then in float64. 0 is the same.
     """
-    rng = random.Random(seed)
-    command = words(stage, folder, steps)
-    straight = Job(command, folder / f"{stage}{ranks}_straight", ranks)
-    if not (straight.run / f"checkpoints/step{steps:08d}.ckpt").exists():
-        straight.finish()
-    job, hit = Job(command, folder / f"{stage}{ranks}_killed{others or ''}", ranks), 0
-    for number in range(kills):
-        if others and number == kills // 2:
-            job.ranks = others
-        hit += job.killed(rng, while_saving=number % 3 == 0, one=rng.random() < 0.5)
-    job.ranks = others or ranks
-    job.finish()
-    assert samples(job.run / "samples") == samples(straight.run / "samples")
-    if not others:
-        assert (found := differences(straight.outcome(steps), job.outcome(steps))) == [], found
-    return hit
+
+    stage: str
+    ranks: int
+    stops: int
+    others: int = 0
+    told: str = "SIGKILL"
+    steps_a_stop: int = 25
+
+    def run(self, folder: Path, seed: int = 0) -> "Result":
+        """Compare the stopped run with an undisturbed one."""
+        began, steps, exact = time.monotonic(), self.steps_a_stop * self.stops, bool(self.others)
+        command = words(self.stage, folder, steps) + (EXACT if exact else ())
+        straight = Job(command, folder / f"{self.stage}{self.ranks}x{steps}{exact}", self.ranks, exact)
+        if not (straight.run / f"checkpoints/step{steps:08d}.ckpt").exists():
+            straight.finish()
+        name = f"{self.stage}{self.ranks}to{self.others}_{self.told}"
+        job = Job(command, folder / name, self.ranks, exact)
+        ended = list(self._stops(job, random.Random(seed)))
+        job.finish()
+        assert samples(job.run / "samples") == samples(straight.run / "samples")
+        ours, theirs = straight.outcome(steps), job.outcome(steps)
+        if exact:
+            pairs = ((ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+            apart = max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
+        else:
+            assert (found := differences(ours, theirs)) == [], found
+            apart = 0.0
+        return Result(self, ended, apart, time.monotonic() - began)
+
+    def _stops(self, job: Job, rng: random.Random) -> Iterator[Stopped]:
+        for number in range(self.stops):
+            if self.others and number == self.stops // 2:
+                job.ranks = self.others
+            yield job.stopped(rng, Signals[self.told], while_saving=number % 3 == 0, one=rng.random() < 0.5)
+
+
+@dataclass
+class Result:
+    """What a trial came to; `apart` is the largest difference of a weight, 0 where all bits are the same."""
+
+    trial: Trial
+    ended: list[Stopped]
+    apart: float
+    seconds: float
+
+    @property
+    def hit(self) -> list[Stopped]:
+        """The stops that came while it ran."""
+        return [stopped for stopped in self.ended if stopped.running]
+
+    @property
+    def hung(self) -> int:
+        """How many had to be killed; of those asked to stop, how many did not say so by their status, too."""
+        asked = [REQUEUE, *[0] * (max(self.trial.ranks, self.trial.others) - 1)]
+        if self.trial.told == "SIGKILL":
+            return sum(None in stopped.statuses for stopped in self.hit)
+        return sum(stopped.statuses != asked for stopped in self.hit)
+
+    def __str__(self) -> str:
+        """A row of the table."""
+        trial, slowest = self.trial, max((stopped.seconds for stopped in self.hit), default=0.0)
+        ranks = f"{trial.ranks} then {trial.others}" if trial.others else str(trial.ranks)
+        same = f"{self.apart:.1e} apart (fp64)" if trial.others else "bit-identical"
+        return (
+            f"| {trial.stage} | {ranks} | {trial.told} | {len(self.hit)} of {trial.stops} "
+            f"| {slowest:.1f} | {self.hung} | {same} | {self.seconds:.0f} |"
+        )
+
+
+HEADER = """| stage | ranks | signal | stopped while running | slowest end (s) | hung | weights | took (s) |
+|---|---|---|---|---|---|---|---|"""
+KILLS = [Trial("ae", 2, 20), Trial("text", 2, 20), Trial("ae", 4, 8), Trial("text", 4, 8)]
+ASKED = [Trial(stage, 2, 20, told="SIGTERM") for stage in ("ae", "text")]
+ELASTIC = [Trial(stage, 2, 4, others, steps_a_stop=25) for others in (1, 4) for stage in ("ae", "text")]
 
 
 def main() -> None:
-    """The long version, by hand; where TMPDIR points does not matter, /dev/shm is another file system."""
+    """All of them, or a few stops of each; one row a trial."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("ae", "text"), default="ae")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--others", type=int, default=0, help="ranks after half of the kills; 0 is the same")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--stops", type=int, default=0, help="of each trial; 0 is as many as are asked for")
+    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    print(HEADER, flush=True)
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        began = time.monotonic()
-        hit = trial(asked.stage, asked.ranks, asked.trials, Path(folder), asked.steps, others=asked.others)
-        print(f"killed {hit} of {asked.trials} times, nothing differs ({time.monotonic() - began:.0f} s)")
+        for one in KILLS + ASKED + ELASTIC:
+            stops = asked.stops or one.stops
+            few = Trial(one.stage, one.ranks, stops, one.others, one.told, one.steps_a_stop)
+            print(few.run(Path(folder), asked.seed), flush=True)
 
 
 if __name__ == "__main__":
