@@ -1,0 +1,107 @@
+"""Drawn scenes pass every measure, others' conditions do not, and the numbers are those of hand-made cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.data.degradations import Downscaled, edges
+from ldm.data.demo.maps import boxes, depth, kind, segmentation
+from ldm.data.demo.scenes import DemoScenes, caption
+from ldm.evaluation import conditions
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def batch():
+    source, rows = DemoScenes("val", N), []
+    for i in range(N):
+        scene, places = source.scene(i)
+        image = torch.from_numpy(np.array(source[i].image)).permute(2, 0, 1)
+        found = torch.full((2, 5), -1.0)
+        told = torch.tensor(boxes(scene, places))
+        found[: len(told)] = told
+        rows.append(
+            {
+                "image": image,
+                "label": torch.tensor(kind(scene.things[0])),
+                "segmentation": torch.from_numpy(segmentation(scene, places)),
+                "depth": torch.from_numpy(depth(scene, places)).float()[None] / 127.5 - 1,
+                "edges": edges(image),
+                "boxes": found,
+                "small": Downscaled(4)({"image": image}, i)["small"],
+            }
+        )
+    made = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    made["mask"] = torch.zeros(N, 1, 64, 64, dtype=torch.uint8)
+    made["mask"][:, :, 20:40, 10:50] = 255
+    return {**made, "caption": [caption(source.scene(i)[0]) for i in range(N)]}
+
+
+def pictures(batch):
+    return batch["image"].float() / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    ("measure", "least"),
+    [
+        (conditions.CaptionRight(), 1.0),
+        (conditions.ClassRight(), 1.0),
+        (conditions.BoxesRight(), 1.0),
+        (conditions.Legible(), 1.0),
+        (conditions.MapIoU(), 0.93),
+        (conditions.DepthIoU(), 0.93),
+        (conditions.EdgesMet(), 1.0),
+    ],
+)
+def test_drawn_scenes_pass(measure, least, batch) -> None:
+    assert measure(pictures(batch), batch).min() >= least
+
+
+@pytest.mark.parametrize(
+    ("measure", "most"),
+    [
+        (conditions.CaptionRight(), 0.1),
+        (conditions.ClassRight(), 0.4),
+        (conditions.BoxesRight(), 0.1),
+        (conditions.MapIoU(), 0.6),
+        (conditions.DepthIoU(), 0.8),
+        (conditions.EdgesMet(), 0.6),
+    ],
+)
+def test_others_scenes_do_not(measure, most, batch) -> None:
+    assert measure(pictures(batch).roll(1, 0), batch).mean() <= most
+
+
+def test_noise_is_no_scene(batch) -> None:
+    noise = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert conditions.Legible()(noise, batch).sum() == 0
+
+
+def test_errors_count_under_the_mask_alone(batch) -> None:
+    mask = batch["mask"] > 127
+    wrong = torch.where(mask, pictures(batch), 0.0)
+    assert conditions.MaskedError()(wrong, batch).max() == 0
+    off = torch.where(mask, pictures(batch) + 0.1, 0.0)
+    assert conditions.MaskedError()(off, batch).mean() == pytest.approx(12.75, rel=1e-4)
+    kept = conditions.kept_outside(off, batch)
+    assert torch.equal(torch.where(mask, 0.0, kept), torch.where(mask, 0.0, pictures(batch)))
+    assert torch.equal(torch.where(mask, kept, 0.0), torch.where(mask, off, 0.0))
+
+
+def test_psnr_is_that_of_its_definition(batch) -> None:
+    found = conditions.PSNR()(pictures(batch) + 0.02, batch)  # a hundredth of the range
+    assert torch.allclose(found, torch.full((N,), 40.0), atol=1e-3)
+
+
+def test_a_small_picture_enlarged_is_near_the_picture(batch) -> None:
+    assert 15 < conditions.PSNR()(conditions.bicubic(batch), batch).mean() < 30
+
+
+def test_iou_is_over_the_labels_that_there_are() -> None:
+    a = torch.tensor([[[0, 0], [1, 1]]])
+    b = torch.tensor([[[0, 1], [1, 1]]])
+    assert conditions.mean_iou(a, b, 5).item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert not math.isnan(conditions.mean_iou(a, a, 5).item())
