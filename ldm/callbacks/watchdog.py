@@ -12,7 +12,7 @@ GRACE = 30.0
 
 
 class Watchdog(Callback):
-    """Where nothing moves for `seconds`, each rank writes its stack to `folder/rank0.txt` and dies of SIGALRM.
+    """Where nothing moves for `seconds`, a rank writes its stack to `folder/rank0.txt` and dies of SIGALRM.
 
     Both are left to C code and the kernel, for a hung process may never run Python again. Collectives give up
     by themselves, but later (half an hour, `ldm.cli.training`) and without saying where the ranks stood.
