@@ -1,4 +1,4 @@
-"""`wandb agent` itself, with a server's three answers played to it: python -m tests.agent SWEEP.yaml [override ...].
+"""`wandb agent` with a server's three answers played to it: python -m tests.agent SWEEP.yaml [override ...].
 
 The client's own code reads the sweep's command, fills it in and starts each point of the grid with it.
 """

@@ -50,6 +50,7 @@ def test_what_the_agent_types_composes(path: Path, monkeypatch):
 def test_bayes_ends_hopeless_points_early():
     sweep = yaml.safe_load((CONFIGS / "sweep" / "bayes.yaml").read_text())
     assert sweep["early_terminate"]["type"] == "hyperband"
+    assert "callbacks.preemption.status=0" in sweep["command"], "the agent would count it as a failure"
 
 
 def test_a_multirun_gives_every_point_a_folder():

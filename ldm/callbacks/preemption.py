@@ -19,14 +19,15 @@ SIGNALS = ("SIGTERM", "SIGUSR1")
 
 
 class Preemption(Callback):
-    """SIGTERM or SIGUSR1 sets a flag; ranks agree at the end of a batch, save, and exit with `REQUEUE`.
+    """SIGTERM or SIGUSR1 sets a flag; ranks agree at the end of a batch, save, and exit with `status`.
 
     A handler that saves, or that talks to other ranks, deadlocks where another rank is inside a collective.
     Ranks agree over gloo, so that no step waits for its GPU. Rank 0 alone exits with the status, and last:
     srun --kill-on-bad-exit, as Lightning's launcher, kills whoever is still there, and would report that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = REQUEUE) -> None:
+        self.status = status
         self.asked = False
         self._group: dist.ProcessGroup | None = None
         self._before: dict[str, Any] = {}
@@ -55,8 +56,8 @@ class Preemption(Callback):
         if not trainer.is_global_zero:
             sys.stdout.flush()
             os._exit(0)
-        print(f"\nasked to stop: saved step {trainer.global_step}, exit status {REQUEUE}", flush=True)
-        raise SystemExit(REQUEUE)
+        print(f"\nasked to stop: saved step {trainer.global_step}, exit status {self.status}", flush=True)
+        raise SystemExit(self.status)
 
     def _agreed(self) -> bool:
         """Whether any rank was asked."""

@@ -8,11 +8,11 @@ from typing import IO, Any
 from lightning import Callback, LightningModule, Trainer
 
 GRACE = 30.0
-"""Seconds from the first rank's stack to its end: srun kills the others with it, and they write theirs first."""
+"""Seconds from a rank's stack to its end, with which srun kills the others: they write theirs before."""
 
 
 class Watchdog(Callback):
-    """Where nothing moves for `seconds`, every rank writes its stack to `folder/rank0.txt` and ends by SIGALRM.
+    """Where nothing moves for `seconds`, a rank writes its stack to `folder/rank0.txt` and dies of SIGALRM.
 
     Both are left to C code and the kernel, for a hung process may never run Python again. Collectives give up
     by themselves, but later (half an hour, `ldm.cli.training`) and without saying where the ranks stood.

@@ -31,8 +31,8 @@ def _signals():
         signal.signal(getattr(signal, name), handler)
 
 
-def listening() -> Preemption:
-    made = Preemption()
+def listening(**more: int) -> Preemption:
+    made = Preemption(**more)
     made.listen()
     return made
 
@@ -47,6 +47,12 @@ def test_saves_the_step_and_exits_for_requeueing(name, tmp_path, capsys):
     assert torch.load(tmp_path / "step00000003.ckpt", weights_only=True)["global_step"] == 3
     assert "saved step 3, exit status 75" in capsys.readouterr().out
     os.kill(os.getpid(), signal.SIGTERM)  # while it goes, it stays deaf
+
+
+def test_another_status_by_option(tmp_path):
+    with pytest.raises(SystemExit) as left:
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Scheduler(1, "SIGTERM"), listening(status=0)])
+    assert left.value.code == 0
 
 
 def test_a_signal_in_the_last_step_does_not_matter(tmp_path):

@@ -172,7 +172,7 @@ def killed() -> None:
 
 
 def hung() -> None:
-    """A rank that hangs: all write where they stand, and the job ends."""
+    """A rank that hangs: all write where they stand, and the job ends in failure."""
     hang = "+callbacks.hang={_target_: tests.slurm.parts.Hang}"
     job = submit("hung", hang, "callbacks.watchdog.seconds=15", "+callbacks.watchdog.grace=5")
     finish(job, "FAILED")
@@ -193,7 +193,8 @@ def sweep() -> None:
     shell(
         sys.executable, "train.py", "-m", "hydra/launcher=slurm", *(f"hydra.launcher.{w}" for w in launcher),
         f"hydra.sweep.dir={RUNS / 'multirun'}", "experiment=debug_ae", f"data.shards={RUNS / 'pictures'}",
-        f"data.val_shards={RUNS / 'pictures'}", "optimizer.lr=1e-4,3e-4,1e-3", "stage.perceptual_weight=0.5,1",
+        f"data.val_shards={RUNS / 'pictures'}",
+        "optimizer.lr=1e-4,3e-4,1e-3", "stage.perceptual_weight=0.5,1",
         f"run={RUNS}/sweep/" + "${optimizer.lr}_${stage.perceptual_weight}",
     )  # fmt: skip
     runs = sorted(str(path) for path in (RUNS / "sweep").iterdir())
