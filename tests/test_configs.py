@@ -50,6 +50,7 @@ PARTS = {
         "ldm4_inpainting": 387_245_827,
         "ldm4_semantic": 215_229_315,
         "ldm4_super_resolution": 113_622_563,
+        "dit_xl2": 674_834_720 - 16 * (1152 + 1),  # without the four channels of a variance
     },
     "autoencoder": {
         "kl_f4": 55_312_063,
@@ -63,6 +64,10 @@ PARTS = {
         "vq_f8_n256": 67_652_783,
         "vq_f16": 69_593_371,
         "identity": 0,
+        "kl_f2": 13_314_465,
+        "kl_f8_16": 83_821_011,
+        "dc_f32": 304_212_451,
+        "dc_f64": 740_960_323,
     },
     "conditioner": {
         "clip_vit_l14": 123_060_480,
@@ -72,7 +77,7 @@ PARTS = {
         "transformer_text_1280": 567_069_440,
     },
 }
-"""The published sizes."""
+"""The published sizes; kl_f2, kl_f8_16 and the deep ones are our own."""
 GROUPS = {
     "autoencoder": ["autoencoder", "perceptual", "adversary", "optimizer", "learning_rate"],
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],

@@ -22,6 +22,14 @@ def test_group_norm_keeps_pictures_apart_and_batch_norm_mixes_them() -> None:
     assert not torch.allclose(mixed(x)[:1], mixed(x[:1]), atol=1e-5, rtol=1e-4)
 
 
+def test_batch_norm_is_what_lightning_shares_over_gpus() -> None:
+    """`+trainer.sync_batchnorm=true` converts modules of torch's own class and no others."""
+    model = PatchDiscriminator(channels=8, norm=nn.BatchNorm2d)
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in shared.modules()) == 3
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in shared.modules())
+
+
 def test_weights_start_small() -> None:
     model = PatchDiscriminator()
     assert abs(model.blocks[1][0].weight.std() - 0.02) < 0.001

@@ -66,11 +66,17 @@ def ask(theirs: nn.Module, z_t: Tensor, t: Tensor, context: Tensor | None, vecto
 
 
 def both(
-    ours: UNet, theirs: nn.Module, z_t: Tensor, cond: Conditioning, ask: Any = ask, heard: int = 99
+    ours: UNet,
+    theirs: nn.Module,
+    z_t: Tensor,
+    cond: Conditioning,
+    ask: Any = ask,
+    heard: int = 99,
+    weights: bool = True,
 ) -> None:
-    """The same output and the same gradients of every input, on the same random weights.
+    """The same output and the same gradients of every input and weight, on the same random weights.
 
-    `heard`: columns of the vector that the peer takes as they are.
+    `heard`: columns of the vector that the peer takes as they are. `weights`: false saves memory.
     """
     state = unet_state(shaken(theirs).state_dict())
     ours.load_state_dict(state)
@@ -78,7 +84,7 @@ def both(
     direction = torch.randn(len(z_t), 4, *z_t.shape[-2:])
     results = []
     for model in (ours, theirs):
-        model.requires_grad_(False)
+        model.requires_grad_(weights)
         z = z_t.clone().requires_grad_()
         inputs = [None if x is None else x.clone().requires_grad_() for x in (cond.context, cond.vector)]
         y = ours(z, t, Conditioning(*inputs)) if model is ours else ask(theirs, z, t, *inputs)
@@ -87,6 +93,13 @@ def both(
         results.append([y, z.grad, *gradients])
     for mine, other in zip(*results, strict=True):
         assert relative_error(mine, other) < 1e-4
+    if not weights:
+        return
+    of_weights = unet_state({name: p.grad for name, p in theirs.named_parameters()})
+    mine = torch.cat([p.grad.flatten() for p in ours.parameters()])
+    assert (
+        relative_error(mine, torch.cat([of_weights[n].flatten() for n, _ in ours.named_parameters()])) < 1e-4
+    )
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["conv projection", "linear projection"])
@@ -233,7 +246,9 @@ def test_it_equals_diffusers_at_full_size() -> None:
             num_heads=8, context_channels=768,
         )  # fmt: skip
     ours.to_empty(device="cpu")
-    both(ours, theirs, torch.randn(1, 4, 32, 32), Conditioning(context=torch.randn(1, 77, 768)))
+    both(
+        ours, theirs, torch.randn(1, 4, 32, 32), Conditioning(context=torch.randn(1, 77, 768)), weights=False
+    )
 
 
 def test_sinusoid_is_cos_then_sin() -> None:
