@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from ldm.conditioning.base import Compose
+from ldm.conditioning.base import Compose, Conditioner
 from ldm.conditioning.rescalers import Unshuffle
 from ldm.conditioning.spatial import LatentPicture, NumberMap
-from ldm.diffusion.guidance import Nested
+from ldm.diffusion.guidance import Nested, guided, interval, two_conditions
 from ldm.diffusion.parameterization import Eps, V
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine
@@ -16,6 +16,7 @@ from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.networks.unet import UNet
+from ldm.typing import Conditioning
 from tests import tiny
 
 CAPTIONS = ["a red square", "a green square", "a blue square"]
@@ -30,6 +31,68 @@ def model():
         if not p.any():
             torch.nn.init.normal_(p, std=0.03)
     return model
+
+
+class Picture(Conditioner):
+    """One channel beside the latent, of the value that the batch's `picture` has; its null is 0."""
+
+    def forward(self, values):
+        return Conditioning(concat=torch.stack([torch.full((1, 4, 4), float(v)) for v in values]))
+
+    def null(self, n):
+        return Conditioning(concat=torch.zeros(n, 1, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def edits():
+    """A model of a picture (concat) and a text (context)."""
+    torch.manual_seed(0)
+    text = tiny.diffusion().conditioner.conditioners["text"]
+    conditioner = Compose({"text": text, "picture": Picture("picture", 0.1)})
+    unet = UNet(5, 4, 16, (1, 2), 1, (1,), 2, None, 8, 8)
+    model = LatentDiffusion(unet, tiny.autoencoder(), conditioner, Cosine(100), V()).eval()
+    for p in model.denoiser.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.03)
+    return model
+
+
+def edited(model, scale, guidance, pictures=(0.5, -0.5)):
+    """(Pictures, the sizes of the batches that the network was given.)"""
+    sizes = []
+    hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    batch = {"caption": CAPTIONS[:2], "picture": list(pictures)}
+    times = trailing(model.schedule, 4)
+    drawn = model.generate(batch, [0, 1], (16, 16), ddim, times, scale, guidance=guidance)
+    hook.remove()
+    return drawn, sizes
+
+
+def test_a_picture_and_a_text_guide_with_a_scale_each(edits):
+    both, sizes = edited(edits, 3.0, partial(two_conditions, image_scale=1.5))
+    assert sizes == [6] * 4, "null, picture, and picture with text, in one pass"
+    same, sizes = edited(edits, 3.0, partial(two_conditions, image_scale=3.0))
+    one, guided_sizes = edited(edits, 3.0, guided)
+    torch.testing.assert_close(same, one, rtol=0, atol=1e-5)  # one scale for both is the plain guidance
+    assert guided_sizes == [4] * 4 and (both - one).norm() > 1e-3
+    other, _ = edited(edits, 3.0, partial(two_conditions, image_scale=1.5), (0.5, 0.5))
+    torch.testing.assert_close(both[0], other[0], rtol=0, atol=1e-5)
+    assert (both[1] - other[1]).norm() > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [guided, partial(two_conditions, image_scale=1.0), interval])
+def test_scale_1_passes_the_batch_once_as_it_is(edits, guidance):
+    plain, sizes = edited(edits, 1.0, guided)
+    drawn, more = edited(edits, 1.0, guidance)
+    assert sizes == more == [2] * 4 and torch.equal(drawn, plain)
+
+
+def test_outside_the_interval_the_batch_passes_once_as_it_is(edits):
+    times = trailing(edits.schedule, 4)[:4]
+    ratio = (-edits.schedule.lam(times)).exp().flatten()
+    within = partial(interval, low=ratio[3].item(), high=ratio[1].item(), guidance=two_conditions)
+    _, sizes = edited(edits, 3.0, within)
+    assert sizes == [2, 6, 6, 2], "low is outside and high is inside"
 
 
 def draw(model, seeds, captions=None, scale=2.0, eta=0.0, negative=None, size=(16, 16)):

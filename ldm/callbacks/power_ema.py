@@ -23,7 +23,7 @@ LONGEST = 12**-0.5
 
 
 def gamma_of(length: float) -> float:
-    """gamma >= 0 of sigma_rel = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2) (section 3.1).
+    """gamma >= 0 of sigma_rel = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2) (eq. 123).
 
     `length` is sigma_rel, the profile's standard deviation over the length of training.
     """
@@ -38,20 +38,20 @@ def gamma_of(length: float) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """p(t) = (gamma + 1) t^gamma / steps^(gamma + 1), 0 <= t <= steps: the weight of each step (eq. 1)."""
+    """p(t) = (gamma + 1) t^gamma / steps^(gamma + 1), 0 <= t <= steps: the weight of each step (eq. 121)."""
 
     steps: int
     gamma: float
 
     def dot(self, other: "Profile") -> float:
-        """The integral of the two profiles' product (section C)."""
+        """The integral of the two profiles' product (eq. 151)."""
         first, last = (self, other) if self.steps <= other.steps else (other, self)
         scale = (first.gamma + 1) * (last.gamma + 1) / (first.gamma + last.gamma + 1)
         return scale * (first.steps / last.steps) ** last.gamma / last.steps
 
 
 def combination(profiles: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
-    """x with sum_i x_i p_i nearest to the wanted profile, and how far it stays, as a share of it (section C).
+    """x with sum_i x_i p_i nearest to the wanted profile, and how far it stays, as a share of it (alg. 3).
 
     Least squares over the time of training: sum_j (p_i . p_j) x_j = p_i . p.
     """
@@ -66,7 +66,7 @@ def combination(profiles: Sequence[Profile], wanted: Profile) -> tuple[list[floa
 
 
 class PowerEMA(Callback):
-    """average <- b average + (1 - b) parameter, b = (1 - 1/n)^(gamma + 1), after the n-th step (eq. 2).
+    """average <- b average + (1 - b) parameter, b = (1 - 1/n)^(gamma + 1), after the n-th step (eq. 127).
 
     One average a length, in fp32, each one multi-tensor operation over `stage.averaged_parameters()`. They
     are for `python -m ldm.cli.ema`; pictures and the sampling file have the average of the callback `EMA`.

@@ -18,5 +18,5 @@ alpha = 1, sigma = 0. t = 0 is only ever a target, never a point of evaluation (
 Between whole t a schedule has values, too; T is the same axis for continuous ones (flow, Karras).
 
 A network is fed `parameterization.input_scale * z_t` and told `schedule.network_time(t)` in two places alone,
-`objective.sample_losses` and `guidance`.
+`objective.diffusion_loss` and `guidance`.
 """

@@ -98,7 +98,11 @@ def interval(
     high: float = 5.42,
     guidance: Guidance = guided,
 ) -> Denoise:
-    """`guidance` where low < sigma/alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, section 3)."""
+    """`guidance` where low < sigma/alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, eq. 6).
+
+    The default is their interval for Stable Diffusion XL (section 4.3); on ImageNet at 512 pixels the lowest
+    FID was at (0.28, 2.90] with EDM2-S and (0.19, 1.61] with EDM2-XXL (table 1).
+    """
     if not 0 <= low < high:
         raise ValueError(f"guidance needs an interval of sigma/alpha with 0 <= low < high, not {low}, {high}")
     inside = guidance(network, schedule, parameterization, cond, null, scale, weak)

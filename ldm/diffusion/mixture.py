@@ -45,11 +45,15 @@ def two_moons(k: int) -> Float[Tensor, "k 2"]:
 
 def draw(means: Float[Tensor, "k n"], std: float, n: int, generator: torch.Generator) -> Float[Tensor, "b n"]:
     """n samples of the mixture."""
+    if n < 1:
+        raise ValueError(f"a mixture gives n >= 1 samples, not {n}")
     k = torch.randint(len(means), (n,), generator=generator)
     return means[k] + std * torch.randn(n, means.shape[1], generator=generator, dtype=means.dtype)
 
 
 def energy_distance(x: Float[Tensor, "a n"], y: Float[Tensor, "b n"]) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where x and y are of one density (Székely & Rizzo 2013)."""
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"the energy distance needs >= 2 samples of each, not {len(x)} and {len(y)}")
     within = sum(torch.cdist(s, s).sum().item() / (len(s) * (len(s) - 1)) for s in (x, y))
     return 2 * torch.cdist(x, y).mean().item() - within

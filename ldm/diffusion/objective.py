@@ -21,7 +21,7 @@ class Network(Protocol):
     ) -> Float[Tensor, "b z h w"]: ...
 
 
-def sample_losses(
+def diffusion_loss(
     network: Network,
     z_0: Float[Tensor, "b z h w"],
     cond: Conditioning,
@@ -35,8 +35,13 @@ def sample_losses(
 ) -> Float[Tensor, " b"]:
     """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
 
-    Each sample's term. Pure: the caller draws eps ~ N(0, I) and u ~ U[0, 1). The norm is a mean over channels
-    and pixels. `jitter` is noise in z_t of which y knows nothing (Ning et al. 2023, algorithm 1).
+    Each sample's term, of which training takes the mean. Pure: the caller draws eps ~ N(0, I), u ~ U[0, 1).
+
+    Args:
+        network: f_theta; the norm of its error is a mean over channels and pixels.
+        weighting: w.
+        times: t of u.
+        jitter: noise in z_t of which y knows nothing (Ning et al. 2023, "input perturbation").
     """
     t = times(u)  #                                                              b
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
@@ -45,18 +50,3 @@ def sample_losses(
     y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
     error = (y.float() - target).square().mean((1, 2, 3))  #                     b
     return weighting.loss(error, alpha_t, sigma_t)
-
-
-def diffusion_loss(
-    network: Network,
-    z_0: Float[Tensor, "b z h w"],
-    cond: Conditioning,
-    eps: Float[Tensor, "b z h w"],
-    u: Float[Tensor, " b"],
-    schedule: Schedule,
-    parameterization: Parameterization,
-    weighting: Weighting,
-    times: Callable[[Tensor], Tensor],
-) -> Float[Tensor, ""]:
-    """The mean of `sample_losses`."""
-    return sample_losses(network, z_0, cond, eps, u, schedule, parameterization, weighting, times).mean()

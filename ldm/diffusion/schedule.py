@@ -62,6 +62,8 @@ class TableSchedule(Schedule):
         self, alpha_bars: Float64[Tensor, " T"], zero_terminal_snr: bool = False, shift: float = 1.0
     ) -> None:
         super().__init__(len(alpha_bars))
+        if not 0 <= alpha_bars[-1] or not alpha_bars[0] < 1 or (alpha_bars.diff() >= 0).any():
+            raise ValueError(f"a table's alpha_bars fall strictly, in [0, 1), not {alpha_bars.tolist()[:10]}")
         if shift != 1:
             alpha_bars = shifted(alpha_bars, shift)
         if zero_terminal_snr:
@@ -134,12 +136,12 @@ def rescaled(alpha_bars: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
     """sqrt ᾱ' = (sqrt ᾱ - sqrt ᾱ_T) sqrt ᾱ_1 / (sqrt ᾱ_1 - sqrt ᾱ_T), 0 at T (Lin et al. 2023, alg. 1)."""
     alphas = alpha_bars.sqrt()
     if len(alphas) < 2:
-        raise ValueError("zero terminal SNR needs a table of T >= 2, not 1")
+        raise ValueError(f"zero terminal SNR needs a table of T >= 2, not {len(alphas)}")
     return ((alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))).square()
 
 
 def shifted(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor, " T"]:
-    """sigma'/alpha' = shift sigma/alpha, so lam' = lam - log shift (Hoogeboom et al. 2023, eq. 4).
+    """sigma'/alpha' = shift sigma/alpha, so lam' = lam - log shift (Hoogeboom et al. 2023).
 
     A picture of n times the side shows, at the same noise, n times the signal: shift = n undoes that.
     """

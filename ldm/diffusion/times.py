@@ -17,6 +17,7 @@ class UniformTimes:
     """t uniform on 1..T (Ho et al. 2020, algorithm 1)."""
 
     def __init__(self, num_steps: int) -> None:
+        _check_num_steps(num_steps)
         self.num_steps = num_steps
 
     def __call__(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -28,6 +29,7 @@ class LogitNormalTimes:
     """logit(t/T) ~ N(mean, std²) (Esser et al. 2024, section 3.1); mean > 0 leans to noise."""
 
     def __init__(self, num_steps: int, mean: float = 0.0, std: float = 1.0) -> None:
+        _check_num_steps(num_steps)
         _check_std("logit-normal", std)
         self.num_steps, self.mean, self.std = num_steps, mean, std
 
@@ -57,6 +59,7 @@ class ShiftedTimes:
     """
 
     def __init__(self, times: Callable[[Tensor], Tensor], num_steps: int, shift: float = 3.0) -> None:
+        _check_num_steps(num_steps)
         if shift <= 0:
             raise ValueError(f"times are shifted by a factor > 0, not {shift}")
         self.times, self.num_steps, self.shift = times, num_steps, shift
@@ -142,6 +145,11 @@ def explicit(schedule: Schedule, steps: int, times: Sequence[float]) -> Float[Te
     t = schedule.time(torch.lerp(lam[low], lam[low + 1], place - low))
     t[0] = given[0]
     return _ending(t)
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"times of training lie in 1..num_steps, num_steps >= 1, not {num_steps}")
 
 
 def _check_std(name: str, std: float) -> None:

@@ -75,7 +75,7 @@ class SNR(OnZ0):
 
 
 class MinSNR(OnZ0):
-    """w = min(SNR, gamma) on the error in z_0 (Hang et al. 2023, section 3.4).
+    """w = min(SNR, gamma) on the error in z_0 (Hang et al. 2023, "Min-SNR-γ").
 
     At zero terminal SNR that is a weight of 0 at t = T, exactly where sampling starts: T is never learned.
     With `least` > 0, w = min(max(SNR, least), gamma); 0.005 is where Stable Diffusion's SNR ends.

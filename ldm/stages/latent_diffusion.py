@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.diffusion.objective import sample_losses
+from ldm.diffusion.objective import diffusion_loss
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.times import evenly, stratified, trailing
 from ldm.diffusion.weighting import Weighting
@@ -34,7 +34,7 @@ class LatentDiffusionStage(Stage):
         offset_noise: std of what is added to a whole channel of eps (Guttenberg 2023; 0.1 there).
         input_perturbation: std of noise in z_t that the network is not asked for, in units of sigma_t (Ning
             et al. 2023; 0.1 there).
-        The others as in `Stage` and `sample_losses`.
+        The others as in `Stage` and `diffusion_loss`.
     """
 
     model: LatentDiffusion
@@ -150,7 +150,7 @@ class LatentDiffusionStage(Stage):
         model = self.model
         cond = model.condition(batch, drop, (z_0.shape[2], z_0.shape[3]))
         at = model.schedule, model.parameterization, weighting, self.times
-        return sample_losses(model.denoiser, z_0, cond, eps, u, *at, jitter)
+        return diffusion_loss(model.denoiser, z_0, cond, eps, u, *at, jitter)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One global batch: backward by micro-batches, clip, step, schedule."""

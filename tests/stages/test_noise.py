@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm.callbacks.ema import EMA
-from ldm.diffusion.objective import sample_losses
+from ldm.diffusion.objective import diffusion_loss
 from ldm.diffusion.parameterization import EDM, Flow, V
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, Karras, RectifiedFlow
@@ -25,9 +25,10 @@ def drawn(monkeypatch):
 
     def spy(network, z_0, cond, eps, u, schedule, parameterization, weighting, times, jitter=0.0):
         calls.append({"z_0": z_0, "eps": eps, "u": u, "jitter": jitter})
-        return sample_losses(network, z_0, cond, eps, u, schedule, parameterization, weighting, times, jitter)
+        at = schedule, parameterization, weighting, times
+        return diffusion_loss(network, z_0, cond, eps, u, *at, jitter)
 
-    monkeypatch.setattr("ldm.stages.latent_diffusion.sample_losses", spy)
+    monkeypatch.setattr("ldm.stages.latent_diffusion.diffusion_loss", spy)
     return calls
 
 
