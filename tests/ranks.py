@@ -28,6 +28,17 @@ class Slow(Callback):
         time.sleep(self.seconds)
 
 
+class Hang(Callback):
+    """The last rank never comes to the end of one step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+            time.sleep(3600)
+
+
 class Poison(Callback):
     """The last rank's pictures are NaN in one step."""
 

@@ -1,32 +1,44 @@
-"""Killed at random moments and started again by the same command: the same weights, bit for bit."""
+"""Stopped at random moments and started again by the same command: the same weights, bit for bit."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.trials.kill import trial
+from tests.trials.job import Job, kill, until
+from tests.trials.kill import ASKED, CLOSE, ELASTIC, KILLS, Trial, words
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_killed_while_saving_end_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", "/dev/shm")  # another file system than the run's
-    assert trial("ae", 2, kills=1, folder=tmp_path, steps=20) == 1
+def test_two_ranks_killed_while_saving_end_with_the_same_weights(tmp_path: Path) -> None:
+    assert len(Trial("ae", 2, stops=1, steps_a_stop=20).run(tmp_path).hit) == 1
+
+
+@pytest.mark.multiprocess
+def test_a_rank_that_hangs_ends_the_job_with_every_ranks_stack(tmp_path: Path) -> None:
+    hang = ("+callbacks.hang={_target_: tests.ranks.Hang, step: 3}", "callbacks.watchdog.seconds=6", "+callbacks.watchdog.grace=2")
+    job = Job((*words("ae", tmp_path, 1000), *hang), tmp_path / "run", 2)
+    started = job.start()
+    try:
+        until(lambda: all(rank.exitcode is not None for rank in started), seconds=120)
+        assert [rank.exitcode for rank in started] == [-signal.SIGALRM] * 2
+    finally:
+        kill(started)
+    said = [(job.run / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert all("Timeout (0:00:06)!" in text for text in said) and "in training_step" in said[0]
+    assert "ranks.py" in said[1] and "in on_train_batch_start" in said[1]
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("stage,ranks,kills", [("ae", 2, 20), ("text", 2, 20), ("ae", 4, 6), ("text", 4, 6)])
-def test_killed_many_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, ranks: int, kills: int
-) -> None:
-    monkeypatch.setenv("TMPDIR", "/dev/shm")
-    assert trial(stage, ranks, kills, tmp_path, steps=60 * kills) > kills // 2
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("others", [1, 4])
-def test_killed_and_gone_on_with_other_ranks_reads_the_same_samples(tmp_path: Path, others: int) -> None:
-    assert trial("text", 2, 4, tmp_path, steps=240, others=others) >= 2
+@pytest.mark.parametrize(
+    "one",
+    KILLS + ASKED + ELASTIC,
+    ids=lambda one: f"{one.stage}-{one.ranks}-{one.others or one.ranks}-{one.told}",
+)
+def test_stopped_many_times(tmp_path: Path, one: Trial) -> None:
+    found = one.run(tmp_path)
+    print(f"\n{found}")
+    assert len(found.hit) > one.stops // 2 and found.hung == 0 and found.apart <= CLOSE
+    if one.told == "SIGTERM":
+        assert max(stopped.seconds for stopped in found.hit) < 5

@@ -39,7 +39,7 @@ class Picture(Conditioner):
     def forward(self, values):
         return Conditioning(concat=torch.stack([torch.full((1, 4, 4), float(v)) for v in values]))
 
-    def null(self, n):
+    def null(self, n, size=None):
         return Conditioning(concat=torch.zeros(n, 1, 4, 4))
 
 

@@ -1,5 +1,6 @@
 """Steps that would spoil the weights are not taken."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from torch import Tensor
 from ldm.callbacks.checkpoint import checkpoints
 from ldm.errors import UserError
 from ldm.stages.base import Stage
+from ldm.typing import Batch
+
+LOG = logging.getLogger(__name__)
+NAMED = 8
+"""Skipped steps that are named in one line of the log, the last ones."""
 
 
 class Guard(Callback):
@@ -45,6 +51,7 @@ class Guard(Callback):
         self.folder, self.factor, self.warmup, self.window = Path(folder), factor, warmup, window
         self.patience, self.every_n_steps = patience, every_n_steps
         self.state: dict[str, Tensor] = {}
+        self._step = self._batch = self._told = 0
 
     def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
         """Start from nothing or from what a checkpoint brought, and take the stage's gradients to judge."""
@@ -56,9 +63,11 @@ class Guard(Callback):
             )
         zeros = torch.zeros(len(optimizers))
         fresh = {"log_mean": zeros, "seen": zeros, "skipped": zeros[0], "in_a_row": zeros[0]}
+        fresh["steps"] = torch.zeros(NAMED, dtype=torch.int64)
         self.state = {
             name: self.state.get(name, value).to(stage.device, copy=True) for name, value in fresh.items()
         }
+        self._told = int(self.state["skipped"])
         stage.judge = self.judge
 
     @torch.no_grad()
@@ -72,21 +81,39 @@ class Guard(Callback):
         counts = ~bad & (norms > 0)
         seen += counts
         log_mean += torch.where(counts, (log - log_mean) / seen.clamp(1, self.window), 0)
+        places = torch.arange(NAMED, device=bad.device)
+        here = bad & (places == self.state["skipped"] % NAMED)
+        self.state["steps"].masked_fill_(here, self._step)
         self.state["skipped"] += bad
         self.state["in_a_row"].add_(1).mul_(bad)
         return bad.to(torch.float32)
 
-    def on_train_batch_start(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, stage: Stage, batch: Batch, _: int
+    ) -> None:
         """The number of skipped steps into the log."""
+        self._step, self._batch = trainer.global_step, len(batch["position"]) * trainer.world_size
         if stage.reports_next:
             stage.notes["train/skipped_steps"] = self.state["skipped"]
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
-        """End the run where nothing but bad steps came."""
+        """Name what was skipped; end the run where nothing but bad steps came."""
         if trainer.global_step % self.every_n_steps == 0:
-            in_a_row = int(self.state["in_a_row"])
+            in_a_row, skipped = map(
+                int, torch.stack([self.state["in_a_row"], self.state["skipped"]]).tolist()
+            )
+            if skipped > self._told and trainer.is_global_zero:
+                LOG.warning("%s", self._named(skipped))
+            self._told = skipped
             if in_a_row >= self.patience:
                 raise UserError(self._verdict(trainer.global_step, in_a_row))
+
+    def _named(self, skipped: int) -> str:
+        """Which steps were skipped since this was last said, and what they read."""
+        steps = self.state["steps"].tolist()
+        last = [int(steps[n % NAMED]) for n in range(max(self._told, skipped - NAMED), skipped)]
+        read = ", ".join(f"{s} (positions {s * self._batch} to {(s + 1) * self._batch - 1})" for s in last)
+        return f"{skipped - self._told} steps were skipped, {skipped} in all; of these the last: {read}"
 
     def _verdict(self, step: int, in_a_row: int) -> str:
         good = [path for number, path in checkpoints(self.folder) if number <= step - in_a_row]

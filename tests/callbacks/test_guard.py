@@ -54,10 +54,25 @@ def test_a_step_on_nan_changes_nothing_and_the_next_goes_on(stage, tmp_path):
     assert int(guard.state["skipped"]) == 1 and int(guard.state["in_a_row"]) == 0
 
 
+def test_skipped_steps_are_named_with_what_they_read(tmp_path, caplog):
+    class Twice(Poison):
+        def on_train_batch_start(self, trainer, stage, *_) -> None:
+            self.step = 4 if trainer.global_step >= 2 else 1
+            super().on_train_batch_start(trainer, stage)
+
+    batches = [tiny.batch(2, first=2 * i) for i in range(6)]
+    tiny.fit(tiny.first_stage(optimizer=FUSED), batches, [Guard(str(tmp_path), every_n_steps=3), Twice(1)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 steps were skipped, 1 in all; of these the last: 1 (positions 2 to 3)",
+        "1 steps were skipped, 2 in all; of these the last: 4 (positions 8 to 9)",
+    ]
+
+
 def ready(**numbers) -> Guard:
     guard = Guard("nowhere", **numbers)
     guard.state = {"log_mean": torch.zeros(2), "seen": torch.zeros(2)}
     guard.state |= {"skipped": torch.tensor(0.0), "in_a_row": torch.tensor(0.0)}
+    guard.state["steps"] = torch.zeros(8, dtype=torch.int64)
     return guard
 
 
