@@ -1,4 +1,4 @@
-"""Drawn scenes pass every measure, others' conditions do not, and the numbers are those of hand-made cases."""
+"""Drawn scenes pass every measure, others' conditions do not; numbers are those of hand-made cases."""
 
 import math
 
