@@ -16,11 +16,8 @@ def test_two_ranks_killed_while_saving_end_with_the_same_weights(tmp_path: Path)
 
 @pytest.mark.multiprocess
 def test_a_rank_that_hangs_ends_the_job_with_every_ranks_stack(tmp_path: Path) -> None:
-    hang = (
-        "+callbacks.hang={_target_: tests.ranks.Hang, step: 3}",
-        "callbacks.watchdog.seconds=6",
-        "+callbacks.watchdog.grace=2",
-    )
+    hang = ("+callbacks.hang={_target_: tests.ranks.Hang, step: 3}",)
+    hang += ("callbacks.watchdog.seconds=6", "+callbacks.watchdog.grace=2")
     job = Job((*words("ae", tmp_path, 1000), *hang), tmp_path / "run", 2)
     started = job.start()
     try:
