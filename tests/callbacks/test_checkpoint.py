@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ldm.callbacks import checkpoint
 from ldm.callbacks.checkpoint import (
