@@ -157,12 +157,14 @@ def trainer(
     log: Path | None = None,
     validate_every: int = 10**6,
     processes: int = 1,
+    precision: Any = "32-true",
 ) -> Trainer:
     """As configs/trainer/cpu.yaml, in fp32 and silent."""
     return Trainer(
         accelerator="cpu",
         devices=processes,
         strategy="auto" if processes == 1 else "ddp_fork",
+        precision=precision,
         max_steps=max_steps,
         max_epochs=-1,
         callbacks=list(callbacks),

@@ -48,6 +48,10 @@ class Stage(LightningModule, ABC):
         self.judge: Callable[[Tensor], Tensor] | None = None  # set by ldm.callbacks.guard
         self.batch_ended = 0.0
 
+    def setup(self, stage: str) -> None:
+        """Convert to the precision of training: Lightning would first restore a float64 checkpoint into fp32."""
+        self.trainer.precision_plugin.convert_module(self)
+
     def load_pretrained(self) -> None:
         """Read foreign weights from disk; UserError where they are missing."""
 

@@ -71,8 +71,9 @@ running() { # neither gone nor a zombie that nobody has waited for
     [ -e "/proc/$1" ] && ! grep -qs '^State:.*Z' "/proc/$1/status"
 }
 
-stop() { # first the jobs, then the daemons
+stop() { # first the command, where a signal came, then the jobs, then the daemons
     trap '' INT TERM
+    [ -z "${command:-}" ] || kill "$command" 2>/dev/null || true
     if sinfo >/dev/null 2>&1; then
         squeue -h -o %A | xargs -r scancel --full --signal=KILL 2>/dev/null || true
         squeue -h -o %A | xargs -r scancel 2>/dev/null || true
@@ -98,4 +99,6 @@ stop() { # first the jobs, then the daemons
 install
 trap stop EXIT
 start
-"$@"
+"$@" <&0 & # bash would wait for a command in the foreground before it hears a signal
+command=$!
+wait "$command"

@@ -4,7 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from lightning import Callback
 
+from ldm.callbacks.checkpoint import Checkpoint, newest_checkpoint
 from tests import tiny
 
 
@@ -85,3 +87,19 @@ def test_micro_batches_give_loss_and_gradient_of_the_whole(build):
     assert losses[3] == pytest.approx(losses[0], rel=1e-5)
     difference = (steps[0] - steps[3]).norm() / steps[0].norm()
     assert steps[0].norm() > 1e-3 and difference < 1e-5
+
+
+def test_a_float64_run_goes_on_with_all_its_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    data, seen = tiny.data(tmp_path, 3), []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer, stage) -> None:
+            seen.append(tiny.snapshot(stage))
+
+    tiny.trainer(2, [Checkpoint(str(tmp_path / "c"))], precision="64-true").fit(tiny.first_stage(), data)
+    saved = newest_checkpoint(tmp_path / "c")
+    tiny.trainer(3, [Looks()], precision="64-true").fit(tiny.first_stage(), data, ckpt_path=saved)
+    weights = torch.load(saved, weights_only=True)["state_dict"]
+    assert any((value.float() != value.to(torch.float32)).any() for value in weights.values())
+    assert all(torch.equal(seen[0][key], value) for key, value in weights.items())
