@@ -1,15 +1,9 @@
 """Stopped at random moments and started again by the same command: `python -m tests.trials.kill`.
 
 train.py runs once undisturbed, and once stopped (SIGKILL or SIGTERM, to one rank or to all, every third time
-<<<<<<< .merge_file_MiEJc9
 in the middle of a checkpoint's writing) and started again. In the end both hold the same weights, averages
-and optimizer states, bit for bit, and have read the same samples; on another number of ranks, weights within
-1e-9.
-=======
-in the middle of a checkpoint's writing) and started again. In the end both hold the same weights, averages and
-optimizer states, bit for bit, and have read the same samples; gone on with on another number of ranks, weights
-within 1e-9.
->>>>>>> .merge_file_U1n6Kv
+and optimizer states, bit for bit, and have read the same samples; gone on with on another number of ranks,
+weights within 1e-9.
 """
 
 import argparse
@@ -135,7 +129,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     print(HEADER, flush=True)
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+    (ROOT / "runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder:
         for one in KILLS + ASKED + ELASTIC:
             stops = asked.stops or one.stops
             few = Trial(one.stage, one.ranks, stops, one.others, one.told, one.steps_a_stop)
