@@ -38,8 +38,8 @@ def nothing(z_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return z_t, z_t
 
 
-def run(sampler: Callable[..., Any], at: tuple[float, ...] = (1000, 500, 0), **options: Any) -> None:
-    list(sampler(nothing, Z, torch.tensor(at).float(), SCHEDULE, lambda i: Z, **options))
+def run(function: Callable[..., Any], at: tuple[float, ...] = (1000, 500, 0), /, **options: Any) -> None:
+    list(function(nothing, Z, torch.tensor(at).float(), SCHEDULE, lambda i: Z, **options))
 
 
 def guide(variant: Callable[..., Denoise], **options: Any) -> None:
