@@ -15,7 +15,7 @@ from torch.nn.functional import max_pool2d
 from ldm import keyed
 from ldm.cli import sampling
 from ldm.cli.build import build
-from ldm.data.transforms import Unreadable, decode
+from ldm.data.decode import Unreadable, decode
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
