@@ -4,7 +4,7 @@ import faulthandler
 import sys
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from ldm.stages.base import Stage
 
@@ -26,10 +26,6 @@ class Watchdog(Callback):
     def _watch(self) -> None:
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
 
-    def _rest(self, *_: Any) -> None:
-        self._on = False
-        faulthandler.cancel_dump_traceback_later()
-
     def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
         """The first batch, for which workers start and kernels compile, has as long as any."""
         self._on = True
@@ -48,4 +44,7 @@ class Watchdog(Callback):
         if self._on:
             self._watch()
 
-    on_train_end = on_exception = teardown = _rest
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Also after a failure: what the process does then may take as long as it likes."""
+        self._on = False
+        faulthandler.cancel_dump_traceback_later()
