@@ -44,7 +44,12 @@ class Watchdog(Callback):
         if self._on:
             self._watch()
 
+    def on_exception(self, trainer: Trainer, stage: Stage, exception: BaseException) -> None:  # type: ignore[override]
+        """A failure is not a hang."""
+        self._on = False
+        faulthandler.cancel_dump_traceback_later()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Also after a failure: what the process does then may take as long as it likes."""
+        """What the process does next may take its time."""
         self._on = False
         faulthandler.cancel_dump_traceback_later()

@@ -49,7 +49,7 @@ class Stage(LightningModule, ABC):
         self.batch_ended = 0.0
 
     def setup(self, stage: str) -> None:
-        """Convert to the precision of training: Lightning would first restore a float64 checkpoint into fp32."""
+        """Convert to training's precision: Lightning would first restore a float64 checkpoint into fp32."""
         self.trainer.precision_plugin.convert_module(self)
 
     def load_pretrained(self) -> None:

@@ -1,9 +1,9 @@
 """Stopped at random moments and started again by the same command: `python -m tests.trials.kill`.
 
 train.py runs once undisturbed, and once stopped (SIGKILL or SIGTERM, to one rank or to all, every third time
-in the middle of a checkpoint's writing) and started again. In the end both hold the same weights, averages and
-optimizer states, bit for bit, and have read the same samples; gone on with on another number of ranks, weights
-within 1e-9.
+in the middle of a checkpoint's writing) and started again. In the end both hold the same weights, averages
+and optimizer states, bit for bit, and have read the same samples; gone on with on another number of ranks,
+weights within 1e-9.
 """
 
 import argparse
