@@ -119,7 +119,7 @@ HEADER = """| stage | ranks | signal | stopped while running | slowest end (s) |
 |---|---|---|---|---|---|---|---|"""
 KILLS = [Trial("ae", 2, 20), Trial("text", 2, 20), Trial("ae", 4, 8), Trial("text", 4, 8)]
 ASKED = [Trial(stage, 2, 20, told="SIGTERM") for stage in ("ae", "text")]
-ELASTIC = [Trial(stage, 2, 4, others, steps_a_stop=25) for others in (1, 4) for stage in ("ae", "text")]
+ELASTIC = [Trial(stage, 2, 4, others, steps_a_stop=8) for others in (1, 4) for stage in ("ae", "text")]
 
 
 def main() -> None:
