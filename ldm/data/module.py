@@ -67,8 +67,7 @@ class ShardDataModule(LightningDataModule):
         start_method: str | None = None,
     ) -> None:
         super().__init__()
-        self.shards = shards
-        self.val_shards = val_shards
+        self.shards, self.val_shards = shards, val_shards
         self.global_batch_size = global_batch_size
         self.size = size
         self.steps = steps

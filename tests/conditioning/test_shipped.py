@@ -51,6 +51,7 @@ FITTING = {
     "demo_sizes": [*DEMO, "denoiser.vector_channels=240"],
     "demo_super_resolution": [*DEMO, "denoiser.in_channels=20", *MAPS],
     "demo_text": DEMO,
+    "demo_unconditional": [*DEMO, *MAPS],
     "demo_upscaler": [*DEMO, "denoiser.in_channels=20", "denoiser.vector_channels=256"],
 }
 PUBLISHED = {
