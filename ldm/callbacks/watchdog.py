@@ -24,7 +24,7 @@ class Watchdog(Callback):
         self._on = False
 
     def _watch(self) -> None:
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or 2)
 
     def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
         """The first batch, for which workers start and kernels compile, has as long as any."""
