@@ -2,6 +2,7 @@
 
 import faulthandler
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,7 +49,9 @@ class Watchdog(Callback):
             path, self._file = Path(self._file.name), None
             if path.stat().st_size == 0:
                 path.unlink()
-                if not any(self.folder.iterdir()):
+                with suppress(
+                    OSError
+                ):  # another rank's file is still there, or it was first to remove the folder
                     self.folder.rmdir()
 
     on_train_end = on_exception = teardown = _done

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_nobody_is_watched_when_the_run_is_over(fails, tmp_path):
         assert fails == 2
     assert len(looks.left) == (3 if fails == 2 else 4) and all(106 < left <= 107 for left in looks.left)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and not (tmp_path / "stacks").exists()
+
+
+def test_ranks_that_end_at_once_do_not_trip_over_each_other(tmp_path):
+    """One finds the folder gone, another finds a file that is not its own."""
+    for other in (tmp_path / "a", tmp_path / "b"):
+        watchdog = Watchdog(str(other / "stacks"), seconds=100)
+        watchdog.on_train_start(Namespace(global_rank=0), None)
+        if other.name == "b":
+            (other / "stacks" / "rank1.txt").touch()
+        else:
+            (other / "stacks").rename(other / "gone")
+            watchdog._file.close()
+            watchdog._file = open(other / "gone" / "rank0.txt", "w")
+        watchdog.teardown()
+    assert [path.name for path in tmp_path.rglob("rank*.txt")] == ["rank1.txt"]
 
 
 def test_a_watch_of_no_time_is_refused(tmp_path):
