@@ -186,8 +186,8 @@ OTHERS = {
     "a number for guidance": (
         sample.main,
         [f"ckpt={FIRST}", "prompts=[a]", "guidance=2.0"],
-        "guidance is a config group, one of interval, interval_rescaled, nested, plain, rescaled, two_conditions; "
-        "its strength is scale=2.0",
+        "guidance is a config group, one of interval, interval_rescaled, nested, plain, rescaled, "
+        "two_conditions; its strength is scale=2.0",
     ),
     "latents among pictures": (
         encode_latents.main,
