@@ -3,18 +3,18 @@
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
-from lightning import Callback
+from lightning import Callback, Trainer
 
 from ldm.callbacks.watchdog import Watchdog
 from tests import tiny
 
 HANGS = """
 import sys, time
-from lightning import Callback
+from lightning import Callback, Trainer
 from ldm.callbacks.watchdog import Watchdog
 from tests import tiny
 
@@ -61,19 +61,22 @@ def test_nobody_is_watched_when_the_run_is_over(fails, tmp_path):
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and not (tmp_path / "stacks").exists()
 
 
-def test_ranks_that_end_at_once_do_not_trip_over_each_other(tmp_path):
-    """One finds the folder gone, another finds a file that is not its own."""
-    for other in (tmp_path / "a", tmp_path / "b"):
-        watchdog = Watchdog(str(other / "stacks"), seconds=100)
-        watchdog.on_train_start(Namespace(global_rank=0), None)
-        if other.name == "b":
-            (other / "stacks" / "rank1.txt").touch()
-        else:
-            (other / "stacks").rename(other / "gone")
-            watchdog._file.close()
-            watchdog._file = open(other / "gone" / "rank0.txt", "w")
-        watchdog.teardown()
-    assert [path.name for path in tmp_path.rglob("rank*.txt")] == ["rank1.txt"]
+def test_ranks_that_end_at_once_do_not_trip_over_each_other(tmp_path, monkeypatch):
+    """One finds a file that is not its own; the other would remove the folder, and it is gone."""
+    first, second = (Watchdog(str(tmp_path / "stacks")) for _ in range(2))
+    first.on_train_start(create_autospec(Trainer, instance=True, global_rank=0), tiny.first_stage())
+    second.on_train_start(create_autospec(Trainer, instance=True, global_rank=1), tiny.first_stage())
+    first.teardown()
+    assert [path.name for path in (tmp_path / "stacks").iterdir()] == ["rank1.txt"]
+    remove = Path.rmdir
+
+    def removed_before(folder: Path) -> None:
+        remove(folder)
+        remove(folder)
+
+    monkeypatch.setattr(Path, "rmdir", removed_before)
+    second.teardown()
+    assert not (tmp_path / "stacks").exists()
 
 
 def test_a_watch_of_no_time_is_refused(tmp_path):

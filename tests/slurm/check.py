@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "runs" / "slurm_test"
 STEPS = 40
-SLOW = "+callbacks.slow={_target_: tests.slurm.parts.Slow, seconds: 1}"
+SLOW = "+callbacks.slow={_target_: tests.slurm.parts.Slow, seconds: %s}"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 BEGUN = time.monotonic()
 
@@ -140,7 +140,7 @@ def same(run: str) -> None:
 
 def time_limit() -> None:
     """SLURM's own signal before the limit: saved, requeued, gone on."""
-    job = submit("limit", SLOW, hours=1 / 30, signal=60)
+    job = submit("limit", SLOW % 4, hours=0.05, signal=60)  # it comes 60 to 120 s after the start
     finish(job)
     assert field(job, "Restarts") != "0" and "saved and queued again" in log(job), log(job)
     print(log(job))
@@ -149,7 +149,7 @@ def time_limit() -> None:
 
 def cancelled() -> None:
     """scancel: saved, not requeued; submitted again it goes on."""
-    job = submit("cancelled", SLOW)
+    job = submit("cancelled", SLOW % 1)
     wait(job, training_at("cancelled", 6))
     shell("scancel", str(job))
     finish(job, "CANCELLED")
@@ -160,7 +160,7 @@ def cancelled() -> None:
 
 def killed() -> None:
     """kill -9 of one rank: the job ends in seconds, and goes on from the last checkpoint."""
-    job = submit("killed", SLOW)
+    job = submit("killed", SLOW % 1)
     wait(job, training_at("killed", 6))
     at = time.monotonic()
     os.kill(rank(job, 1), 9)
