@@ -201,7 +201,7 @@ class Interpolate(Txt2Img):
 
         images = sampling.in_batches(cfg.n, cfg.batch_size, len(times) - 1, model, make)
         names = [f"{i:04d}_{share:.3f}" for i, share in enumerate(shares.tolist())]
-        return sampling.Drawn(images, [(" → ".join(prompts), cfg.seed)] * cfg.n, names)
+        return sampling.Drawn(images, [(" to ".join(prompts), cfg.seed)] * cfg.n, names)
 
 
 def condition(model: LatentDiffusion, prompt: str, n: int) -> Conditioning:
