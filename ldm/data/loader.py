@@ -1,6 +1,7 @@
 """Loaders: a stream's batches in the training process, with one integer as their whole state."""
 
 import logging
+import multiprocessing
 import signal
 import time
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ class Tally:
                 LOG.warning("bad sample %d, another stands for it: %s", self.bad, reason)
 
 
+def safe_start() -> str | None:
+    """How worker processes start unless told otherwise: not by a fork of a process that has threads.
+
+    A fork while another thread of it holds one of Python's own locks hangs (seen once in some thirty starts).
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return None  # where there is no fork, either
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    return "forkserver"
+
+
 def _deaf(worker: int) -> None:
     """A scheduler's signals reach every process of a job: a worker that died of one would end the run."""
     for name in ("SIGTERM", "SIGUSR1"):
@@ -66,7 +78,7 @@ class Batches(DataLoader):
         start_method: str | None = None,
     ) -> None:
         # a generator of its own: making an iterator must not draw from the global one
-        own, method = torch.Generator(), start_method if num_workers else None
+        own, method = torch.Generator(), (start_method or safe_start()) if num_workers else None
         super().__init__(
             stream,
             None,

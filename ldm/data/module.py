@@ -41,7 +41,7 @@ class ShardDataModule(LightningDataModule):
         index: folder of the shards' indexes, where they do not lie beside them.
         cache: where remote shards are kept on this machine.
         max_bad_rate: of samples that may be bad before the run is stopped; 0 stops at the first.
-        start_method: of worker processes: fork, forkserver or spawn; None is the platform's.
+        start_method: of worker processes: fork, forkserver or spawn; None is forkserver where there is one.
     """
 
     def __init__(
