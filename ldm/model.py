@@ -141,27 +141,32 @@ class LatentDiffusion(nn.Module):
         """
         if negative is not None and weak is not None:
             raise UserError("a weak model takes the negative prompt's place: give one of the two")
-        fixed = self.conditioner.never_dropped
-        if scale != 1 and negative is None and weak is None and not self.guidable:
-            raise UserError(
-                f"guidance of scale {scale} leads away from dropped conditions, and this model was trained "
-                "with none dropped: give scale=1"
-            )
-        kept = None if keep is None else {*keep, *fixed}
-        cond = self.condition(batch, size=size, keep=kept)
-        if weak is not None:
-            null = weak.condition(batch, size=size, keep=kept)
-        elif negative is not None:
-            told = {*self.conditioner.told_by(negative), *fixed}
-            null = self.condition({**batch, **negative}, size=size, keep=told)
+        cond = self.condition(batch, size=size, keep=self._kept(keep))
+        if weak is None:
+            null = self._without(batch, scale, negative, size)
         else:
-            null = self.condition(batch, size=size, keep=fixed)
+            null = weak.condition(batch, size=size, keep=weak._kept(keep))
         if isinstance(guidance, Nested):
-            guidance = guidance.among(
-                [self.condition(batch, size=size, keep={*names, *fixed}) for names in guidance.subsets]
-            )
+            subsets = [self._kept(names) for names in guidance.subsets]
+            guidance = guidance.among([self.condition(batch, size=size, keep=names) for names in subsets])
         network = None if weak is None else weak.denoiser
         return guidance(self.denoiser, self.schedule, self.parameterization, cond, null, scale, network)
+
+    def _kept(self, names: Collection[str] | None) -> Collection[str] | None:
+        """The names, and what training never drops."""
+        return None if names is None else {*names, *self.conditioner.never_dropped}
+
+    def _without(self, batch: Batch, scale: float, negative: Batch | None, size: Size | None) -> Conditioning:
+        """What guidance leads away from: the negative's conditions, and of the others those never dropped."""
+        if negative is None:
+            if scale != 1 and not self.guidable:
+                raise UserError(
+                    f"guidance of scale {scale} leads away from dropped conditions, and this model was "
+                    "trained with none dropped: give scale=1"
+                )
+            return self.condition(batch, size=size, keep=self._kept(()))
+        told = self._kept(self.conditioner.told_by(negative))
+        return self.condition({**batch, **negative}, size=size, keep=told)
 
     @torch.no_grad()
     def generate(

@@ -119,7 +119,7 @@ class Compose(nn.Module):
         for name in names:
             self._named(name)
         size = self.latent_size(batch) if size is None else size
-        n, parts = len(next(iter(batch.values()))), []
+        n, parts = len(next(iter(batch.values()), ())), []  # any entry tells
         for name, conditioner in self._each():
             if name not in names:
                 parts.append(conditioner.null(n, size))

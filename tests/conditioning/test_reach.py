@@ -42,7 +42,7 @@ def batch(seed: int = 0, side: int = SIDE, n: int = B):
         "small": whole(256, n, 3, small, small).byte(),
         "noise_level": whole(300, n) + 1,
         "noise": torch.randn(n, 3, small, small, generator=g),
-        "boxes": torch.cat([whole(13, n, 2, 1).float(), corners], dim=2),
+        "boxes": torch.cat([whole(12, n, 2, 1).float(), corners], dim=2),
         "depth": torch.rand(n, 1, side, side, generator=g) * 2 - 1,
         "edges": torch.rand(n, 1, side, side, generator=g) * 2 - 1,
         "sizes": whole(512, n, 6).float(),
