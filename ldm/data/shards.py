@@ -16,22 +16,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.atomic import replacing, room_for
-from ldm.data.decode import Unreadable, decode, resize_short_side, to_rgb
+from ldm.data.encoding import Encoded, Encoder, Format
 from ldm.data.index import build_index, load_index, save_index
 from ldm.data.manifest import Note, write_manifest
-from ldm.data.sources import Record, Source, Unusable
+from ldm.data.sources import Source, Unusable
 from ldm.errors import UserError
 
-Format: TypeAlias = Literal["jpg", "png"]
-
-KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-JPEG_QUALITY = 95
 NAMES_SHOWN = 5
 
 
@@ -60,16 +55,6 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass
-class Encoded:
-    """One record as it goes into a tar."""
-
-    kind: str
-    image: bytes
-    caption: str
-    metadata: dict[str, Any]
-
-
 def write_shards(
     source: Source,
     out: Path,
@@ -89,7 +74,7 @@ def write_shards(
     _claim(out, {"source": _described(source), "records": len(source), **settings})
     report = Report()
     with (
-        _encoders(_Encoder(source, format, size), num_workers) as encode,
+        _encoders(Encoder(source, format, size), num_workers) as encode,
         tqdm(total=len(source), desc="packing", unit=" pictures", smoothing=0.05) as bar,
     ):
         for first in range(0, len(source), shard_size):
@@ -128,62 +113,9 @@ def write_shard(
     return count
 
 
-@dataclass
-class _Encoder:
-    source: Source
-    format: Format | None
-    size: int | None
-
-    def __call__(self, row: int) -> Encoded | Unusable:
-        try:
-            record = self.source[row]
-        except Unusable as unusable:
-            return unusable
-        name = str(record.metadata.get("name", f"record {row}"))
-        if not record.caption.strip():
-            return Unusable("with an empty caption", name)
-        try:
-            return self._encode(record)
-        except Unreadable as error:
-            return Unusable("unreadable", f"{name} ({error})")
-
-    def _encode(self, record: Record) -> Encoded:
-        given = record.image
-        picture = to_rgb(given) if isinstance(given, Image.Image) else decode(given)
-        full = picture.size
-        if self.size is not None and min(full) > self.size:
-            picture = resize_short_side(picture, self.size)
-        if isinstance(given, bytes) and picture.size == full and self._keeps(_kind(given)):
-            kind, data = _kind(given), given
-        else:
-            kind = self.format or ("jpg" if isinstance(given, bytes) else "png")
-            data = _file(picture, kind)
-        sizes = dict(
-            zip(("width", "height", "original_width", "original_height"), picture.size + full, strict=True)
-        )
-        return Encoded(kind, data, record.caption.strip(), {**sizes, **record.metadata})
-
-    def _keeps(self, kind: str) -> bool:
-        return kind == self.format if self.format else kind in KINDS.values()
-
-
-def _kind(data: bytes) -> str:
-    with Image.open(BytesIO(data)) as image:
-        return KINDS.get(image.format or "", "")
-
-
-def _file(picture: Image.Image, kind: str) -> bytes:
-    file = BytesIO()
-    if kind == "jpg":
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
-    else:
-        picture.save(file, "PNG")
-    return file.getvalue()
-
-
 @contextmanager
 def _encoders(
-    encoder: _Encoder, num_workers: int
+    encoder: Encoder, num_workers: int
 ) -> Iterator[Callable[[range], Iterator[Encoded | Unusable]]]:
     """Encodes rows in order, in this process or in a pool to which the source is handed only once."""
     if num_workers == 0:
@@ -196,10 +128,10 @@ def _encoders(
         pool.shutdown(cancel_futures=True)
 
 
-_encoder_of_worker: _Encoder
+_encoder_of_worker: Encoder
 
 
-def _adopt(encoder: _Encoder) -> None:
+def _adopt(encoder: Encoder) -> None:
     global _encoder_of_worker
     _encoder_of_worker = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -244,7 +176,7 @@ def _pack(path: Path, encoded: Iterator[Encoded | Unusable], digits: int) -> dic
 
 def _members(key: str, item: Encoded) -> dict[str, bytes]:
     text = json.dumps({"key": key, "caption": item.caption, **item.metadata}, ensure_ascii=False)
-    return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode()}
+    return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode(), **item.members}
 
 
 def _complete(path: Path) -> dict[str, Any] | None:

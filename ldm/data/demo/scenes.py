@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import blake2b
+from io import BytesIO
 from itertools import permutations, product
 from typing import Literal, TypeAlias
 
@@ -32,6 +33,8 @@ BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128)
 SHAPES = ("circle", "square", "triangle")
 SIZES: dict[str, int] = {"small": 18, "large": 26}
 """Side of the square that a shape fills."""
+DEPTHS: dict[str, int] = {"small": 128, "large": 255}
+"""Of 255 for the nearest; the background is 0."""
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
     "above": (0, -1),
@@ -181,21 +184,67 @@ def draw(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Ima
     picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(picture)
     for thing, spot in zip(scene.things, places, strict=True):
-        half = spot.across / 2
-        left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
-        right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends
-        if thing.shape == "circle":
-            pen.ellipse((left, top, right, bottom), fill=COLOURS[thing.colour])
-        elif thing.shape == "square":
-            pen.rectangle((left, top, right, bottom), fill=COLOURS[thing.colour])
-        else:
-            middle = (left + right) / 2
-            pen.polygon([(middle, top), (right, bottom), (left, bottom)], fill=COLOURS[thing.colour])
+        shape(pen, thing.shape, spot, scale, COLOURS[thing.colour])
     return picture.reduce(SUPERSAMPLING)
 
 
+def shape(pen: ImageDraw.ImageDraw, name: str, spot: Place, scale: float, fill: RGB | int) -> None:
+    """Fill one shape of so many pixels a unit of length."""
+    half = spot.across / 2
+    left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
+    right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends
+    if name == "circle":
+        pen.ellipse((left, top, right, bottom), fill=fill)
+    elif name == "square":
+        pen.rectangle((left, top, right, bottom), fill=fill)
+    else:
+        middle = (left + right) / 2
+        pen.polygon([(middle, top), (right, bottom), (left, bottom)], fill=fill)
+
+
+def number(thing: Thing) -> int:
+    """The class of an object, 0..11: its colour's place in COLOURS times 3 and its shape's in SHAPES."""
+    return list(COLOURS).index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
+
+
+def labels(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Image:
+    """The semantic map, exact: 0 is the background, 1 + its class an object; objects never touch."""
+    side = SUPERSAMPLING * size
+    picture = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(picture)
+    for thing, spot in zip(scene.things, places, strict=True):
+        shape(pen, thing.shape, spot, side / CANVAS, 1 + number(thing))
+    return picture.resize((size, size), Image.Resampling.NEAREST)
+
+
+def depths(scene: Scene, labels: Image.Image) -> Image.Image:
+    """The depth that a scene's sizes suggest, by its semantic map: a large object is the nearest."""
+    table = [0] * 256
+    for thing in scene.things:
+        table[1 + number(thing)] = DEPTHS[thing.size]
+    return labels.point(table)
+
+
+def boxes(scene: Scene, places: Sequence[Place]) -> list[list[float]]:
+    """(class, left, top, right, bottom) of each object, in [0, 1]."""
+    return [
+        [number(thing), *((c + side * p.across / 2) / CANVAS for side in (-1, 1) for c in (p.x, p.y))]
+        for thing, p in zip(scene.things, places, strict=True)
+    ]
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    picture.save(file, "PNG", compress_level=1)  # flat colours are small at any level
+    return file.getvalue()
+
+
 class DemoScenes(Sequence[Record]):
-    """`count` drawn scenes. train and val share their arrangements, held_out has the others."""
+    """`count` drawn scenes. train and val share their arrangements, held_out has the others.
+
+    Beside a picture and its caption lie the class of the first-named object (`cls`), the semantic map, the
+    depth and, in the json, the `boxes`.
+    """
 
     def __init__(
         self, split: Split = "train", count: int = 20_000, seed: int = 0, size: int = CANVAS
@@ -217,8 +266,14 @@ class DemoScenes(Sequence[Record]):
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         scene, places = self.scene(index)
-        picture = draw(scene, places, self.size)
-        return Record(picture, caption(scene), {**asdict(scene), "places": [asdict(p) for p in places]})
+        picture, map_of_labels = draw(scene, places, self.size), labels(scene, places, self.size)
+        known = {**asdict(scene), "places": [asdict(p) for p in places], "boxes": boxes(scene, places)}
+        members = {
+            "cls": str(number(scene.things[0])).encode(),
+            "seg.png": _png(map_of_labels),
+            "depth.png": _png(depths(scene, map_of_labels)),
+        }
+        return Record(picture, caption(scene), known, members)
 
 
 def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[str]:

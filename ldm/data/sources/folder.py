@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ldm.data.sources.beside import beside, is_map
 from ldm.data.sources.record import Record, Unusable
 from ldm.errors import UserError
 
@@ -12,7 +13,11 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 @dataclass
 class Folder:
-    """Every picture under `path`, sorted; `cat.jpg` is captioned by `cat.txt`."""
+    """Every picture under `path`, sorted; `cat.jpg` is captioned by `cat.txt`.
+
+    Beside it may lie `cat.cls`, `cat.json` and maps of the upright picture's size: `cat.seg.png`,
+    `cat.mask.png`, `cat.depth.png`.
+    """
 
     path: str
 
@@ -24,7 +29,8 @@ class Folder:
             raise UserError(
                 f"there is no folder {self.path}: give a folder of pictures with source.path=FOLDER"
             )
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = (file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and not is_map(file))
+        files = sorted(file for file in found if file.is_file())
         if not files:
             raise UserError(
                 f"{self.path} holds no pictures ({', '.join(sorted(SUFFIXES))}): give another folder"
@@ -40,4 +46,6 @@ class Folder:
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise Unusable("without a caption file (.txt)", name)
-        return Record(file.read_bytes(), text.read_text("utf-8-sig", errors="replace"), {"name": name})
+        caption = text.read_text("utf-8-sig", errors="replace")
+        known, members = beside(file, name)
+        return Record(file.read_bytes(), caption, {**known, "name": name}, members)

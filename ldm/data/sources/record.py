@@ -1,9 +1,13 @@
 """One captioned picture on its way into a shard."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+MAPS = ("seg.png", "mask.png", "depth.png")
+"""Kinds of members that are maps of the picture, of its upright size."""
 
 
 @dataclass
@@ -12,12 +16,14 @@ class Record:
 
     `image` is a drawn picture, or the bytes of a picture file, which are kept as they are unless a resize
     is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; reports use its
-    `name`.
+    `name`. `members` holds what else goes beside the picture, by kind: `cls`, and `seg.png`, `mask.png` and
+    `depth.png` of the upright picture's size.
     """
 
     image: Image.Image | bytes
     caption: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    members: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @runtime_checkable

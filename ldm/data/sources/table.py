@@ -9,13 +9,17 @@ from typing import Any
 
 import pyarrow.parquet
 
+from ldm.data.sources.beside import beside
 from ldm.data.sources.record import Record, Unusable
 from ldm.errors import UserError
 
 
 @dataclass
 class Table:
-    """A row a picture; paths are relative to the table's own folder, other columns become metadata."""
+    """A row a picture; paths are relative to the table's own folder, other columns become metadata.
+
+    Files beside a picture are read as in `Folder`, but for its caption.
+    """
 
     path: str
     path_column: str = "path"
@@ -52,7 +56,8 @@ class Table:
         file = Path(self.path).expanduser().parent / path
         if not file.is_file():
             raise Unusable("missing", path)
-        return Record(file.read_bytes(), caption, {"name": path, **fields})
+        known, members = beside(file, path)
+        return Record(file.read_bytes(), caption, {"name": path, **known, **fields}, members)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
