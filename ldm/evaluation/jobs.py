@@ -1,4 +1,4 @@
-"""How well a picture does a job, one number a picture: read from its pixels, against the batch it was drawn for.
+"""How well a picture does a job: one number, read from its pixels, against the batch it was drawn for.
 
 Right or wrong where the checker of the demo scenes decides, else a mean overlap or a signal-to-noise ratio.
 Every score is better when it is higher.
@@ -37,13 +37,11 @@ def class_right(pictures: Image, batch: Batch) -> Bool[Tensor, " b"]:
 
 def caption_right(pictures: Image, batch: Batch) -> Bool[Tensor, " b"]:
     """Whether background, shapes, colours and places are those of the caption."""
-    return torch.tensor(
-        [check(r, c).passed for r, c in zip(read(pictures), batch["caption"], strict=True)]
-    )
+    return torch.tensor([check(r, c).passed for r, c in zip(read(pictures), batch["caption"], strict=True)])
 
 
 def boxes_right(pictures: Image, batch: Batch, threshold: float = 0.5) -> Bool[Tensor, " b"]:
-    """Whether each box holds an object of its label that overlaps it by more than `threshold`, and none is more."""
+    """Whether each box holds an object of its label that overlaps it enough, and no object is more."""
     verdicts = []
     for reading, boxes in zip(read(pictures), batch["boxes"].tolist(), strict=True):
         wanted = [box for box in boxes if box[0] >= 0]
@@ -54,7 +52,7 @@ def boxes_right(pictures: Image, batch: Batch, threshold: float = 0.5) -> Bool[T
 
 
 def legible(pictures: Image, batch: Batch) -> Bool[Tensor, " b"]:
-    """Whether a picture is a scene: a background, one or two objects, each clearly of a colour and a shape."""
+    """Whether a picture is a scene: a background, one or two objects of clear colour and shape."""
     return torch.tensor(
         [
             r.background is not None and bool(r.objects) and all(class_of(o) is not None for o in r.objects)
@@ -124,7 +122,7 @@ def class_of(found: Found) -> int | None:
 
 
 def read_maps(pictures: Image, label: Callable[[Found], int]) -> Int64[Tensor, "b h w"]:
-    """The label of each pixel: 0 the background, `label` of an object where the pixel has rather its colour."""
+    """The label of each pixel: 0 the background, an object's where a pixel is rather of its colour."""
     readings = read(pictures)
     return torch.stack([_map(x, r, label) for x, r in zip(pictures.cpu(), readings, strict=True)])
 

@@ -31,7 +31,7 @@ class Txt2Img:
         sampler, times, steps = self.changed(model, size, sampler, times)
         batch = self.batch(model, wanted, size)
         images = sampling.draw(model, wanted, cfg, size, sampler, times, steps, batch)
-        each = max(1, len(wanted) // len(dict(wanted)))
+        each = len({seed for _, seed in wanted})  # pictures a row
         names = [f"{i // each:04d}_{seed:06d}" for i, (_, seed) in enumerate(wanted)]
         return sampling.Drawn(self.finished(images, size), wanted, names)
 

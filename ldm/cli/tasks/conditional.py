@@ -1,4 +1,4 @@
-"""Tasks of models that were trained for them: by class, layout, map, mask, small picture, picture, or nothing."""
+"""Tasks that a model was trained for: by class, layout, map, mask, small picture, picture, or nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,14 +50,15 @@ def rows(wanted: Wanted, **entries: Tensor) -> Batch:
 
 
 class Unconditional(Txt2Img):
-    """n pictures from noise alone, by a model that knows no prompt."""
+    """n pictures from noise alone: by a model without conditions, or with all of them dropped."""
 
     def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
-        dropped = set(model.conditioner.told_by({"caption": []})) - set(model.conditioner.never_dropped)
-        named = [n for n, c in model.conditioner.conditioners.items() if c.keys and n not in dropped]  # type: ignore[union-attr]
-        if named:
-            raise UserError(f"this model draws by {', '.join(named)}: give the task=... that tells it")
-        return rows(wanted)
+        needed = set(model.conditioner.never_dropped) - set(model.conditioner.told_by({}))
+        if needed:
+            raise UserError(
+                f"this model cannot draw without {', '.join(sorted(needed))}: give the task=... that tells it"
+            )
+        return {"position": torch.arange(len(wanted))}
 
 
 class Class(Txt2Img):
@@ -81,7 +82,8 @@ class Class(Txt2Img):
         for label in self.labels:
             if not isinstance(label, int) or not 0 <= label < conditioner.num_classes:
                 raise UserError(
-                    f"task.labels holds {label}, and the model's classes are 0 to {conditioner.num_classes - 1}"
+                    f"task.labels holds {label}, and the model's classes are "
+                    f"0 to {conditioner.num_classes - 1}"
                 )
         return {"label": torch.tensor([int(name.split()[1]) for name, _ in wanted])}
 
@@ -180,13 +182,16 @@ class SuperResolution(Txt2Img):
         picture = opened(self.image, "image")
         if picture.width < low[1] or picture.height < low[0]:
             raise UserError(
-                f"task.image={self.image} is {picture.width}x{picture.height}, and pictures of {size[1]}x{size[0]} "
-                f"are drawn from {low[1]}x{low[0]}: give a larger one, or a smaller size=[height,width]"
+                f"task.image={self.image} is {picture.width}x{picture.height}, and pictures of "
+                f"{size[1]}x{size[0]} are drawn from {low[1]}x{low[0]}: "
+                "give a larger one, or a smaller size=[height,width]"
             )
         entries = {"small": (fitted(picture, low) * 255).round().byte()}
         if conditioner.schedule is None:
             if self.noise_level:
-                raise UserError(f"task.noise_level is {self.noise_level}, and this model knows no noise: give 0")
+                raise UserError(
+                    f"task.noise_level is {self.noise_level}, and this model knows no noise: give 0"
+                )
             return rows(wanted, **entries)
         if not 0 <= self.noise_level <= conditioner.schedule.num_steps:
             raise UserError(

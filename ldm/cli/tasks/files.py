@@ -15,6 +15,8 @@ from ldm.errors import UserError
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
+BOXES = "[[label, left, top, right, bottom], ...]"
+
 
 def read_picture(path: str, size: Size) -> Float[Tensor, "1 3 h w"]:
     """A picture in [-1, 1], scaled to cover `size`, its middle cut out."""
@@ -57,14 +59,14 @@ def of_size(image: Image.Image, path: str, name: str, size: Size) -> Image.Image
     if image.size != (size[1], size[0]):
         width, height = image.size
         raise UserError(
-            f"task.{name}={path} is {width}x{height} (width x height) and the pictures are {size[1]}x{size[0]}: "
-            f"give a map of that size, or size=[{height},{width}]"
+            f"task.{name}={path} is {width}x{height} (width x height) and the pictures are "
+            f"{size[1]}x{size[0]}: give a map of that size, or size=[{height},{width}]"
         )
     return image
 
 
 def read_labels(path: str, name: str, size: Size, num_labels: int) -> UInt8[Tensor, "1 h w"]:
-    """A semantic map: one label a pixel, grey or indexed; UserError for labels that the model does not know."""
+    """A semantic map: one label a pixel, grey or indexed; UserError for unknown labels."""
     image = of_size(raw(path, name), path, name, size)
     if image.mode not in ("L", "P"):
         raise UserError(
@@ -75,8 +77,8 @@ def read_labels(path: str, name: str, size: Size, num_labels: int) -> UInt8[Tens
     above = labels[(labels >= num_labels) & (labels != 255)]  # 255 is no label
     if len(above):
         raise UserError(
-            f"task.{name}={path} holds the label {int(above.max())}, and the model knows 0 to {num_labels - 1} "
-            "(and 255 for none)"
+            f"task.{name}={path} holds the label {int(above.max())}, and the model knows "
+            f"0 to {num_labels - 1} (and 255 for none)"
         )
     return labels[None]
 
@@ -111,26 +113,25 @@ def read_boxes(path: str, num_labels: int, num_boxes: int) -> Float[Tensor, "1 n
     """[[label, left, top, right, bottom], ...] of a JSON file, coordinates in [0, 1]; the rest is no box."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"there is no file task.boxes={path}: give a JSON of [[label, left, top, right, bottom]]")
+        raise UserError(f"there is no file task.boxes={path}: give a JSON of {BOXES}")
     try:
         boxes = torch.tensor(json.loads(file.read_text()), dtype=torch.float32)
     except (ValueError, TypeError) as error:
-        raise UserError(f"task.boxes={path} cannot be read ({error}): give [[label, left, top, right, bottom]]") from error
+        raise UserError(f"task.boxes={path} cannot be read ({error}): give {BOXES}") from error
     if boxes.ndim != 2 or boxes.shape[1] != 5:
-        raise UserError(
-            f"task.boxes={path} is no list of boxes of 5 numbers: give [[label, left, top, right, bottom], ...]"
-        )
+        raise UserError(f"task.boxes={path} is no list of boxes of 5 numbers: give {BOXES}")
     if len(boxes) > num_boxes:
         raise UserError(f"task.boxes={path} has {len(boxes)} boxes, and the model takes at most {num_boxes}")
     labels, corners = boxes[:, 0], boxes[:, 1:]
     if ((labels < 0) | (labels >= num_labels) | (labels != labels.round())).any():
         raise UserError(
-            f"task.boxes={path} has the labels {[f'{x:g}' for x in labels.tolist()]}, and the model knows 0 to "
-            f"{num_labels - 1}"
+            f"task.boxes={path} has the labels {', '.join(f'{x:g}' for x in labels.tolist())}, and the model "
+            f"knows 0 to {num_labels - 1}"
         )
     if ((corners < 0) | (corners > 1)).any() or (corners[:, :2] >= corners[:, 2:]).any():
         raise UserError(
-            f"task.boxes={path} has a box that is not left < right and top < bottom in 0 to 1, shares of the picture"
+            f"task.boxes={path} has a box that is not left < right and top < bottom in 0 to 1, "
+            "shares of the picture"
         )
     none = torch.full((num_boxes - len(boxes), 5), -1.0)
     return torch.cat([boxes, none])[None]

@@ -55,7 +55,9 @@ class Interpolate(Txt2Img):
             share = shares[part]
             n = len(share)
             cond = between(*(condition(model, p, n, latent) for p in (prompts[0], prompts[-1])), share)
-            null = model.null(n, latent) if cfg.negative is None else condition(model, cfg.negative, n, latent)
+            null = (
+                model.null(n, latent) if cfg.negative is None else condition(model, cfg.negative, n, latent)
+            )
             at = model.denoiser, model.schedule, model.parameterization
             moving: Sampler = partial(blend, sampler=sampler, other=noise.expand(n, -1, -1, -1), share=share)
             seeds = [cfg.seed] * n
