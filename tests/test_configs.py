@@ -239,8 +239,10 @@ def test_a_known_recipe_is_a_line_of_overrides(name):
 
 @pytest.mark.parametrize("name", options("task"))
 def test_a_task_builds(name):
-    given = {"img2img": ["image"], "inpaint": ["image", "mask"], "invert": ["image", "prompt"]}.get(name, [])
-    build(compose("sample", ["ckpt=a", "prompts=[a]", f"task={name}", *(f"task.{k}=a" for k in given)]).task)
+    words = ["ckpt=a", "prompts=[a]", f"task={name}"]
+    wanted = compose("sample", words, complete=False).task
+    given = {k: "[0]" if k == "labels" else "a" for k in wanted if OmegaConf.is_missing(wanted, k)}
+    build(compose("sample", [*words, *(f"task.{k}={v}" for k, v in given.items())]).task)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -109,21 +109,25 @@ def draw(
     sampler: Sampler,
     times: Float[Tensor, " s"],
     steps: int | None = None,
+    batch: Batch | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """A picture of `size` (height, width) for each (prompt, seed), in [-1, 1] on the CPU.
 
-    `steps` is how many the sampler makes where that is not one for each of the times.
+    `steps` is how many the sampler makes where that is not one for each of the times. `batch` has a row of
+    conditions for each picture, where prompts are not all.
     """
+    given: Batch = {"caption": [prompt for prompt, _ in wanted]} if batch is None else batch
+    told = model.conditioner.told_by(given)
     guidance, weak = build(cfg.guidance), load_weak(cfg.weak, model, cfg.device)
 
     def make(part: slice, progress: Progress) -> Tensor:
-        prompts, seeds = zip(*wanted[part], strict=True)
-        batch: Batch = {"caption": list(prompts)}
+        seeds = [seed for _, seed in wanted[part]]
+        rows: Any = {key: values[part] for key, values in given.items()}  # type: ignore[index]
         negative: Batch | None = (
             None if cfg.get("negative") is None else {"caption": [cfg.negative] * len(seeds)}
         )
         return model.generate(
-            batch, seeds, size, sampler, times, cfg.scale, negative, progress, guidance, weak
+            rows, seeds, size, sampler, times, cfg.scale, negative, progress, guidance, weak, told
         )
 
     return in_batches(len(wanted), cfg.batch_size, steps or len(times) - 1, model, make)

@@ -1,0 +1,60 @@
+"""A picture's own noise, drawn again under other prompts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ldm.cli.tasks.base import Txt2Img, latent
+from ldm.cli.tasks.files import Size, read_picture
+from ldm.diffusion.guidance import Denoise
+from ldm.diffusion.samplers import Sampler
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.tasks.invert import invert
+from ldm.errors import UserError
+from ldm.model import LatentDiffusion
+
+
+class Invert(Txt2Img):
+    """A picture's own noise by DDIM, drawn again: the picture itself from `prompt`, edited from another one.
+
+    One picture a prompt, since nothing is left to the seed.
+
+    Args:
+        image: the picture's file.
+        prompt: what it shows, for the way to its noise, which is not guided.
+        refinements: evaluations a step that bring the way back nearer to the picture.
+    """
+
+    def __init__(self, image: str, prompt: str, refinements: int) -> None:
+        if refinements < 0:
+            raise UserError(f"task.refinements is at least 0, not {refinements}")
+        self.image, self.prompt, self.refinements = image, prompt, refinements
+
+    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[tuple[str, int]]:
+        return [(prompt, cfg.seed) for prompt in prompts]
+
+    @torch.no_grad()
+    def changed(
+        self, model: LatentDiffusion, size: Size, sampler: Sampler, times: Tensor
+    ) -> tuple[Sampler, Tensor, int]:
+        z_0 = latent(model, read_picture(self.image, size))
+        denoise = model.denoise({"caption": [self.prompt]}, scale=1.0, size=model.latent_shape(*size)[1:])
+        *_, z_T = invert(denoise, z_0, times, model.schedule, self.refinements)
+        return partial(_from_noise, sampler=sampler, own=z_T), times, len(times) - 1
+
+
+def _from_noise(
+    denoise: Denoise,
+    z_T: Float[Tensor, "b z h w"],
+    times: Float[Tensor, " s"],
+    schedule: Schedule,
+    noise: Callable[[int], Tensor],
+    sampler: Sampler,
+    own: Float[Tensor, "1 z h w"],
+) -> Iterator[Float[Tensor, "b z h w"]]:
+    """The sampler from a given noise in the place of z_T."""
+    return sampler(denoise, own.expand_as(z_T), times, schedule, noise)
