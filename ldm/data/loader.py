@@ -1,14 +1,13 @@
 """Loaders: a stream's batches in the training process, with one integer as their whole state."""
 
 import logging
-import multiprocessing
-import signal
 import time
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
 
+from ldm.data import workers
 from ldm.data.batches import Reader, Served, Steps, Stream
 from ldm.data.reader import Shards
 from ldm.data.stream import InOrder
@@ -49,23 +48,6 @@ class Tally:
                 LOG.warning("bad sample %d, another stands for it: %s", self.bad, reason)
 
 
-def safe_start() -> str | None:
-    """How worker processes start unless told otherwise: not by a fork of a process that has threads.
-
-    A fork while another thread of it holds one of Python's own locks hangs (seen once in some thirty starts).
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return None  # where there is no fork, either
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-    return "forkserver"
-
-
-def _deaf(worker: int) -> None:
-    """A scheduler's signals reach every process of a job: a worker that died of one would end the run."""
-    for name in ("SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
 class Batches(DataLoader):
     """A stream's batches from its start to its last step; errors of users come out as they went in."""
 
@@ -78,7 +60,7 @@ class Batches(DataLoader):
         start_method: str | None = None,
     ) -> None:
         # a generator of its own: making an iterator must not draw from the global one
-        own, method = torch.Generator(), (start_method or safe_start()) if num_workers else None
+        own, method = torch.Generator(), (start_method or workers.safe_start()) if num_workers else None
         super().__init__(
             stream,
             None,
@@ -86,15 +68,17 @@ class Batches(DataLoader):
             pin_memory=pin_memory,
             generator=own,
             multiprocessing_context=method,
-            worker_init_fn=_deaf,
+            worker_init_fn=workers.begin,
         )
-        self.stream = stream
+        self.stream, self.start_method = stream, method
         self.tally = Tally(max_bad_rate)
 
     def __len__(self) -> int:
         return self.stream.steps
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.start_method == "forkserver":
+            workers.start_server()
         served: Served | UserError
         for served in super().__iter__():
             if isinstance(served, UserError):
