@@ -9,7 +9,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 
 from ldm.cli.build import build
-from ldm.cli.composition import CONFIGS, compose
+from ldm.cli.composition import CONFIGS, choices, compose
 from ldm.data.module import ShardDataModule
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.parameterization import Eps
@@ -28,6 +28,38 @@ COUNTS = {
     "ae_kl_f8_finetune": {"": 83_653_863},
     "ldm_f8_text": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
     "ldm_f8_text_512": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
+    "ldm1_imagenet256": {"denoiser": 396_835_971, "first_stage": 0, "conditioner": 1001 * 512},
+    "ldm1_celebahq256": {"denoiser": 270_458_115, "first_stage": 0, "conditioner": 0},
+    "ldm4_imagenet256": {"denoiser": 400_920_579, "first_stage": 55_322_782, "conditioner": 1001 * 512},
+    "ldm8_imagenet256": {"denoiser": 394_984_196, "first_stage": 67_717_295, "conditioner": 1001 * 512},
+    "dit_xl2_imagenet256": {"denoiser": 674_816_272, "first_stage": 83_653_863, "conditioner": 0},
+    "ldm4_celebahq256": {"denoiser": 274_056_163, "first_stage": 55_322_782, "conditioner": 0},
+    "ldm4_ffhq256": {"denoiser": 274_056_163, "first_stage": 55_322_782, "conditioner": 0},
+    "ldm4_bedrooms256": {"denoiser": 274_056_163, "first_stage": 55_322_782, "conditioner": 0},
+    "ldm8_churches256": {"denoiser": 294_966_916, "first_stage": 83_653_863, "conditioner": 0},
+    "ldm8_text256": {"denoiser": 872_300_484, "first_stage": 83_653_863, "conditioner": 567_069_440},
+    "sd2_text256": {"denoiser": 865_910_724, "first_stage": 83_653_863, "conditioner": 340_387_840},
+    "sd2_text512": {"denoiser": 865_910_724, "first_stage": 83_653_863, "conditioner": 340_387_840},
+    "sd2_text768": {"denoiser": 865_910_724, "first_stage": 83_653_863, "conditioner": 340_387_840},
+    "sdxl_text256": {"denoiser": 2_567_463_684, "first_stage": 83_653_863, "conditioner": 810_632_448},
+    "sdxl_text512": {"denoiser": 2_567_463_684, "first_stage": 83_653_863, "conditioner": 810_632_448},
+    "sdxl_text1024": {"denoiser": 2_567_463_684, "first_stage": 83_653_863, "conditioner": 810_632_448},
+    "ldm4_semantic256": {"denoiser": 215_229_315, "first_stage": 55_322_782, "conditioner": 182 * 3},
+    "ldm4_semantic_tokens256": {
+        "denoiser": 400_920_579,
+        "first_stage": 55_322_782,
+        "conditioner": 23_986_688,
+    },
+    "ldm4_layout256": {"denoiser": 246_277_379, "first_stage": 55_322_782, "conditioner": 52_953_600},
+    "ldm8_layout_coco256": {"denoiser": 312_241_540, "first_stage": 67_717_295, "conditioner": 52_739_584},
+    "ldm4_inpainting256": {"denoiser": 387_245_827, "first_stage": 53_219_486, "conditioner": 0},
+    "sd15_inpainting512": {"denoiser": 859_535_364, "first_stage": 83_653_863, "conditioner": 123_060_480},
+    "ldm4_super_resolution256": {"denoiser": 113_622_563, "first_stage": 55_322_782, "conditioner": 0},
+    "ldm4_super_resolution_bsr256": {"denoiser": 113_622_563, "first_stage": 55_322_782, "conditioner": 0},
+    "sd2_x4_upscaler512": {"denoiser": 473_398_020, "first_stage": 55_325_927, "conditioner": 340_387_840},
+    "sd15_variation512": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 303_966_208},
+    "sd2_depth512": {"denoiser": 865_913_604, "first_stage": 83_653_863, "conditioner": 340_387_840},
+    "sd15_edges512": {"denoiser": 859_705_284, "first_stage": 83_653_863, "conditioner": 123_060_480},
 }
 PARTS = {
     "denoiser": {
@@ -40,6 +72,8 @@ PARTS = {
         "sd2_x4_upscaler": 473_398_020,
         "sdxl": 2_567_463_684,
         "sdxl_refiner": 2_259_526_660,
+        "ldm1_imagenet": 396_835_971,
+        "ldm1_faces": 270_458_115,
         "ldm4_faces": 274_056_163,
         "ldm8_churches": 294_966_916,
         "ldm8_imagenet": 394_984_196,
@@ -47,6 +81,7 @@ PARTS = {
         "ldm4_text": 403_623_939,
         "ldm8_text": 872_300_484,
         "ldm4_layout": 246_277_379,
+        "ldm8_layout": 312_241_540,
         "ldm4_inpainting": 387_245_827,
         "ldm4_semantic": 215_229_315,
         "ldm4_super_resolution": 113_622_563,
@@ -77,7 +112,7 @@ PARTS = {
         "transformer_text_1280": 567_069_440,
     },
 }
-"""The published sizes; kl_f2, kl_f8_16 and the deep ones are our own."""
+"""The published sizes, of LDM-1 in millions; kl_f2, kl_f8_16, the deep ones and ldm8_layout are our own."""
 GROUPS = {
     "autoencoder": ["autoencoder", "perceptual", "adversary", "optimizer", "learning_rate"],
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
@@ -253,6 +288,7 @@ def test_a_task_builds(name):
         ("sample", ["ckpt=a", "prompts=b"]),
         ("pack", ["source=demo", "out=b"]),
         ("ema", ["ckpt=a", "snapshots=b", "length=0.1", "out=c"]),
+        ("widen", ["experiment=sd15_inpainting512", "ckpt=a", "out=b"]),
         ("compare_samplers", ["ckpt=a", "out=b"]),
         ("densities", ["out=a"]),
     ],
@@ -271,6 +307,24 @@ def test_an_experiment_says_what_it_is(name):
     assert how.startswith("# ") and f"train.py experiment={name}" in how
     assert cost.startswith("# cost: ") and number.startswith("# our number: ")
     assert not rest[0].startswith("#")
+
+
+def test_the_table_of_full_size_experiments_is_true():
+    """docs/experiments.md has each of them once, with its size, its first stage and its conditioner."""
+    cells = [
+        [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        for line in (CONFIGS.parent / "docs" / "experiments.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    rows = {row[0]: row[1:] for row in cells}
+    assert len(rows) == len(cells) and rows.keys() == {n for n in COUNTS if not n.startswith("ae_")}
+    for name, (_, size, first_stage, conditioner, *_) in rows.items():
+        assert size == f"{COUNTS[name]['denoiser']:,}"
+        chosen = choices("train", [f"experiment={name}"])
+        assert chosen["conditioner"] == conditioner
+        assert chosen["autoencoder"] == {"none": "identity"}.get(first_stage, first_stage)
+        trained_by = f"ae_{first_stage.removesuffix('_upscaler')}"
+        assert trained_by in EXPERIMENTS or first_stage == "none"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))

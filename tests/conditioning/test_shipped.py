@@ -1,19 +1,28 @@
-"""Every shipped conditioner fits a shipped denoiser, as its config says."""
+"""Every shipped conditioner fits a shipped denoiser, as its config says, and gets what it reads."""
 
+import json
 import re
 from functools import cache
+from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
-from ldm.cli.build import build
+from ldm.cli.build import build, build_untrusted
 from ldm.cli.composition import CONFIGS, compose
 from ldm.conditioning.rescalers import Cover, Resize, Unshuffle
-from ldm.diffusion.parameterization import Eps
-from ldm.diffusion.schedule import ScaledLinear
+from ldm.data.shards import write_shard
+from ldm.diffusion.parameterization import Eps, V
+from ldm.diffusion.samplers.ddim import ddim
+from ldm.diffusion.schedule import Cosine, ScaledLinear
+from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
+from ldm.networks.unet import UNet
+from tests import tiny
 
 NAMES = sorted(path.stem for path in (CONFIGS / "conditioner").glob("*.yaml"))
 DEMO = ["denoiser=demo", "autoencoder=demo"]
@@ -38,6 +47,7 @@ FITTING = {
     "super_resolution": ["denoiser=ldm4_super_resolution", "autoencoder=vq_f4"],
     "transformer_text": ["denoiser.context_channels=512"],
     "transformer_text_1280": ["denoiser=ldm8_text"],
+    "unconditional": ["denoiser=ldm4_faces", "autoencoder=vq_f4"],
     "x4_upscaler": ["denoiser=sd2_x4_upscaler", "autoencoder=kl_f4_upscaler"],
     "demo_class": DEMO,
     "demo_depth": [*DEMO, "denoiser.in_channels=72", *MAPS],
@@ -137,3 +147,58 @@ def test_inpainting_stands_in_the_published_order(name, order, low, rescaler):
     parts = model(f"conditioner={name}", *FITTING[name]).conditioner.conditioners
     assert list(parts) == order
     assert parts["mask"].low == low and type(parts["mask"].rescaler) is rescaler
+
+
+FULL_SIZE = sorted(
+    path.stem
+    for path in (CONFIGS / "experiment").glob("*.yaml")
+    if not path.stem.startswith(("ae_", "debug_", "demo_", "emoji_"))
+)
+HEIGHT, WIDTH, SIDE = 300, 340, 128
+
+
+@pytest.fixture(scope="module")
+def whole_shard(tmp_path_factory):
+    """Pictures with all that can be known of one: caption, class, maps, boxes, sizes."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shards")
+
+    def png(*shape):
+        file = BytesIO()
+        Image.fromarray(rng.integers(0, 180, shape, np.uint8)).save(file, "PNG")
+        return file.getvalue()
+
+    known = {"boxes": [[3, 0.1, 0.1, 0.9, 0.8], [7, 0.3, 0.3, 0.7, 0.7]], "width": WIDTH, "height": HEIGHT}
+    samples = []
+    for row in range(8):
+        members = {"png": png(HEIGHT, WIDTH, 3), "txt": b"a red circle", "cls": b"3"}
+        maps = {"seg.png": png(HEIGHT, WIDTH), "depth.png": png(HEIGHT, WIDTH)}
+        samples.append((f"{row:09d}", {**members, **maps, "json": json.dumps(known).encode()}))
+    write_shard(folder / "00000.tar", samples)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_the_data_of_a_full_size_experiment_hold_what_its_model_reads(name, whole_shard):
+    """A real batch becomes conditions that the denoiser takes; the weights are not needed for that."""
+    given = [f"data.shards={whole_shard}", "init=a", "first_stage=b", f"data.size={SIDE}"]
+    cfg = compose("train", [f"experiment={name}", *given, "data.global_batch_size=4", "data.num_workers=0"])
+    if cfg.data.arrangement.buckets is not None:
+        cfg.data.arrangement.buckets.shapes = [[SIDE, SIDE]]
+    batch = next(iter(build(cfg.data).train_dataloader()))
+    with torch.device("meta"):
+        model = build(cfg.stage.model)
+        needed = {key for part in model.conditioner.conditioners.values() for key in part.keys}
+        assert needed <= batch.keys() and batch["image"].shape == (4, 3, SIDE, SIDE)
+        z, h, w = model.latent_shape(SIDE, SIDE)
+        u = torch.rand(4, len(model.conditioner), device="cpu")
+        model.denoiser.check(torch.zeros(4, z, h, w), model.condition(batch, u, (h, w)))
+
+
+def test_a_model_without_any_condition_trains_and_draws():
+    unet = UNet(4, 4, 16, (1, 2), 1, (1,), 2, None, None)
+    nothing = build_untrusted(OmegaConf.to_container(leaf("conditioner", "unconditional")))
+    model = LatentDiffusion(unet, tiny.autoencoder(), nothing, Cosine(100, 0.008, 0.999), V())
+    stage = tiny.second_stage(model)
+    assert stage.loss(tiny.batch(2), dropout=True).isfinite() and not model.guidable
+    drawn = model.generate({"caption": [""]}, [0], (16, 16), ddim, trailing(model.schedule, 2), scale=1.0)
+    assert drawn.shape == (1, 3, 16, 16)

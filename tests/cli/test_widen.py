@@ -1,0 +1,48 @@
+"""The command that writes what an experiment's `init` takes."""
+
+import torch
+from omegaconf import OmegaConf
+
+from ldm.cli import sampling, widen
+from ldm.cli.build import build
+from ldm.cli.composition import compose
+from ldm.interop import safetensors
+from tests import tiny
+from tests.cli.test_compare_samplers import run
+
+DEBUG = ["experiment=debug_text", "data.shards=none"]
+EDGES = [
+    "experiment=debug_text",
+    "denoiser.in_channels=68",
+    "+conditioner.conditioners.edges={_target_: ldm.conditioning.spatial.NumberMap, key: edges, "
+    "dropout: 0.1, factor: 8, "
+    "rescaler: {_target_: ldm.conditioning.rescalers.Unshuffle, channels: 1, factor: 8}}",
+]
+
+
+def test_writes_a_file_that_init_and_sampling_take(monkeypatch, capsys, tmp_path):
+    ckpt, out = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    cfg = compose("train", DEBUG).stage.model
+    old = build(cfg)
+    safetensors.save(
+        ckpt,
+        old.state_dict(),
+        OmegaConf.to_container(cfg, resolve=True),
+        "latent_diffusion",
+        {"step": "8", "size": "64"},
+    )
+    assert run(monkeypatch, widen.main, f"ckpt={ckpt}", f"out={out}", *EDGES) == 0, capsys.readouterr().err
+    assert "with zeros for more channels in: denoiser.conv_in.weight" in capsys.readouterr().out
+    stage = tiny.second_stage(build(compose("train", [*EDGES, "data.shards=none"]).stage.model))
+    tensors, _, header = safetensors.load(out, "latent_diffusion")
+    safetensors.fill(stage.model, tensors, out)
+    weight = stage.model.denoiser.conv_in.weight
+    assert torch.equal(weight[:, :4], old.denoiser.conv_in.weight) and not weight[:, 4:].any()
+    assert header["size"] == "64" and header["widened_from"] == str(ckpt)
+    sampling.load(str(out), "cpu")
+
+
+def test_what_has_no_denoiser_is_refused(monkeypatch, capsys, tmp_path):
+    words = ["experiment=debug_ae", f"ckpt={tmp_path / 'a'}", f"out={tmp_path / 'b'}"]
+    assert run(monkeypatch, widen.main, *words) == 2
+    assert "only models of stage 2 are widened" in capsys.readouterr().err
