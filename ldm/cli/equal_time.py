@@ -19,7 +19,9 @@ from ldm.interop import safetensors
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 TRIAL = 60
-"""Steps over which an experiment's speed is measured."""
+"""Steps over which an experiment's speed is measured, and the fewest that it trains."""
+TRIAL_ROW = 10
+"""Steps to a row of a trial's log."""
 MOMENTS = (
     "trainer.val_check_interval",
     "learning_rate.warmup_steps",
@@ -38,6 +40,9 @@ def main() -> None:
         "words", nargs="+", metavar="WORD", help="experiments, and key=value overrides of all of them"
     )
     parser.add_argument("--seconds", type=float, required=True, help="of training each, validation left out")
+    parser.add_argument(
+        "--trial", type=int, default=TRIAL, help="steps that measure the speed, also the fewest"
+    )
     parser.add_argument("--out", required=True, help="a folder, in which each experiment's run gets its own")
     args = parser.parse_args()
     with sentences():
@@ -45,16 +50,18 @@ def main() -> None:
         given = [word for word in args.words if "=" in word]
         if args.seconds <= 0 or not experiments:
             raise UserError("name experiments, and give them --seconds above 0")
+        if args.trial < 2 * TRIAL_ROW:
+            raise UserError(f"a --trial of {args.trial} steps measures nothing: give {2 * TRIAL_ROW} or more")
         for name in experiments:  # every mistake before the first step
             compose("train", [f"experiment={name}", *given])
         for name in experiments:
-            train(name, Path(args.out), given, args.seconds)
+            train(name, Path(args.out), given, args.seconds, args.trial)
 
 
-def train(name: str, out: Path, given: list[str], seconds: float) -> None:
+def train(name: str, out: Path, given: list[str], seconds: float, trial: int) -> None:
     """One experiment into `out`/`name`, from where it stands."""
     cfg = compose("train", [f"experiment={name}", *given])
-    steps, run = planned(name, out, given, seconds), out / name
+    steps, run = planned(name, out, given, seconds, trial), out / name
     file = run / f"{kind(cfg)}.safetensors"
     if file.is_file() and int(safetensors.load(str(file), kind(cfg))[2]["step"]) >= steps:
         print(f"{name}: {steps:,} steps are done", flush=True)
@@ -62,7 +69,7 @@ def train(name: str, out: Path, given: list[str], seconds: float) -> None:
     start(name, run, given, lengthened(cfg, steps) | {"resume": "auto"})
 
 
-def planned(name: str, out: Path, given: list[str], seconds: float) -> int:
+def planned(name: str, out: Path, given: list[str], seconds: float, trial: int) -> int:
     """Steps that take `seconds`, as they were measured when the run was first asked for."""
     plan = out / name / "equal_time.json"
     if plan.is_file():
@@ -73,21 +80,28 @@ def planned(name: str, out: Path, given: list[str], seconds: float) -> int:
                 "give another --out"
             )
         return int(known["steps"])
-    steps = max(TRIAL, round(seconds * steps_a_second(name, out / "trials" / name, given)))
+    cfg, run = compose("train", [f"experiment={name}", *given]), out / "trials" / name
+    try_out(name, run, given, cfg, trial)
+    steps = max(trial, round(seconds * pictures_a_second(run) / cfg.data.global_batch_size))
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_text(json.dumps({"seconds": seconds, "steps": steps}) + "\n")
     return steps
 
 
-def steps_a_second(name: str, run: Path, given: list[str]) -> float:
-    """Speed over a trial that has the same parts as the whole, its first steps left out."""
-    cfg = compose("train", [f"experiment={name}", *given])
+def try_out(name: str, run: Path, given: list[str], cfg: DictConfig, steps: int) -> None:
+    """A short training that has the same parts as the whole, whose config is `cfg`, for its speed."""
     shutil.rmtree(run, ignore_errors=True)
-    quiet = {"callbacks.checkpoint": "null", "callbacks.pictures": "null", "stage.log_every": 10}
-    settings = {key: v for key, v in lengthened(cfg, TRIAL).items() if not key.startswith("callbacks.")}
-    start(name, run, given, settings | quiet | {"trainer.val_check_interval": TRIAL})
-    speeds = [v for _, v in compare.read(run).columns["speed/images_per_second"][1:]]
-    return len(speeds) / sum(1 / v for v in speeds) / cfg.data.global_batch_size
+    quiet = {"callbacks.checkpoint": "null", "callbacks.pictures": "null", "stage.log_every": TRIAL_ROW}
+    settings = {key: v for key, v in lengthened(cfg, steps).items() if not key.startswith("callbacks.")}
+    start(name, run, given, settings | quiet | {"trainer.val_check_interval": steps})
+
+
+def pictures_a_second(run: Path) -> float:
+    """A run's speed by its log, the first steps left out."""
+    speeds = [v for _, v in compare.read(run).columns.get("speed/images_per_second", [])][1:]
+    if not speeds:
+        raise UserError(f"{run} logged its speed less than twice: train it with a smaller stage.log_every")
+    return len(speeds) / sum(1 / v for v in speeds)
 
 
 def lengthened(cfg: DictConfig, steps: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from ldm.cli import equal_time
 from ldm.cli.composition import compose
+from ldm.errors import UserError
 from ldm.interop import safetensors
 
 GIVEN = ["data.shards=shards"]
@@ -54,6 +55,9 @@ def test_steps_follow_from_a_trial_and_nothing_is_done_twice(tmp_path, monkeypat
     assert trial["trainer.max_steps"] == equal_time.TRIAL and trial["callbacks.checkpoint"] == "null"
     assert whole["trainer.max_steps"] == 300, "48 pictures a second by the harmonic mean, 16 a step"
     assert whole["resume"] == "auto"
+    run(monkeypatch, tmp_path / "short", "demo_ae", *GIVEN, "--seconds", "1", "--trial", "20")
+    assert [each["trainer.max_steps"] for each in started[2:]] == [20, 20], "no fewer than the trial's"
+    started[2:] = []
     run(monkeypatch, tmp_path, "demo_ae", *GIVEN, "--seconds", "100")
     assert len(started) == 2 and "demo_ae: 300 steps are done" in capsys.readouterr().out
     assert json.loads((tmp_path / "demo_ae" / "equal_time.json").read_text()) == {
@@ -66,6 +70,7 @@ def test_steps_follow_from_a_trial_and_nothing_is_done_twice(tmp_path, monkeypat
     ("typed", "message"),
     [
         (["demo_ae", "--seconds", "90"], "was planned for 100 seconds, not 90: give another --out"),
+        (["demo_ae", "--seconds", "90", "--trial", "19"], "a --trial of 19 steps measures nothing: give 20"),
         (["data=emoji", "--seconds", "90"], "name experiments, and give them --seconds above 0"),
         (["demo_aee", "--seconds", "100"], "demo_ae"),
     ],
@@ -75,3 +80,11 @@ def test_mistakes_are_sentences(tmp_path, monkeypatch, started, capsys, typed, m
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, tmp_path, *typed)
     assert stop.value.code == 2 and message in capsys.readouterr().err and len(started) == 2
+
+
+def test_a_speed_needs_two_rows(tmp_path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,speed/images_per_second\n50,32\n")
+    with pytest.raises(
+        UserError, match="logged its speed less than twice: train it with a smaller stage.log_every"
+    ):
+        equal_time.pictures_a_second(tmp_path)

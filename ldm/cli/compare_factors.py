@@ -1,0 +1,235 @@
+"""Pixel space against latents at equal time: `python -m ldm.cli.compare_factors out=...`."""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.cli import equal_time, record, sampling
+from ldm.cli.build import build
+from ldm.cli.compare_first_stages import pictures
+from ldm.cli.compare_samplers import drawn_scenes
+from ldm.cli.entry import command
+from ldm.cli.evaluate import ceilings
+from ldm.cli.factors import Space, figure, report
+from ldm.cli.training import precision
+from ldm.data.demo.scenes import captions
+from ldm.errors import UserError
+from ldm.evaluation.alignment import AlignmentScore, score
+from ldm.evaluation.frechet import demo_features, frechet_distance
+from ldm.grid import labelled_grid, to_pil
+from ldm.interop import safetensors
+from ldm.model import LatentDiffusion
+
+FILE = "latent_diffusion.safetensors"
+
+
+@command("compare_factors")
+def main(cfg: DictConfig) -> None:
+    """Speed and score of spaces, their U-Nets equally large and equally long trained: tables and plots."""
+    out = Path(cfg.out)
+    seconds = trained(Path(cfg.runs), list(cfg.experiments))
+    spaces = {name: found(name, cfg, seconds) for name in cfg.experiments}
+    size = {
+        int(safetensors.read_header(file(cfg, name), "latent_diffusion")["size"]) for name in spaces
+    }.pop()
+    real, as_many = (
+        drawn_scenes(cfg.reference, (size, size)),
+        drawn_scenes(cfg.n, (size, size), cfg.reference),
+    )
+    floor = frechet_distance(demo_features(as_many), demo_features(real))
+    text = report(spaces, cfg.steps, floor)
+    (out / "factors.md").write_text(text)
+    plain = {name: asdict(space) for name, space in spaces.items()}
+    (out / "factors.json").write_text(json.dumps(plain, indent=1) + "\n")
+    figure(spaces).savefig(out / "factors.png")
+    titles = {name: f"{name}: {100 * s.samples.passed:.0f} % all right" for name, s in spaces.items()}
+    labelled_grid([(title, shown(out / name, cfg.shown)) for name, title in titles.items()]).save(
+        out / "factors_samples.png"
+    )
+    print(f"{text}\nwrote {out}/factors.md, .json and .png, and {out}/factors_samples.png")
+
+
+def file(cfg: DictConfig, name: str) -> Path:
+    """An experiment's sampling file."""
+    return Path(cfg.runs) / name / FILE
+
+
+def trained(runs: Path, names: list[str]) -> float:
+    """Seconds that every run was trained for; UserError for what is missing, unfinished or not equal."""
+    again = f"python -m ldm.cli.equal_time {' '.join(names)} stage.log_every=10 --trial 20 --out {runs}"
+    plans = {name: runs / name / "equal_time.json" for name in names}
+    missing = [name for name in names if not ((runs / name / FILE).is_file() and plans[name].is_file())]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {verb} not trained: {again} --seconds 150")
+    planned = {name: json.loads(plan.read_text()) for name, plan in plans.items()}
+    for name, plan in planned.items():
+        step = int(safetensors.read_header(runs / name / FILE, "latent_diffusion")["step"])
+        if step < plan["steps"]:
+            raise UserError(
+                f"{name} stands at step {step:,} of {plan['steps']:,}: {again} --seconds {plan['seconds']:g}"
+            )
+    seconds = {float(plan["seconds"]) for plan in planned.values()}
+    if len(seconds) > 1:
+        said = ", ".join(f"{name} {plan['seconds']:g}" for name, plan in planned.items())
+        raise UserError(f"the runs were not trained equally long: {said} seconds; give them another --out")
+    return seconds.pop()
+
+
+def found(name: str, cfg: DictConfig, seconds: float) -> Space:
+    """What was measured of a run before, where all that was asked is as it was; else it is measured now."""
+    kept = Path(cfg.out) / name / "found.json"
+    stat = file(cfg, name).stat()
+    asked: Any = OmegaConf.to_container(cfg, resolve=True)
+    asked = {k: v for k, v in asked.items() if k not in ("out", "experiments")} | {"file": stat.st_mtime_ns}
+    if kept.is_file():
+        known = json.loads(kept.read_text())
+        if known["asked"] == asked:
+            print(f"{name}: measured before", flush=True)
+            scores = {key: AlignmentScore(**known[key]) for key in ("samples", "reconstructions")}
+            return Space(**{**known["space"], **scores})
+    space = measured(name, cfg, seconds)
+    plain = asdict(space)
+    scores = {key: plain.pop(key) for key in ("samples", "reconstructions")}
+    kept.write_text(json.dumps({"asked": asked, "space": plain, **scores}, indent=1) + "\n")
+    return space
+
+
+def measured(name: str, cfg: DictConfig, seconds: float) -> Space:
+    """All of one run; the samples' first pictures beside."""
+    out = Path(cfg.out) / name
+    out.mkdir(parents=True, exist_ok=True)
+    model, header = sampling.load(str(file(cfg, name)), cfg.device)
+    size, steps = (int(header["size"]), int(header["size"])), int(header["step"])
+    factor, latent_channels = model.first_stage.downsampling, model.first_stage.latent_channels
+    cached = equal_time.pictures_a_second(file(cfg, name).parent)
+    batch = record.read(file(cfg, name).parent)["data"]["global_batch_size"]
+    wanted, clock = captions("train", cfg.n), Clock()
+    images = draw(model, wanted, cfg, size, clock)
+    for i, image in enumerate(images[: cfg.shown]):
+        to_pil(image).save(out / f"{i:02d}.png")
+    real = demo_features(drawn_scenes(cfg.reference, size))
+    return Space(
+        factor=factor,
+        channels=latent_channels,
+        parameters=sum(p.numel() for p in model.denoiser.parameters()),
+        gmac=gmac(model, size),
+        seconds=seconds,
+        steps=steps,
+        pictures=steps * batch,
+        cached=cached,
+        uncached=cached if factor == 1 else uncached(name, cfg, out / "trial"),
+        encoding=None if factor == 1 else encoding(model, cfg, size[0]),
+        denoising=clock.denoising,
+        decoding=clock.decoding,
+        samples=score(images, wanted),
+        distance=frechet_distance(demo_features(images), real),
+        reconstructions=ceilings(model, cfg.n)["their reconstructions (ceiling)"],
+    )
+
+
+@torch.no_grad()
+def gmac(model: LatentDiffusion, size: tuple[int, int]) -> float:
+    """10^9 multiplications and additions of a picture's pass through the denoiser, without guidance."""
+    # On the meta device attention is counted, too, which the CPU's fused kernel hides from the counter.
+    twin = copy.deepcopy(model).to("meta")
+    shape = twin.latent_shape(*size)
+    z_t, t = torch.zeros(1, *shape, device="meta"), torch.zeros(1, device="meta")
+    cond = twin.null(1, shape[1:])
+    with FlopCounterMode(display=False) as counter:
+        twin.denoiser(z_t, t, cond)
+    return counter.get_total_flops() / 2e9
+
+
+def uncached(name: str, cfg: DictConfig, run: Path) -> float:
+    """Pictures a second of the same training on pictures, which it encodes step by step."""
+    # the log's statistics of the latents would encode some pictures twice
+    pixels = [f"data.shards={cfg.shards}", "data.val_shards=null", "callbacks.latents=null"]
+    whole = OmegaConf.create(record.read(file(cfg, name).parent))
+    equal_time.try_out(name, run, [*cfg.given, *pixels], whole, cfg.trial_steps)
+    return equal_time.pictures_a_second(run)
+
+
+@torch.no_grad()
+def encoding(model: LatentDiffusion, cfg: DictConfig, size: int) -> float:
+    """Pictures a second through the encoder, in the precision of training."""
+    device = model.first_stage.latent_mean.device
+    parts = [
+        x.to(device).float() / 127.5 - 1 for x in pictures(cfg.shards, size, cfg.encoded, cfg.batch_size)
+    ]
+    with training_precision(device):
+        model.first_stage.posterior(parts[0])  # kernels are made in the first pass
+        start = now(device)
+        for x in parts:
+            model.first_stage.posterior(x)
+    return sum(map(len, parts)) / (now(device) - start)
+
+
+def training_precision(device: torch.device) -> AbstractContextManager:
+    """bf16 where training would have it."""
+    bf16 = precision("auto" if device.type == "cuda" else "cpu") != "32-true"
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+@dataclass
+class Clock:
+    """Seconds of sampling, in its two parts."""
+
+    denoising: float = 0.0
+    decoding: float = 0.0
+
+
+def draw(
+    model: LatentDiffusion, wanted: list[str], cfg: DictConfig, size: tuple[int, int], clock: Clock
+) -> Float[Tensor, "b 3 h w"]:
+    """A picture a caption, as sample.py draws it; where the time went goes into `clock`."""
+    sampler, guidance, spacing = build(cfg.sampler), build(cfg.guidance), build(cfg.spacing)
+    times, device = spacing(model.schedule, cfg.steps), next(model.denoiser.parameters()).device
+
+    def make(part: slice, progress: sampling.Progress) -> Tensor:
+        start = middle = now(device)
+
+        def steps(made: Iterator[Tensor]) -> Iterator[Tensor]:
+            nonlocal middle
+            yield from progress(made)
+            middle = now(device)
+
+        seeds = range(cfg.seed, cfg.seed + cfg.n)[part]
+        words: Any = {"caption": wanted[part]}
+        images = model.generate(words, seeds, size, sampler, times, cfg.scale, None, steps, guidance)
+        clock.denoising += middle - start
+        clock.decoding += now(device) - middle
+        return images
+
+    warm: Any = {"caption": wanted[: cfg.batch_size]}
+    once = spacing(model.schedule, 1)  # kernels are made in the first pass
+    model.generate(warm, range(len(warm["caption"])), size, sampler, once, cfg.scale, guidance=guidance)
+    return sampling.in_batches(len(wanted), cfg.batch_size, len(times) - 1, model, make)
+
+
+def shown(folder: Path, n: int) -> list[Image.Image]:
+    """The pictures that `measured` kept."""
+    return [Image.open(path) for path in sorted(folder.glob("*.png"))[:n]]
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
