@@ -1,4 +1,4 @@
-"""What the log of a stage 1 says: how long it took, and what the discriminator's onset did."""
+"""What a run's log says: how long it took, and what the discriminator's onset did."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def read(run: Path) -> Training | None:
     steps, batch = (found.config[a][b] for a, b in (("trainer", "max_steps"), ("data", "global_batch_size")))
     speeds = [value for _, value in found.columns["speed/images_per_second"]]
     seconds = steps * batch * sum(1 / value for value in speeds) / len(speeds)
-    adversary = found.config["stage"]["adversary"]
+    adversary = found.config["stage"].get("adversary")  # stage 2 has none
     psnr = found.columns.get("val/psnr", [])
     return Training(steps, seconds, onset(psnr, adversary["start"]) if adversary and psnr else None)
 

@@ -14,15 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ldm.cli import sampling
+from ldm.cli import history, sampling
 from ldm.cli.build import build
 from ldm.cli.entry import command
 from ldm.cli.evaluate import reconstructions
 from ldm.data.demo.drawing import COLOURS, SHAPES
+from ldm.diffusion.samplers import Sampler
 from ldm.errors import UserError
 from ldm.evaluation.alignment import Z_95, wilson
 from ldm.evaluation.conditions import Measure, bicubic, kept_outside
 from ldm.grid import labelled_grid, to_pil
+from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
 
@@ -57,6 +59,13 @@ class Result:
     ceiling: Score
     bicubic: Score | None
     """Of super-resolution: the small picture enlarged."""
+    training: history.Training | None = None
+    """How long it took; None without its log."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether the intervals of null and drawn do not meet."""
+        return self.null.high < self.drawn.low or self.drawn.high < self.null.low
 
     @property
     def closed(self) -> float:
@@ -103,7 +112,7 @@ def run(
         drawn = model.generate(batch, seeds, size, sampler, times, job.get("scale", 1.0)).cpu()
         made = {
             "drawn": drawn,
-            "null": model.generate(batch, seeds, size, sampler, times, 1.0, keep=()).cpu(),
+            "null": null(model, batch, seeds, size, sampler, times),
             "ceiling": reconstructions(model, x),
         }
         if "small" in batch:
@@ -119,7 +128,25 @@ def run(
             ]
     scores = {kind: Score.of(torch.cat(found)) for kind, found in values.items() if found}
     unit = f"{measure.unit}{', less is better' if measure.less else ''}"
-    return Result(unit, scores["drawn"], scores["null"], scores["ceiling"], scores.get("bicubic")), rows
+    got, without, best = (scores[kind] for kind in ("drawn", "null", "ceiling"))
+    return Result(unit, got, without, best, scores.get("bicubic"), history.read(file.parent)), rows
+
+
+@torch.no_grad()
+def null(
+    model: LatentDiffusion,
+    batch: Batch,
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    sampler: Sampler,
+    times: Float[Tensor, " s"],
+) -> Float[Tensor, "b 3 h w"]:
+    """What is drawn with the conditions dropped; where there are none, what stage 1 makes of pure noise."""
+    if model.guidable:
+        return model.generate(batch, seeds, size, sampler, times, 1.0, keep=()).cpu()
+    denoise = model.denoise(batch, 1.0, size=model.latent_shape(*size)[1:])
+    z_T = next(model.trajectory(denoise, seeds, size, sampler, times))
+    return model.first_stage.decode(z_T).clamp(-1, 1).cpu()
 
 
 def batches(folder: Path, job: DictConfig, cfg: DictConfig) -> Iterator[Batch]:
@@ -166,15 +193,17 @@ def _frames(boxes: Sequence[Sequence[float]], size: int) -> Image.Image:
 def table(results: Mapping[str, Result], n: int) -> str:
     """Markdown."""
     lines = [
-        f"{n} validation pictures each, 95 % intervals in brackets.",
+        f"{n} validation pictures each, 95 % intervals in brackets; apart: null's and drawn's do not meet.",
         "",
-        "| job | what is counted | null | drawn | ceiling | gap closed |",
-        "|---|---|---|---|---|---|",
+        "| job | steps | trained, s | what is counted | null | drawn | ceiling | gap closed | apart |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
         beside = "" if r.bicubic is None else f"; bicubic {r.bicubic}"
+        took = " | " if r.training is None else f"{r.training.steps:,} | {r.training.seconds:.0f}"
         lines.append(
-            f"| {name} | {r.unit} | {r.null}{beside} | {r.drawn} | {r.ceiling} | {100 * r.closed:.0f} % |"
+            f"| {name} | {took} | {r.unit} | {r.null}{beside} | {r.drawn} | {r.ceiling} "
+            f"| {100 * r.closed:.0f} % | {'yes' if r.apart else 'no'} |"
         )
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.cli.history import Training
 from ldm.cli.jobs import Result, Score, table
 from ldm.evaluation.alignment import wilson
 
@@ -20,4 +21,11 @@ def test_the_gap_is_between_null_and_ceiling(null, drawn, ceiling, closed) -> No
     scores = [Score(x, x - 0.1, x + 0.1) for x in (drawn, null, ceiling)]
     result = Result("right", *scores, bicubic=None)
     assert round(100 * result.closed) == closed
-    assert f"| {closed} % |" in table({"demo_class": result}, 10)
+    assert f"| {closed} % | yes |" in table({"demo_class": result}, 10)
+
+
+def test_intervals_that_meet_are_said() -> None:
+    scores = [Score(x, x - 0.3, x + 0.3) for x in (0.6, 0.2, 1.0)]
+    trained = Result("right", *scores, bicubic=None, training=Training(1100, 123.4, None))
+    assert table({"demo_class": trained}, 10).endswith("| 50 % | no |")
+    assert "| demo_class | 1,100 | 123 | right |" in table({"demo_class": trained}, 10)
