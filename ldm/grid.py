@@ -13,8 +13,8 @@ FONT_SIZE = 12
 
 
 def to_pil(x: Float[Tensor, "c h w"]) -> Image.Image:
-    """A picture in [-1, 1] as 8-bit RGB, rounded and clamped; of other channels than one, the first three."""
-    colours = x.expand(3, -1, -1) if len(x) == 1 else x[:3]
+    """A picture in [-1, 1] as 8-bit RGB, clamped: of many channels the first three, of two the first."""
+    colours = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
     bytes_ = ((colours.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
 

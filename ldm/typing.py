@@ -19,18 +19,23 @@ Tokens: TypeAlias = Int64[Tensor, "b l"]
 class Batch(TypedDict, total=False):
     """What a loader yields: one global batch's share of one rank. A batch holds what was asked for.
 
-    Pictures and maps of a sample share one crop and one flip. docs/data.md says where each is read from.
+    Pictures and maps of a sample share one crop and one flip; c is `data.channels`. A table in docs/data.md
+    says where each is read from, and by which condition.
     """
 
     position: Int64[Tensor, " b"]
     """Place in the endless stream, epoch * N + index: the key of all the sample's randomness."""
     key: list[str]
     """The sample's name in its shard."""
-    image: UInt8[Tensor, "b 3 h w"]
-    """RGB as stored, 0..255; the stage maps it to [-1, 1] on the device."""
+    image: UInt8[Tensor, "b c h w"]
+    """RGB, luma, or bands as stored, 0..255; the stage maps it to [-1, 1] on the device."""
     moments: Float[Tensor, "b two_z h w"]
     """Cached posterior of the first stage: mean then standard deviation, raw (not normalised)."""
     caption: list[str]
+    text: Float[Tensor, "b l d"]
+    """Cached states of the caption, of a frozen text encoder."""
+    ids: Tokens
+    """The caption's token ids, where workers tokenize it."""
     label: Int64[Tensor, " b"]
     """Number of the class, 0..num_classes-1."""
     segmentation: UInt8[Tensor, "b h w"]
@@ -43,13 +48,13 @@ class Batch(TypedDict, total=False):
     """[-1, 1], 1 is a full step from black to white."""
     mask: UInt8[Tensor, "b 1 h w"]
     """255 where the picture is to be drawn anew, 0 where it stays."""
-    masked: Float[Tensor, "b 3 h w"]
+    masked: Float[Tensor, "b c h w"]
     """The picture in [-1, 1], one stated number where the mask is."""
-    small: UInt8[Tensor, "b 3 h2 w2"]
+    small: UInt8[Tensor, "b c h2 w2"]
     """The picture at a fraction of its size, perhaps spoilt, 0..255."""
     noise_level: Int64[Tensor, " b"]
     """Time of the noise that `small` gets, 0 for none."""
-    noise: Float[Tensor, "b 3 h2 w2"]
+    noise: Float[Tensor, "b c h2 w2"]
     """N(0, I), for `small`."""
     sizes: Float[Tensor, "b 6"]
     """In pixels: height and width as stored, the crop's top and left, height and width drawn."""

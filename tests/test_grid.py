@@ -1,5 +1,6 @@
 """Pictures side by side."""
 
+import pytest
 import torch
 from PIL import Image
 
@@ -10,6 +11,12 @@ def test_to_pil_rounds_and_clamps():
     x = torch.tensor([-3.0, -1.0, 0.0, 0.0039, 1.0, 9.0]).repeat(3, 1).view(3, 1, 6)
     assert list(to_pil(x).getdata(0)) == [0, 0, 128, 128, 255, 255]
     assert to_pil(torch.rand(3, 5, 7)).size == (7, 5)
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, (0, 0, 0)), (2, (0, 0, 0)), (5, (0, 1, 2))])
+def test_of_many_channels_three_are_shown(channels, shown):
+    x = 2 * torch.rand(channels, 5, 7) - 1
+    assert to_pil(x).tobytes() == to_pil(x[list(shown)]).tobytes()
 
 
 def test_to_pil_undoes_what_the_stage_does_to_bytes():

@@ -1,59 +1,131 @@
 """What a run is checked for before its first step: each mistake is one sentence."""
 
-import os
+import math
 import pickle
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.func import functional_call
 
+from ldm.cli import record
+from ldm.cli.build import build
+from ldm.conditioning.spatial import Mask
+from ldm.data.masks import Masked
 from ldm.data.module import ShardDataModule
-from ldm.data.reader import open_shards
+from ldm.data.reader import find_shards, open_shards
+from ldm.data.remote import is_remote
 from ldm.errors import UserError
+from ldm.model import LatentDiffusion
+from ldm.networks.autoencoder import Autoencoder
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
 
-LEAST = {
+WHOLE = {
+    "seed": 0,
     "trainer.max_steps": 1,
-    "trainer.val_check_interval": 0,
+    "trainer.val_check_interval": 1,
+    "trainer.num_nodes": 1,
     "data.global_batch_size": 1,
     "data.size": 1,
     "data.num_workers": 0,
     "data.val_batches": 1,
+    "learning_rate.warmup_steps": 0,
     "stage.micro_batch_size": 0,
-    "stage.gradient_clip": 0,
     "stage.log_every": 1,
     "stage.preview_steps": 1,
     "stage.statistics_batches": 1,
+    "callbacks.checkpoint.every_n_steps": 1,
+    "callbacks.checkpoint.keep": 0,
+    "callbacks.checkpoint.milestone_every": 0,
     "callbacks.pictures.every_n_steps": 1,
     "callbacks.pictures.scale": 1,
-    "optimizer.lr": 0,
 }
-"""The least value of numbers that nothing else checks before training."""
+"""The least value of whole numbers that nothing else checks before training."""
+LEAST = {"stage.gradient_clip": 0, "optimizer.lr": 0}
+"""As above, of numbers that need not be whole."""
 
 
-def numbers(cfg: DictConfig) -> None:
-    """UserError for a number below its least, or a precision that the stages cannot train in."""
-    for key, least in LEAST.items():
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, int | float) and value < least:
-            raise UserError(f"{key} must be {least} or more, not {value}")
-    if str(cfg.trainer.precision).startswith("16"):
+def settings(cfg: DictConfig) -> None:
+    """UserError for whatever can be seen to be wrong from the configuration alone."""
+    if not cfg.name:
+        raise UserError("name is empty: give the run a name, as in name=ldm_f8_text")
+    numbers(cfg)
+    precision(cfg)
+    optimizer(cfg)
+    if cfg.first_stage is not None and cfg.stage._target_.endswith(".AutoencoderStage"):
         raise UserError(
-            f"trainer.precision={cfg.trainer.precision} scales gradients, and the stages clip them as they "
-            "are: give trainer.precision=bf16-mixed or 32-true"
+            f"first_stage={cfg.first_stage} is what stage 2 stands on, and {cfg.name} trains a first stage: "
+            "leave it out, or start from its weights with init=FILE"
         )
 
 
-def folder(run: str) -> None:
-    """UserError where the run's folder cannot be written."""
-    place = existing(Path(run))
+def numbers(cfg: DictConfig) -> None:
+    """UserError for a number that is not finite, not whole where it counts something, or below its least."""
+    given = dict(record.flat(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
+    for key, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, not {value}")
+    for key, least in {**WHOLE, **LEAST}.items():
+        value = given.get(key, least)
+        if key in WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
+            also = f": write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
+            raise UserError(f"{key} must be a whole number, not {'null' if value is None else value}{also}")
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"{key} must be {least} or more, not {value}")
+    devices = cfg.trainer.devices
+    if isinstance(devices, int) and devices < 1 and devices != -1:
+        raise UserError(f"trainer.devices must be auto, or 1 or more, not {devices}")
+
+
+def precision(cfg: DictConfig) -> None:
+    """UserError for one that the stages cannot train in."""
+    asked = str(cfg.trainer.precision)
+    if asked.startswith("16"):
+        why = "scales gradients, and the stages clip them as they are"
+    elif asked.startswith("64") and torch.Tensor.float is not torch.Tensor.double:  # as the tests make it
+        why = "mixes float64 with the float32 to which the stages convert pictures and latents"
+    else:
+        return
+    raise UserError(f"trainer.precision={asked} {why}: give trainer.precision=bf16-mixed or 32-true")
+
+
+def optimizer(cfg: DictConfig) -> None:
+    """UserError where the optimizer refuses its settings; one number stands for the network's parameters."""
+    factory = build(cfg.stage.optimizer)
+    try:
+        factory([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"the optimizer refuses its settings (optimizer.*): {error}") from error
+
+
+def folders(cfg: DictConfig) -> None:
+    """UserError where the run's folder, or one that a logger or a callback was given, cannot be written."""
+    for group in ("logger", "callbacks"):
+        for name, node in cfg[group].items():
+            for key in ("folder", "path"):
+                if node is not None and node.get(key) is not None:
+                    folder(node[key], f"{group}.{name}.{key}")
+
+
+def folder(path: str | None, key: str = "run") -> None:
+    """UserError where a folder, or a file in it, cannot be written; nothing of the trial is left."""
+    if not path:
+        raise UserError(f"{key} is empty: give it a folder, as in {key}=runs/NAME")
+    place = existing(Path(path))
+    place = place.parent if place.is_file() and key.endswith(".path") else place
     if not place.is_dir():
-        raise UserError(f"run={run} leads through {place}, which is a file: choose another folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"run={run} cannot be made, {place} is not writable: choose another folder")
+        raise UserError(f"{key}={path} leads through {place}, which is a file: choose another folder")
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # os.access says yes to root wherever it is asked
+    except OSError as error:
+        raise UserError(
+            f"{key}={path} cannot be made, {place} is not writable ({error.strerror}): choose another folder"
+        ) from error
 
 
 def existing(path: Path) -> Path:
@@ -62,8 +134,21 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
+def shards(data: ShardDataModule) -> None:
+    """What `data` checks by itself; a sentence about validation's shards names data.val_shards."""
+    for spec in [data.val_shards] if isinstance(data.val_shards, str) else data.val_shards or []:
+        if not is_remote(spec):
+            try:
+                find_shards(spec)
+            except UserError as error:
+                said = str(error).replace("data.shards", "data.val_shards")
+                raise UserError(said) from error
+    data.check()
+
+
 def fits(stage: Stage, data: ShardDataModule) -> None:
-    """UserError where pictures do not divide into latents, or a condition is not in the shards."""
+    """UserError where pictures are not the model's, or a condition is not in the shards."""
+    _channels(stage, data)
     if isinstance(stage, AutoencoderStage) and data.size % stage.model.downsampling:
         factor = stage.model.downsampling
         raise UserError(
@@ -72,13 +157,51 @@ def fits(stage: Stage, data: ShardDataModule) -> None:
         )
     if isinstance(stage, LatentDiffusionStage):
         stage.model.latent_shape(data.size, data.size)
-        keys = {conditioner.key for conditioner in stage.model.conditioner.conditioners.values()}
+        masks(stage.model, data.derived)
+        conditioners = stage.model.conditioner.conditioners
+        keys = {conditioner.key for conditioner in conditioners.values()}
+        seen = [name for name, c in conditioners.items() if c.key == "image" and not c.through_first_stage]
+        if seen and data.channels != 3:
+            raise UserError(
+                f"the condition {seen[0]} sees pictures in RGB and data.channels={data.channels}: give "
+                "data.channels=3, or choose another conditioner=..."
+            )
         shards = open_shards(data.shards)
         if "caption" in keys and len(shards[0]) and "txt" not in shards[0].sample(0).members:
             raise UserError(
                 f"{shards.paths[0]} has no captions (.txt) and the model is conditioned on them: pack the "
                 "pictures with captions, or choose another conditioner=..."
             )
+
+
+def _channels(stage: Stage, data: ShardDataModule) -> None:
+    """UserError where pictures are not what the first stage takes and gives, or what its loss can see."""
+    first = stage.model.first_stage if isinstance(stage, LatentDiffusionStage) else stage.model
+    assert isinstance(first, Autoencoder)
+    taken = first.encoder.in_channels
+    data.check_channels(taken)
+    if isinstance(stage, AutoencoderStage):
+        weights = {name: value.to("meta") for name, value in first.decoder.state_dict().items()}
+        z = torch.empty(1, first.decoder.in_channels, 8, 8, device="meta")
+        given = functional_call(first.decoder, weights, z).shape[1]
+        if given != taken:  # a distance would spread the one over the other
+            raise UserError(
+                f"the first stage takes pictures of {taken} channels and gives {given}: give "
+                f"autoencoder.decoder.out_channels={taken}"
+            )
+        stage.perceptual.check(taken)
+
+
+def masks(model: LatentDiffusion, derived: Sequence[object]) -> None:
+    """UserError where the number under the mask is not the mask's own: sample.py tells it by that."""
+    lows = {c.low for c in model.conditioner.conditioners.values() if isinstance(c, Mask)}
+    fills = {part.fill for part in derived if isinstance(part, Masked)}
+    if lows and fills and lows != fills:
+        low, fill = (", ".join(f"{x:g}" for x in sorted(found)) for found in (lows, fills))
+        raise UserError(
+            f"data.derived puts {fill} under the mask, which is {low} where the picture stays: give both 0 "
+            "(Stable Diffusion) or both -1 (latent diffusion)"
+        )
 
 
 def checkpoint_bytes(stage: Stage) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor
 from ldm.cli.build import build, build_untrusted
 from ldm.cli.entry import command
 from ldm.cli.sampling import pick_device
+from ldm.cli.tile import set_tile
 from ldm.cli.training import precision
-from ldm.data.latents import Describe, LatentHeader, write_latents
+from ldm.data.latents import Describe, Encoding, LatentHeader, write_latents
 from ldm.data.reader import open_shards
 from ldm.errors import UserError
 from ldm.interop import safetensors
@@ -63,6 +64,7 @@ def main(cfg: DictConfig) -> None:
     if world > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
     autoencoder = load_first_stage(cfg.first_stage, cfg.device)
+    set_tile(autoencoder, cfg.tile)
     device = autoencoder.latent_mean.device
     header = LatentHeader(
         safetensors.content_hash(autoencoder),
@@ -71,11 +73,12 @@ def main(cfg: DictConfig) -> None:
         autoencoder.latent_channels,
         cfg.crops,
         cfg.flip,
+        picture_channels=autoencoder.encoder.in_channels,
     )
     bf16 = precision("auto" if device.type == "cuda" else "cpu") != "32-true"
 
     @torch.no_grad()
-    def encode(images: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b two_z h w"]:
+    def encode(images: UInt8[Tensor, "b c height width"]) -> Float[Tensor, "b two_z h w"]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             posterior = autoencoder.posterior(images.to(device).float() / 127.5 - 1)
         return torch.cat([posterior.mean, posterior.std], 1)
@@ -85,6 +88,16 @@ def main(cfg: DictConfig) -> None:
         header.text_shape = tuple(describe([""]).shape[1:])
     shards, out = open_shards(cfg.shards), Path(cfg.out)
     done = write_latents(shards, out, header, encode, cfg.batch_size, cfg.num_workers, rank, world, describe)
+    say(done, cfg, rank, world)
+
+
+def say(done: Encoding, cfg: DictConfig, rank: int, world: int) -> None:
+    """What became of this process's share; UserError where pictures or shards could not be read."""
+    if done.bad and not done.pictures:
+        raise UserError(
+            f"none of the {done.bad:,} pictures in {cfg.shards} could be encoded, for what the log says: "
+            "give other shards, or another first stage"
+        )
     share = "" if world == 1 else f", the share of process {rank} of {world}"
     print(f"wrote the latents of {done.pictures:,} pictures to {cfg.out}{share}")
     if done.bad:

@@ -17,10 +17,10 @@ def main(cfg: DictConfig) -> None:
     source, out = build(cfg.source), Path(cfg.out)
     print(f"packing {len(source):,} pictures into {out}, {cfg.shard_size:,} a shard", flush=True)
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
-    report = write_shards(source, out, cfg.shard_size, cfg.format, cfg.size, workers)
+    report = write_shards(source, out, cfg.shard_size, cfg.format, cfg.size, workers, cfg.channels)
     print(f"{report}\nthe report is in {out / 'report.json'}")
     if not report.packed:
-        raise UserError(f"nothing was packed into {out}: mend the pictures' captions as the report says")
+        raise UserError(f"nothing was packed into {out}: mend pictures or captions as the report says")
     print(f"train on these pictures with data.shards={out}")
 
 

@@ -136,6 +136,11 @@ class Compose(nn.Module):
         return _merged([conditioner.null(n, size) for _, conditioner in self._each()])
 
     @property
+    def keys(self) -> set[str]:
+        """The batch's entries that some condition reads."""
+        return {key for _, conditioner in self._each() for key in conditioner.keys}
+
+    @property
     def never_dropped(self) -> list[str]:
         """Names of the conditions whose null the network does not learn."""
         return [name for name, conditioner in self._each() if conditioner.dropout == 0]

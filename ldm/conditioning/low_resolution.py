@@ -52,7 +52,7 @@ class LowResolution(SpatialConditioner):
         """The picture, and the level and the noise if it is noised."""
         return tuple(batch[key] for key in self.keys)
 
-    def channels(self, values: Any) -> Float[Tensor, "b 3 h w"]:
+    def channels(self, values: Any) -> Float[Tensor, "b c h w"]:
         return pixels(values.to(self.device))
 
     def forward(self, values: tuple[Tensor, ...]) -> Conditioning:

@@ -197,7 +197,7 @@ class LatentPicture(Conditioner):
         super().__init__(key, dropout)
         self.latent_channels, self.factor = channels, factor
 
-    def read(self, batch: Mapping[str, Any], size: Size | None) -> Float[Tensor, "b 3 H W"]:
+    def read(self, batch: Mapping[str, Any], size: Size | None) -> Float[Tensor, "b c H W"]:
         """The picture in [-1, 1]."""
         return pixels(batch[self.key].to(self.device))
 
@@ -217,6 +217,6 @@ class LatentPicture(Conditioner):
         return height // self.factor, width // self.factor
 
 
-def pixels(picture: Tensor) -> Float[Tensor, "b 3 H W"]:
+def pixels(picture: Tensor) -> Float[Tensor, "b c H W"]:
     """A picture in [-1, 1], of bytes or as it is."""
     return picture.float() / 127.5 - 1 if picture.dtype == torch.uint8 else picture

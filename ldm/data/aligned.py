@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ldm.data.bands import array_size, is_array
 from ldm.data.decode import ORIENTATION
 from ldm.data.facts import facts
 from ldm.data.reader import BadSample, Sample
@@ -49,7 +50,7 @@ class Depth:
     """Reads `depth.png`, 8 or 16 bits, white is near: [-1, 1].
 
     Args:
-        normalised: each picture's nearest point is 1 and its farthest -1, as Stable Diffusion 2 has it.
+        normalised: each crop's nearest point is 1 and its farthest -1, as Stable Diffusion 2 has it.
     """
 
     pictures: Pictures
@@ -73,11 +74,15 @@ class Boxes:
 
     They become boxes of the crop; one of which less than `least` is left is no box any more. The first
     `count` are kept, and -1 stands for the label of those that are lacking.
+
+    Args:
+        num_labels: labels are 0..num_labels-1, as the condition has them; None takes any number.
     """
 
     pictures: Pictures
     count: int
     least: float = 0.25
+    num_labels: int | None = None
     field = "boxes"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "n 5"]:
@@ -89,6 +94,12 @@ class Boxes:
                 f"the boxes of sample {sample.key} in {sample.shard} are no list of "
                 "[label, left, top, right, bottom]: mend its json"
             ) from error
+        most = math.inf if self.num_labels is None else self.num_labels - 1
+        if wrong := [n for n in boxes[:, 0].tolist() if not (n.is_integer() and 0 <= n <= most)]:
+            raise BadSample(
+                f"a box of sample {sample.key} in {sample.shard} has the label {wrong[0]:g}: it takes a "
+                f"whole number from 0 to {most}"
+            )
         boxes = self.cropped(boxes, picture_size(sample), position)[: self.count]
         none = torch.tensor([-1.0, 0, 0, 0, 0]).expand(self.count - len(boxes), 5)
         return torch.cat([boxes, none])
@@ -150,7 +161,10 @@ def picture_size(sample: Sample) -> tuple[int, int]:
             )
         return height, width
     try:
-        image = Image.open(BytesIO(sample.read(kind)))
+        data = sample.read(kind)
+        if is_array(data):
+            return array_size(data)
+        image = Image.open(BytesIO(data))
         # above 4 the camera lay on its side
         turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) > 4
     except Exception as error:  # decoders of foreign bytes raise whatever they like

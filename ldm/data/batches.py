@@ -54,7 +54,14 @@ def read_sample(
     """What the readers find in a sample, then what is derived from that, in order."""
     row: dict[str, Any] = {reader.field: reader(sample, position) for reader in readers}
     for derive in derived:
-        row.update(derive(row, position))
+        try:
+            row.update(derive(row, position))
+        except KeyError as error:
+            raise UserError(
+                f"{type(derive).__name__} in data.derived is made from {error} and {sample.shard} gives only "
+                f"{', '.join(row)}: name what reads it before, or read shards of pictures where these hold "
+                "latents"
+            ) from error
     return position, sample.key, row
 
 
@@ -134,6 +141,12 @@ class Stream(Steps):
                 yield error
                 return
             yield served
+
+    def try_one(self) -> None:
+        """Read the rank's first sample; UserError for what would make each one fail."""
+        first = self.first_position(0)
+        place = self.order.locate(first, 1).tolist()[0]
+        self._read(first, place, self.readers[self.order.bucket(first)], [])
 
     def batch(self, step: int) -> Served:
         """The rank's samples of one step."""

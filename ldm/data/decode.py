@@ -55,7 +55,7 @@ def _rgb(data: bytes, least: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3
 
 def _any(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     image: Image.Image = Image.open(BytesIO(data))
-    _refuse_huge(image.width, image.height)
+    refuse_huge(image.width, image.height)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return np.array(to_rgb(image))
@@ -63,7 +63,7 @@ def _any(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 def _jpeg(data: bytes, least: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
     height, width, space, _ = decode_jpeg_header(data)
-    _refuse_huge(width, height)
+    refuse_huge(width, height)
     if space in ("CMYK", "YCCK"):
         decode_jpeg(data, "CMYK")  # for its strictness; what the four inks look like, Pillow knows
         return _any(data)
@@ -74,7 +74,8 @@ def _jpeg(data: bytes, least: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 
     return found if turn == 1 else _upright(found, turn)
 
 
-def _refuse_huge(width: int, height: int) -> None:
+def refuse_huge(width: int, height: int) -> None:
+    """Unreadable where a header claims more pixels than any camera's."""
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
@@ -125,8 +126,8 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     return image if short == size else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
-    """The pixels of an RGB picture, channels first in shape and last in memory; to be read alone."""
+def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w c"]) -> UInt8[Tensor, "c h w"]:
+    """The pixels of a picture, channels first in shape and last in memory; to be read alone."""
     return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
 
 
@@ -137,7 +138,7 @@ def covering(h: int, w: int, height: int, width: int) -> tuple[int, int]:
     return max(height, round(h * width / w)), width
 
 
-def cover(pixels: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 h2 w2"]:
+def cover(pixels: UInt8[Tensor, "c h w"], height: int, width: int) -> UInt8[Tensor, "c h2 w2"]:
     """The picture as small as it still covers height x width: antialiased bicubic, in uint8 throughout."""
     h, w = pixels.shape[1:]
     size = covering(h, w, height, width)

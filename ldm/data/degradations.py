@@ -93,9 +93,11 @@ class Edges:
         return {"edges": edges(row["image"])}
 
 
-def edges(image: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "1 h w"]:
-    """The strength of a picture's edges in [-1, 1]."""
-    luma = (image.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+def edges(image: UInt8[Tensor, "c h w"]) -> Float[Tensor, "1 h w"]:
+    """The strength of the edges in a picture's luma, of other bands than RGB in their mean: [-1, 1]."""
+    n = len(image)
+    weights = torch.tensor([0.299, 0.587, 0.114]) if n == 3 else torch.full((n,), 1 / n)
+    luma = (image.float() * weights[:, None, None]).sum(0)
     across = torch.tensor([[-3.0, 0, 3], [-10, 0, 10], [-3, 0, 3]]) / 16
     around = pad(luma[None, None], (1, 1, 1, 1), mode="replicate")
     gradient = conv2d(around, torch.stack([across, across.T])[:, None])
@@ -120,11 +122,17 @@ def resized(x: Float[Tensor, "c h w"], size: tuple[int, int], by: str) -> Float[
     return interpolate(x[None], size, mode=by, **smooth)[0]
 
 
-def jpeg(x: UInt8[Tensor, "3 h w"], quality: int) -> UInt8[Tensor, "3 h w"]:
-    """x as JPEG leaves it."""
+def jpeg(x: UInt8[Tensor, "c h w"], quality: int) -> UInt8[Tensor, "c h w"]:
+    """x as JPEG leaves it: RGB as colours, other bands each as a grey picture."""
+    if len(x) == 3:
+        return torch.from_numpy(_jpeg(x.permute(1, 2, 0).numpy(), quality)).permute(2, 0, 1)
+    return torch.stack([torch.from_numpy(_jpeg(band.numpy(), quality)) for band in x])
+
+
+def _jpeg(pixels: UInt8[np.ndarray, "..."], quality: int) -> UInt8[np.ndarray, "..."]:
     file = BytesIO()
-    Image.fromarray(x.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file))
 
 
 def _reduced(image: Tensor, factor: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ PREPROCESSING = "RGB on white, short side by antialiased bicubic, square crop, p
 
 TEXT = "text.npy"
 
-Encode = Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b two_z h w"]]
+Encode = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b two_z h w"]]
 """Mean and standard deviation of square pictures."""
 
 Describe = Callable[[list[str]], Float[Tensor, "b l d"]]
@@ -53,6 +53,8 @@ class LatentHeader:
     text: str = ""
     """Which frozen encoder's states of the captions lie beside the moments."""
     text_shape: tuple[int, ...] = ()
+    picture_channels: int = 3
+    """Channels of the pictures."""
 
     @property
     def variants(self) -> int:
@@ -80,9 +82,10 @@ class LatentHeader:
     def pictures(self) -> list[Reader]:
         """What reads the crops to encode."""
         if not self.crops:
-            return [Pictures(self.size, seed=0)]
+            return [Pictures(self.size, seed=0, channels=self.picture_channels)]
         return [
-            Pictures(self.size, seed, random_crop=True, field=f"crop {seed}") for seed in range(self.crops)
+            Pictures(self.size, seed, True, field=f"crop {seed}", channels=self.picture_channels)
+            for seed in range(self.crops)
         ]
 
 

@@ -42,6 +42,7 @@ class ShardDataModule(LightningDataModule):
         cache: where remote shards are kept on this machine.
         max_bad_rate: of samples that may be bad before the run is stopped; 0 stops at the first.
         start_method: of worker processes: fork, forkserver or spawn; None is forkserver where there is one.
+        channels: of a picture, as in `Pictures`.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class ShardDataModule(LightningDataModule):
         cache: Cache | None = None,
         max_bad_rate: float = 0.01,
         start_method: str | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         self.shards, self.val_shards = shards, val_shards
-        self.global_batch_size = global_batch_size
-        self.size = size
-        self.steps = steps
+        self.global_batch_size, self.steps = global_batch_size, steps
+        self.size, self.channels = size, channels
         self.seed = seed
         self.num_workers = num_workers
         self.random_crop = random_crop
@@ -87,8 +88,20 @@ class ShardDataModule(LightningDataModule):
 
     def check(self) -> None:
         """UserError for what is missing or does not fit, before any work starts."""
-        self._train_stream()
-        self._val_stream()
+        training, validation = self._train_stream()[0], self._val_stream()
+        if not is_remote(self.shards):  # to try one would fetch its shard
+            training.try_one()
+        if validation is not None and self.val_shards is not None and not is_remote(self.val_shards):
+            validation.try_one()
+
+    def check_channels(self, channels: int) -> None:
+        """UserError where these are pictures of other channels than the first stage takes."""
+        if channels != self.channels and self.header(self.shards) is None:
+            raise UserError(
+                f"the first stage takes pictures of {channels} channels and data.channels={self.channels}: "
+                f"give data.channels={channels}, or autoencoder.encoder.in_channels={self.channels} and "
+                f"autoencoder.decoder.out_channels={self.channels}"
+            )
 
     def check_latents(self, autoencoder: str) -> None:
         """UserError where the shards hold latents of another autoencoder than the one of this hash."""
@@ -180,7 +193,7 @@ class ShardDataModule(LightningDataModule):
         self, sources: Sources, size: int | tuple[int, int], random_crop: bool, flip: bool
     ) -> list[Reader]:
         header = read_header(*(part.paths for part in sources.parts))
-        pictures = Pictures(size, self.seed, random_crop, flip)
+        pictures = Pictures(size, self.seed, random_crop, flip, channels=self.channels)
         if header is None:
             readers: list[Reader] = [pictures]
         else:

@@ -105,6 +105,7 @@ class ResampledDataModule(ShardDataModule):
         aligned: Sequence[Callable[[Pictures], Reader]] = (),
         derived: Sequence[Derived] = (),
         max_bad_rate: float = 0.01,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             shards,
@@ -121,6 +122,7 @@ class ResampledDataModule(ShardDataModule):
             aligned=aligned,
             derived=derived,
             max_bad_rate=max_bad_rate,
+            channels=channels,
         )
         self.buffer = buffer
 
@@ -129,8 +131,11 @@ class ResampledDataModule(ShardDataModule):
         self._resampled()
         self._val_stream()
 
+    def header(self, spec: str | Sequence[str]) -> None:
+        """There are no latents: a stream of whole tars is no way to read what is decoded so quickly."""
+
     def check_latents(self, autoencoder: str) -> None:
-        """There are none: a stream of whole tars is no way to read what a thousandth of a second decodes."""
+        """There are none."""
 
     def train_dataloader(self) -> Loader:
         """Batches of the whole run; a resumed one counts on, with other samples."""
@@ -140,7 +145,7 @@ class ResampledDataModule(ShardDataModule):
         return loader
 
     def _resampled(self) -> Resampled:
-        pictures = Pictures(self.size, self.seed, self.random_crop, self.flip)
+        pictures = Pictures(self.size, self.seed, self.random_crop, self.flip, channels=self.channels)
         readers: list[Reader] = [
             pictures,
             Captions(self.captions or {"txt": 1.0}, self.seed),

@@ -16,22 +16,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.atomic import replacing, room_for
-from ldm.data.decode import Unreadable, decode, resize_short_side, to_rgb
 from ldm.data.index import build_index, load_index, save_index
 from ldm.data.manifest import Note, write_manifest
-from ldm.data.sources import Record, Source, Unusable
+from ldm.data.packing import Encoded, Encoder, Format
+from ldm.data.sources import Source, Unusable
 from ldm.errors import UserError
 
-Format: TypeAlias = Literal["jpg", "png"]
-
-KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-JPEG_QUALITY = 95
 NAMES_SHOWN = 5
 
 
@@ -60,17 +55,6 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass
-class Encoded:
-    """One record as it goes into a tar."""
-
-    kind: str
-    image: bytes
-    caption: str
-    metadata: dict[str, Any]
-    members: dict[str, bytes]
-
-
 def write_shards(
     source: Source,
     out: Path,
@@ -78,19 +62,21 @@ def write_shards(
     format: Format | None = None,
     size: int | None = None,
     num_workers: int = 0,
+    channels: int = 3,
 ) -> Report:
     """Pack a source into shards in `out`, going on where an earlier call with the same settings stopped.
 
     Pictures whose short side exceeds `size` are reduced to it. A file that needs no change is kept byte by
-    byte; others become `format`, which is by default png for drawn pictures and jpg for files.
+    byte; others become `format`, which is by default png for drawn pictures and jpg for files. Arrays, and
+    all files where `channels` is neither 3 nor 1, are of so many bands and become `.npy`.
     """
     if not len(source):
         raise UserError(f"{_described(source)} holds no records: there is nothing to pack")
-    settings = {"shard_size": shard_size, "format": format, "size": size}
+    settings = {"shard_size": shard_size, "format": format, "size": size, "channels": channels}
     _claim(out, {"source": _described(source), "records": len(source), **settings})
     report = Report()
     with (
-        _encoders(_Encoder(source, format, size), num_workers) as encode,
+        _encoders(Encoder(source, format, size, channels), num_workers) as encode,
         tqdm(total=len(source), desc="packing", unit=" pictures", smoothing=0.05) as bar,
     ):
         for first in range(0, len(source), shard_size):
@@ -129,62 +115,9 @@ def write_shard(
     return count
 
 
-@dataclass
-class _Encoder:
-    source: Source
-    format: Format | None
-    size: int | None
-
-    def __call__(self, row: int) -> Encoded | Unusable:
-        try:
-            record = self.source[row]
-        except Unusable as unusable:
-            return unusable
-        name = str(record.metadata.get("name", f"record {row}"))
-        if not record.caption.strip():
-            return Unusable("with an empty caption", name)
-        try:
-            return self._encode(record)
-        except Unreadable as error:
-            return Unusable("unreadable", f"{name} ({error})")
-
-    def _encode(self, record: Record) -> Encoded:
-        given = record.image
-        picture = to_rgb(given) if isinstance(given, Image.Image) else decode(given)
-        full = picture.size
-        if self.size is not None and min(full) > self.size:
-            picture = resize_short_side(picture, self.size)
-        if isinstance(given, bytes) and picture.size == full and self._keeps(_kind(given)):
-            kind, data = _kind(given), given
-        else:
-            kind = self.format or ("jpg" if isinstance(given, bytes) else "png")
-            data = _file(picture, kind)
-        sizes = dict(
-            zip(("width", "height", "original_width", "original_height"), picture.size + full, strict=True)
-        )
-        return Encoded(kind, data, record.caption.strip(), {**sizes, **record.metadata}, record.members)
-
-    def _keeps(self, kind: str) -> bool:
-        return kind == self.format if self.format else kind in KINDS.values()
-
-
-def _kind(data: bytes) -> str:
-    with Image.open(BytesIO(data)) as image:
-        return KINDS.get(image.format or "", "")
-
-
-def _file(picture: Image.Image, kind: str) -> bytes:
-    file = BytesIO()
-    if kind == "jpg":
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
-    else:
-        picture.save(file, "PNG")
-    return file.getvalue()
-
-
 @contextmanager
 def _encoders(
-    encoder: _Encoder, num_workers: int
+    encoder: Encoder, num_workers: int
 ) -> Iterator[Callable[[range], Iterator[Encoded | Unusable]]]:
     """Encodes rows in order, in this process or in a pool to which the source is handed only once."""
     if num_workers == 0:
@@ -197,10 +130,10 @@ def _encoders(
         pool.shutdown(cancel_futures=True)
 
 
-_encoder_of_worker: _Encoder
+_encoder_of_worker: Encoder
 
 
-def _adopt(encoder: _Encoder) -> None:
+def _adopt(encoder: Encoder) -> None:
     global _encoder_of_worker
     _encoder_of_worker = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -265,7 +198,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     for leftover in out.glob(".*.tmp"):  # of a run that was killed
         leftover.unlink()
     if file.is_file():
-        before = json.loads(file.read_text())
+        before = {"channels": 3, **json.loads(file.read_text())}  # once it was not noted
         for name, value in settings.items():
             if before.get(name) != value:
                 raise UserError(

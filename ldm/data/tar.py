@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 BLOCK = 512
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "npy")
 """Kinds of members that may be a sample's picture, the first one present is it."""
 MOMENTS = "moments.npy"
 MAPS = ("seg.png", "mask.png", "depth.png")

@@ -8,7 +8,8 @@ from jaxtyping import Num, UInt8
 from torch import Tensor
 
 from ldm import keyed
-from ldm.data.decode import Unreadable, cover, covering, pixels
+from ldm.data.bands import OtherBands, bands
+from ldm.data.decode import Unreadable, cover, covering
 from ldm.data.reader import BadSample, Sample
 from ldm.data.tar import PICTURES
 
@@ -30,6 +31,7 @@ class Pictures:
 
     Args:
         size: side of a square, or (height, width).
+        channels: 3 is RGB, 1 luma, others as `ldm.data.bands` has them.
     """
 
     size: int | tuple[int, int]
@@ -37,13 +39,16 @@ class Pictures:
     random_crop: bool = False
     flip: bool = False
     field: str = "image"
+    channels: int = 3
 
-    def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "3 h w"]:
+    def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "c h w"]:
         kind = next((kind for kind in PICTURES if kind in sample.members), PICTURES[0])
+        where = f"the picture of sample {sample.key} in {sample.shard}"
         try:
-            image = pixels(sample.read(kind), self.shape)
+            image = bands(sample.read(kind), self.channels, self.shape)
+        except OtherBands as error:
+            raise BadSample(f"{where} {error}: set data.channels to what it has, or pack others") from error
         except Unreadable as error:
-            where = f"the picture of sample {sample.key} in {sample.shard}"
             raise BadSample(f"{where} cannot be read ({error}): pack this shard again") from error
         return self.transform(image, position)
 
@@ -52,7 +57,7 @@ class Pictures:
         """(height, width)."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
-    def transform(self, pixels: UInt8[Tensor, "3 h w"], position: int) -> UInt8[Tensor, "3 h2 w2"]:
+    def transform(self, pixels: UInt8[Tensor, "c h w"], position: int) -> UInt8[Tensor, "c h2 w2"]:
         """Reduce until it just covers the crop, crop, perhaps mirror it."""
         height, width = self.shape
         crop = self.crop((pixels.shape[1], pixels.shape[2]), position)

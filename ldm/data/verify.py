@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data.bands import array_size, is_array
 from ldm.data.captions import LONGEST, clean
 from ldm.data.decode import Unreadable, pixels
 from ldm.data.index import NO_CAPTION, build_index, index_path, read_index
@@ -128,7 +129,10 @@ def _sample(shard: Shard, row: int, header: LatentHeader | None, checked: Checke
 def _picture(sample: Sample, checked: Checked) -> None:
     data = sample.read(next(kind for kind in PICTURES if kind in sample.members))
     try:
-        pixels(data)
+        if is_array(data):
+            array_size(data)
+        else:
+            pixels(data)
     except Unreadable as error:
         checked.note("unreadable picture", f"{sample.key} in {sample.shard} ({error})")
 

@@ -41,6 +41,10 @@ class Perceptual(nn.Module, ABC):
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
         """The distance of each pair."""
 
+    def check(self, channels: int) -> None:
+        """UserError where it cannot see pictures of so many channels."""
+        return None
+
     def load_pretrained(self) -> None:
         """Loads foreign weights where it has some. UserError where they are missing."""
         return None
@@ -64,6 +68,9 @@ class LPIPS(Perceptual):
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
         return self.network(as_rgb(x_hat, self.bands), as_rgb(x, self.bands))[:, 0, 0, 0]
+
+    def check(self, channels: int) -> None:
+        as_rgb(torch.empty(1, channels, 1, 1), self.bands)
 
     def load_pretrained(self) -> None:
         self.load_weights(
@@ -119,6 +126,9 @@ class RandomVGG(Perceptual):
         pairs = zip(self._features(x_hat), self._features(x), strict=True)
         distances = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
         return torch.stack(distances).mean(0)  # layers b -> b
+
+    def check(self, channels: int) -> None:
+        as_rgb(torch.empty(1, channels, 1, 1), self.bands)
 
     def _features(self, x: Image) -> list[Tensor]:
         features, i = [], 0

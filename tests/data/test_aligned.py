@@ -14,6 +14,8 @@ from ldm.data.facts import ClassNumber, Score
 from ldm.data.reader import BadSample, Sample
 from ldm.data.transforms import Pictures
 
+BOXES = Boxes(Pictures(8, 0), 2, num_labels=12)
+
 
 def png(array: np.ndarray) -> bytes:
     file = BytesIO()
@@ -115,6 +117,10 @@ def test_a_class_and_a_score() -> None:
         (Segmentation(Pictures(8, 0)), {}, "has no .seg.png"),
         (Boxes(Pictures(8, 0), 2), {"json": b'{"boxes": [["a", 0, 0, 1, 1]]}'}, "no list of"),
         (Boxes(Pictures(8, 0), 2), {"json": b'{"boxes": [[1, 0, 0, 1]]}'}, "no list of"),
+        (BOXES, {"json": b'{"boxes": [[0, 0, 0, 1, 1], [12, 0, 0, 1, 1]]}'}, "the label 12: .* from 0 to 11"),
+        (BOXES, {"json": b'{"boxes": [[-1, 0, 0, 1, 1]]}'}, "the label -1"),
+        (BOXES, {"json": b'{"boxes": [[0.5, 0, 0, 1, 1]]}'}, "the label 0.5: it takes a whole number"),
+        (BOXES, {"json": b'{"boxes": [[NaN, 0, 0, 1, 1]]}'}, "the label nan"),
     ],
 )
 def test_what_is_wrong_makes_a_bad_sample(reader, members, message) -> None:

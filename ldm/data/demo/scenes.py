@@ -156,8 +156,8 @@ class DemoScenes(Sequence[Record]):
         scene, places = self.scene(index)
         picture = draw(scene, places, self.size)
         spots = {"places": [asdict(p) for p in places], "boxes": maps.boxes(scene, places)}
-        files = maps.members(scene, places, self.size)
-        return Record(picture, caption(scene), {**asdict(scene), **spots}, files)
+        known = {**asdict(scene), **spots, "aesthetic": maps.score(scene)}
+        return Record(picture, caption(scene), known, maps.members(scene, places, self.size))
 
 
 def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[str]:

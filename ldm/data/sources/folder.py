@@ -10,13 +10,13 @@ from ldm.data.sources.record import Record, Unusable
 from ldm.data.tar import MAPS
 from ldm.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"}
 ENDINGS = tuple(f".{kind}" for kind in MAPS)
 
 
 @dataclass
 class Folder:
-    """Every picture under `path`, sorted; `cat.jpg` is captioned by `cat.txt`.
+    """Every picture under `path`, sorted; `cat.jpg`, or the array `cat.npy`, is captioned by `cat.txt`.
 
     `cat.cls` beside it is the number of its class, `cat.seg.png`, `cat.mask.png` and `cat.depth.png` are
     maps, and what `cat.json` knows, as boxes, joins the metadata.

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.data.demo.drawing import BACKGROUNDS, COLOURS
-from ldm.data.demo.maps import DEPTHS, KINDS, boxes, depth, kind, segmentation
+from ldm.data.demo.maps import DEPTHS, KINDS, SCORES, boxes, depth, kind, segmentation
 from ldm.data.demo.scenes import DemoScenes
 
 SCENES = DemoScenes("train", 40)
@@ -53,6 +53,7 @@ def test_a_record_carries_all_of_it() -> None:
     scene, places = SCENES.scene(3)
     assert int(record.members["cls"]) == kind(scene.things[0])
     assert record.metadata["boxes"] == boxes(scene, places)
+    assert record.metadata["aesthetic"] == sum(SCORES[t.size] for t in scene.things) / len(scene.things)
     for name, made in (("seg.png", segmentation), ("depth.png", depth)):
         stored = np.asarray(Image.open(BytesIO(record.members[name])))
         assert (stored == made(scene, places)).all()
