@@ -101,6 +101,7 @@ def run(
     """A job's scores, and rows of what it was given and what it drew."""
     measure: Measure = build(job.measure)
     model, _ = sampling.load(str(file), cfg.device)
+    weak = sampling.load_weak(job.get("weak"), model, cfg.device)
     times, sampler = build(cfg.spacing)(model.schedule, cfg.steps), build(cfg.sampler)
     values: dict[str, list[Tensor]] = {"drawn": [], "null": [], "ceiling": [], "bicubic": []}
     rows: list[tuple[str, list[Image.Image]]] = []
@@ -109,7 +110,8 @@ def run(
         seeds = range(first, first + len(batch["position"]))
         size = (batch["image"].shape[2], batch["image"].shape[3])
         x = batch["image"].float() / 127.5 - 1
-        drawn = model.generate(batch, seeds, size, sampler, times, job.get("scale", 1.0)).cpu()
+        scale = job.get("scale", 1.0)
+        drawn = model.generate(batch, seeds, size, sampler, times, scale, weak=weak).cpu()
         made = {
             "drawn": drawn,
             "null": null(model, batch, seeds, size, sampler, times),
