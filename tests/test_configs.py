@@ -109,7 +109,7 @@ PARTS = {
         "clip_vit_h14": 340_387_840,
         "sdxl_text": 810_632_448,
         "clip_picture": 303_966_208,
-        "transformer_text_1280": 567_069_440,
+        "transformer_text_1280": 567_069_440,  # published 581,994,042: BERT's words, an unused output layer
     },
 }
 """The published sizes, of LDM-1 in millions; kl_f2, kl_f8_16, the deep ones and ldm8_layout are our own."""

@@ -21,11 +21,12 @@ from ldm.interop import safetensors
 from ldm.networks.autoencoder import Autoencoder
 
 
-def load_first_stage(path: str, device: str) -> Autoencoder:
-    """The autoencoder of a sampling file, rebuilt from its header."""
+def load_first_stage(path: str, device: str, tile: int | None = None) -> Autoencoder:
+    """The autoencoder of a sampling file, rebuilt from its header, to compute its maps in parts of `tile`."""
     tensors, config, _ = safetensors.load(path, "autoencoder")
     autoencoder: Autoencoder = build_untrusted(config)
     safetensors.fill(autoencoder, tensors, path)
+    set_tile(autoencoder, tile)
     return autoencoder.to(pick_device(device)).eval()
 
 
@@ -63,8 +64,7 @@ def main(cfg: DictConfig) -> None:
     rank, world = rank_and_world()
     if world > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
-    autoencoder = load_first_stage(cfg.first_stage, cfg.device)
-    set_tile(autoencoder, cfg.tile)
+    autoencoder = load_first_stage(cfg.first_stage, cfg.device, cfg.tile)
     device = autoencoder.latent_mean.device
     header = LatentHeader(
         safetensors.content_hash(autoencoder),

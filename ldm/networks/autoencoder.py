@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm.networks.attention import AttentionBlock, check_levels
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
+from ldm.networks.tiling import Map, Tiles, run, size_of, tiled
 
 Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 """One number for all channels, or one a channel."""
@@ -59,6 +60,13 @@ class Level(nn.Module):
         return self.resample(x)
 
 
+@tiled.register
+def _(level: Level, x: Map, tiles: Tiles) -> Map:
+    for residual, attention in zip(level.residuals, level.attentions, strict=True):
+        x = tiled(attention, tiled(residual, x, tiles), tiles)
+    return tiled(level.resample, x, tiles)
+
+
 class Middle(nn.Module):
     """Residual block, attention, residual block at the latent's size."""
 
@@ -70,6 +78,13 @@ class Middle(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.residual2(self.attention(self.residual1(x)))
+
+
+@tiled.register
+def _(middle: Middle, x: Map, tiles: Tiles) -> Map:
+    for layer in (middle.residual1, middle.attention, middle.residual2):
+        x = tiled(layer, x, tiles)
+    return x
 
 
 class Encoder(ToLatent):
@@ -112,6 +127,14 @@ class Encoder(ToLatent):
         return self.conv_out(F.silu(self.norm_out(self.middle(h))))
 
 
+@tiled.register
+def _(encoder: Encoder, x: Map, tiles: Tiles) -> Map:
+    h = tiles.convolved(encoder.conv_in, size_of(x), tiles.part(x))
+    for layer in (*encoder.down, encoder.middle):
+        h = tiled(layer, h, tiles)
+    return tiles.convolved(encoder.conv_out, size_of(h), tiles.normalized(encoder.norm_out, h))
+
+
 class Decoder(FromLatent):
     """The encoder's mirror with one residual block more a level; `up` runs from coarse to fine.
 
@@ -149,6 +172,14 @@ class Decoder(FromLatent):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+@tiled.register
+def _(decoder: Decoder, z: Map, tiles: Tiles) -> Map:
+    h = tiles.convolved(decoder.conv_in, size_of(z), tiles.part(z))
+    for layer in (decoder.middle, *decoder.up):
+        h = tiled(layer, h, tiles)
+    return tiles.convolved(decoder.conv_out, size_of(h), tiles.normalized(decoder.norm_out, h))
+
+
 class Autoencoder(nn.Module):
     """x_hat = D(z), z ~ q(z|E(x)) (Rombach et al. 2022, section 3.1).
 
@@ -157,8 +188,13 @@ class Autoencoder(nn.Module):
 
     Args:
         latent_mean, latent_std: one number, or one a channel; `set_latent_statistics` measures them anew.
+
+    Attributes:
+        tile: side of the parts that maps are computed in, in places of each map; None computes them whole.
+            It changes memory and time, not the result, and gives no gradients: see ldm.networks.tiling.
     """
 
+    tile: int | None = None
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -197,7 +233,7 @@ class Autoencoder(nn.Module):
     def posterior(self, x: Float[Tensor, "b c H W"]) -> DiagonalGaussian:
         """q(z|x) over raw latents, x in [-1, 1]."""
         self.check_size(x)
-        return self.bottleneck.posterior(self.encoder(x))
+        return self.bottleneck.posterior(self._computed(self.encoder, x))
 
     def check_size(self, x: Float[Tensor, "b c H W"]) -> None:
         """ValueError for a picture whose sides do not divide by the factor."""
@@ -211,7 +247,10 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """Raw latents to pixels, nominally in [-1, 1]."""
-        return self.decoder(self.bottleneck.expand(z))
+        return self._computed(self.decoder, self.bottleneck.expand(z))
+
+    def _computed(self, network: nn.Module, x: Map) -> Map:
+        return network(x) if self.tile is None else run(network, x, self.tile, self.latent_mean.device)
 
     def forward(
         self, x: Float[Tensor, "b c H W"], noise: Float[Tensor, "b z h w"]

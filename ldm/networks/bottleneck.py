@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 
@@ -53,6 +53,20 @@ class Bottleneck(nn.Module, ABC):
 
     def after_step(self) -> None:
         """What is to be done behind each optimizer step."""
+
+    def usage(self) -> dict[str, Float[Tensor, ""]]:
+        """What there is to log of all `terms` since the last call, over all ranks, which call it together.
+
+        Training and validation are counted apart: this tells of the mode that the module is in.
+        """
+        return {}
+
+    def tally(self) -> Int64[Tensor, " n"] | None:
+        """What `usage` will tell of training from, over all ranks, for a checkpoint; None of nothing."""
+        return None
+
+    def go_on(self, tally: Int64[Tensor, " n"]) -> None:
+        """Count on from a checkpoint's tally."""
 
 
 class KLBottleneck(Bottleneck):

@@ -49,6 +49,9 @@ class VQBottleneck(Bottleneck):
         self.from_latent = nn.Conv2d(latent_channels, latent_channels, 1)
         idle = torch.zeros(num_codes, dtype=torch.int64) if revive_after else None
         self.register_buffer("idle", idle)  # steps since each code was chosen
+        self.counts: dict[
+            bool, Tensor
+        ] = {}  # in training or not: how often each code was chosen, for `usage`
         self.chosen: Tensor | None = None  # how often each code was, in this step
         self.latents: Tensor | None = None  # of this step's last pass
 
@@ -77,21 +80,44 @@ class VQBottleneck(Bottleneck):
         return self.from_latent(z + (self.lookup(self.codes(z)) - z).detach())
 
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
-        """L; the share of codes that this batch uses, and the perplexity exp(−Σ p log p) of its choice."""
+        """L, and the codes are counted for `usage`."""
         z = posterior.mean
         codes = self.codes(z)
         e = self.lookup(codes)
         distance = self.commitment * F.mse_loss(z, e.detach()) + self.attraction * F.mse_loss(e, z.detach())
         chosen = count(codes, self.num_codes)
+        before = self.counts.get(self.training, torch.zeros_like(chosen, dtype=torch.int64))
+        self.counts[self.training] = before.to(chosen.device) + chosen.long()
         if self.training and self.revive_after and self.codebook.weight.requires_grad:
             self.chosen = chosen if self.chosen is None else self.chosen + chosen
             self.latents = rearrange(z.detach(), "b z h w -> (b h w) z")
         return {
             "codebook": distance.detach(),
-            "codes_used": (chosen > 0).float().mean(),
-            "perplexity": perplexity(chosen),
             "penalty": self.weight * distance,
         }
+
+    @torch.no_grad()
+    def usage(self) -> dict[str, Float[Tensor, ""]]:
+        """The share of the codes that some place chose, and the perplexity exp(−Σ p log p) of the choice."""
+        counts = self.counted(self.training)
+        self.counts.pop(self.training, None)
+        return {"codes_used": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
+
+    def tally(self) -> Int64[Tensor, " n"] | None:
+        """How often each code was chosen in training since `usage` told it."""
+        return self.counted(training=True)
+
+    def go_on(self, tally: Int64[Tensor, " n"]) -> None:
+        """Count on from there."""
+        self.counts[True] = tally
+
+    def counted(self, training: bool) -> Int64[Tensor, " n"]:
+        """How often each code was chosen since `usage` told it, over all ranks."""
+        none = torch.zeros(self.num_codes, dtype=torch.int64, device=self.codebook.weight.device)
+        counts = none + self.counts.get(training, none).to(none.device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        return counts
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -115,7 +141,7 @@ def count(codes: Int64[Tensor, "b h w"], num_codes: int) -> Float[Tensor, " n"]:
     return torch.zeros(num_codes, device=codes.device).index_add_(0, codes.flatten(), ones)
 
 
-def perplexity(counts: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+def perplexity(counts: Float[Tensor, " n"] | Int64[Tensor, " n"]) -> Float[Tensor, ""]:
     """exp(−Σ p log p): as many codes, all used alike, would be as hard to guess."""
     p = counts / counts.sum()
     return torch.exp(torch.special.entr(p).sum())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm.networks.attention import check_levels
 from ldm.networks.autoencoder import FromLatent, Level, ToLatent
 from ldm.networks.blocks import GroupNorm, conv3x3
+from ldm.networks.tiling import Box, Map, Tiles, size_of, tiled
 
 
 def averaged(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
@@ -41,6 +42,18 @@ class SpaceToChannel(nn.Module):
         return F.pixel_unshuffle(self.conv(x), 2) + averaged(F.pixel_unshuffle(x, 2), self.out_channels)
 
 
+@tiled.register
+def _(layer: SpaceToChannel, x: Map, tiles: Tiles) -> Map:
+    source, (height, width) = tiles.part(x, 2), size_of(x)
+    convolved = tiles.part(tiles.convolved(layer.conv, (height, width), tiles.part(x)), 2)
+
+    def part(box: Box) -> Tensor:
+        folded = F.pixel_unshuffle(convolved(box), 2)
+        return folded + averaged(F.pixel_unshuffle(source(box), 2), layer.out_channels)
+
+    return tiles.computed((height // 2, width // 2), part)
+
+
 class ChannelToSpace(nn.Module):
     """unfold(conv(x)) + unfold(repeat(x)): twice the size (Chen et al. 2025, 3.2)."""
 
@@ -52,6 +65,13 @@ class ChannelToSpace(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         return F.pixel_shuffle(self.conv(x) + repeated(x, 4 * self.out_channels), 2)
+
+
+@tiled.register
+def _(layer: ChannelToSpace, x: Map, tiles: Tiles) -> Map:
+    source, size = tiles.part(x), size_of(x)
+    shortcut = tiles.computed(size, lambda box: repeated(source(box), 4 * layer.out_channels))
+    return F.pixel_shuffle(tiles.convolved(layer.conv, size, source, into=shortcut), 2)
 
 
 class DeepEncoder(ToLatent):
@@ -96,6 +116,18 @@ class DeepEncoder(ToLatent):
         return self.conv_out(F.silu(self.norm_out(h))) + averaged(h, self.out_channels)
 
 
+@tiled.register
+def _(encoder: DeepEncoder, x: Map, tiles: Tiles) -> Map:
+    pixels, (height, width) = tiles.part(x, encoder.patch), size_of(x)
+    size = (height // encoder.patch, width // encoder.patch)
+    h = tiles.convolved(encoder.conv_in, size, lambda box: F.pixel_unshuffle(pixels(box), encoder.patch))
+    for level in encoder.down:
+        h = tiled(level, h, tiles)
+    source = tiles.part(h)
+    shortcut = tiles.computed(size_of(h), lambda box: averaged(source(box), encoder.out_channels))
+    return tiles.convolved(encoder.conv_out, size_of(h), tiles.normalized(encoder.norm_out, h), into=shortcut)
+
+
 class DeepDecoder(FromLatent):
     """The encoder's mirror; its arguments, `up` runs from coarse to fine."""
 
@@ -127,3 +159,14 @@ class DeepDecoder(FromLatent):
         for level in self.up:
             h = level(h)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+
+
+@tiled.register
+def _(decoder: DeepDecoder, z: Map, tiles: Tiles) -> Map:
+    source = tiles.part(z)
+    shortcut = tiles.computed(size_of(z), lambda box: repeated(source(box), decoder.width))
+    h = tiles.convolved(decoder.conv_in, size_of(z), source, into=shortcut)
+    for level in decoder.up:
+        h = tiled(level, h, tiles)
+    folded = tiles.convolved(decoder.conv_out, size_of(h), tiles.normalized(decoder.norm_out, h))
+    return F.pixel_shuffle(folded, decoder.patch)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ldm.networks.attention import AttentionBlock
 from ldm.networks.autoencoder import FromLatent, ToLatent
 from ldm.networks.blocks import GroupNorm, ResidualBlock, conv3x3
+from ldm.networks.tiling import Map, Source, Tiles, size_of, tiled
 
 
 def trunk(channels: int, num_res_blocks: int, mid_attention: bool) -> nn.Sequential:
@@ -39,6 +40,15 @@ class PatchEncoder(ToLatent):
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b m h w"]:
         h = self.trunk(self.conv_in(F.pixel_unshuffle(x, self.downsampling)))
         return self.conv_out(F.silu(self.norm_out(h)))
+
+
+@tiled.register
+def _(encoder: PatchEncoder, x: Map, tiles: Tiles) -> Map:
+    patch, (height, width) = encoder.downsampling, size_of(x)
+    pixels, size = tiles.part(x, patch), (height // patch, width // patch)
+    h = tiles.convolved(encoder.conv_in, size, lambda box: F.pixel_unshuffle(pixels(box), patch))
+    h = tiled(encoder.trunk, h, tiles)
+    return tiles.convolved(encoder.conv_out, size, tiles.normalized(encoder.norm_out, h))
 
 
 class PatchDecoder(FromLatent):
@@ -74,3 +84,19 @@ class PatchDecoder(FromLatent):
         h = self.to_pixels(F.silu(self.norm_out(self.trunk(self.conv_in(z)))))  # b pp h w
         h = self.conv_pixels(F.silu(F.pixel_shuffle(h, self.patch)))  # b 2p H W
         return self.conv_out(F.silu(h))
+
+
+@tiled.register
+def _(decoder: PatchDecoder, z: Map, tiles: Tiles) -> Map:
+    h = tiles.convolved(decoder.conv_in, size_of(z), tiles.part(z))
+    h = tiled(decoder.trunk, h, tiles)
+    h = tiles.convolved(decoder.to_pixels, size_of(h), tiles.normalized(decoder.norm_out, h))
+    h = F.pixel_shuffle(h, decoder.patch)
+    for conv in (decoder.conv_pixels, decoder.conv_out):
+        h = tiles.convolved(conv, size_of(h), activated(tiles.part(h)))
+    return h
+
+
+def activated(source: Source) -> Source:
+    """silu of a map, part by part."""
+    return lambda box: F.silu(source(box))

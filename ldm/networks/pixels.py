@@ -1,9 +1,10 @@
 """The first stage that changes nothing: diffusion on pixels, the paper's baseline LDM-1."""
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.networks.autoencoder import FromLatent, ToLatent
+from ldm.networks.tiling import Map, Tiles, tiled
 
 
 class PixelEncoder(ToLatent):
@@ -27,3 +28,9 @@ class PixelDecoder(FromLatent):
 
     def forward(self, z: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
         return z
+
+
+@tiled.register(PixelEncoder)
+@tiled.register(PixelDecoder)
+def _(network: nn.Module, x: Map, tiles: Tiles) -> Map:
+    return x

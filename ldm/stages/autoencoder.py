@@ -169,6 +169,21 @@ class AutoencoderStage(Stage):
             schedule.step()
         return logs | norms
 
+    def usage(self) -> dict[str, Tensor]:
+        """How a codebook is used."""
+        return self.model.bottleneck.usage()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is counted since the last row, so that the next says the same in a run that goes on."""
+        tally = self.model.bottleneck.tally()
+        if tally is not None:
+            checkpoint["tally"] = tally.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rank 0 counts on from what all ranks had, however many they are now."""
+        if "tally" in checkpoint and self.global_rank == 0:
+            self.model.bottleneck.go_on(checkpoint["tally"])
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
         x = self.pixels(batch)

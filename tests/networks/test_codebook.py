@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 
 from ldm.networks import codebook
 from ldm.networks.codebook import VQBottleneck, count, perplexity
@@ -53,16 +57,76 @@ def test_beta_weighs_the_commitment_and_in_legacy_models_the_other_term(legacy: 
     torch.testing.assert_close(total, -factor * 2 * distance.detach().sum((0, 2, 3)) / 12)
 
 
-def test_usage_and_perplexity() -> None:
+def grid(num_codes: int = 16) -> VQBottleneck:
+    """Code k is k, so that a map of whole numbers says which codes it takes."""
+    bottleneck = VQBottleneck(1, num_codes)
+    bottleneck.to_latent = torch.nn.Identity()
+    bottleneck.codebook.weight.data = torch.arange(num_codes).float()[:, None]
+    return bottleneck
+
+
+def take(bottleneck: VQBottleneck, *codes: int) -> None:
+    bottleneck.terms(bottleneck.posterior(torch.tensor(codes).float().view(1, 1, 1, -1)), 1)
+
+
+def told(bottleneck: VQBottleneck) -> tuple[float, float]:
+    usage = bottleneck.usage()
+    return round(16 * usage["codes_used"].item(), 4), round(usage["perplexity"].item(), 4)
+
+
+def test_perplexity() -> None:
     counts = count(torch.tensor([[[0, 0], [3, 3]]]), 5)
     assert counts.tolist() == [2, 0, 0, 2, 0]
     assert perplexity(counts).item() == pytest.approx(2) and perplexity(
         torch.ones(7)
     ).item() == pytest.approx(7)
-    bottleneck = small(num_codes=4)
-    bottleneck.codebook.weight.data += torch.tensor([0, 1e3, 1e3, 1e3])[:, None]
-    terms = bottleneck.terms(bottleneck.posterior(torch.randn(2, 3, 4, 4)), 1)
-    assert terms["codes_used"] == 0.25 and terms["perplexity"].item() == pytest.approx(1)
+
+
+def test_usage_is_of_all_passes_since_it_was_told_last() -> None:
+    """Means over passes would say 2 codes of each other's 4, and never more than one pass has places."""
+    bottleneck = grid()
+    take(bottleneck, 0, 1)
+    take(bottleneck, 2, 3)
+    assert told(bottleneck) == (4, 4)
+    take(bottleneck, 5, 5)
+    assert told(bottleneck) == (1, 1), "counted from nothing again"
+
+
+def test_usage_of_validation_is_counted_apart() -> None:
+    bottleneck = grid()
+    take(bottleneck, 0, 1, 2)
+    bottleneck.eval()
+    take(bottleneck, 7)
+    take(bottleneck, 8)
+    assert told(bottleneck) == (2, 2)
+    bottleneck.train()
+    assert told(bottleneck) == (3, 3)
+
+
+def test_counting_goes_on_from_a_tally_and_is_no_part_of_the_weights() -> None:
+    bottleneck, other = grid(), grid()
+    before = set(bottleneck.state_dict())
+    take(bottleneck, 0, 1)
+    other.go_on(bottleneck.tally())
+    take(bottleneck, 2, 3)
+    take(other, 2, 3)
+    assert told(bottleneck) == told(other) == (4, 4)
+    assert set(bottleneck.state_dict()) == before
+
+
+def one_of_two(rank: int, store: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    bottleneck = grid()
+    for first in (0, 4):
+        take(bottleneck, first + 2 * rank, first + 2 * rank + 1)
+    assert bottleneck.tally().tolist() == [1] * 8 + [0] * 8
+    assert told(bottleneck) == (8, 8), "what both took, in two passes"
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.multiprocess
+def test_usage_is_of_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path / "store"),), 2, start_method="fork")
 
 
 def step(bottleneck: VQBottleneck) -> None:

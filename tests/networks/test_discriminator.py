@@ -23,7 +23,7 @@ def test_group_norm_keeps_pictures_apart_and_batch_norm_mixes_them() -> None:
 
 
 def test_batch_norm_is_what_lightning_shares_over_gpus() -> None:
-    """`+trainer.sync_batchnorm=true` converts modules of torch's own class and no others."""
+    """`trainer.sync_batchnorm=true` converts modules of torch's own class and no others."""
     model = PatchDiscriminator(channels=8, norm=nn.BatchNorm2d)
     shared = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in shared.modules()) == 3

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.networks.dit import DiT, positions
 from ldm.typing import Conditioning
 from tests.networks.diffusers_names import dit_state
+from tests.networks.gradients import assert_same_gradients
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -23,6 +24,17 @@ def small(in_channels: int = 4, **conditions: int | bool | None) -> DiT:
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def with_embeddings_summed(theirs: nn.Module) -> dict[str, Tensor]:
+    """The peer's gradients; its blocks embed time and class each with a copy of what ours share."""
+    gradients = {name: p.grad.clone() for name, p in theirs.named_parameters() if p.grad is not None}
+    for name in list(gradients):
+        block, found, rest = name.partition(".norm1.emb.")
+        first = f"transformer_blocks.0{found}{rest}"
+        if found and name != first:
+            gradients[first] += gradients[name]
+    return gradients
 
 
 def test_it_equals_diffusers_with_its_gradients() -> None:
@@ -55,6 +67,7 @@ def test_it_equals_diffusers_with_its_gradients() -> None:
         results.append([y, z.grad])
     for mine, other in zip(*results, strict=True):
         assert relative_error(mine, other) < 1e-4
+    assert_same_gradients(ours, dit_state(with_embeddings_summed(theirs)))
 
 
 def test_xl_2_has_the_published_cost() -> None:

@@ -1,46 +1,85 @@
-"""Tile by tile is as untiled, everywhere."""
+"""Tile by tile is as untiled, everywhere and for every kind of first stage."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from ldm.networks import tiling
-from ldm.networks.autoencoder import Autoencoder, Decoder, Encoder
-from ldm.networks.bottleneck import KLBottleneck
+from ldm.networks.attention import AttentionBlock
+from ldm.networks.autoencoder import Autoencoder, Decoder, Encoder, FromLatent, ToLatent
+from ldm.networks.bottleneck import Bottleneck, KLBottleneck, NoBottleneck
 from ldm.networks.codebook import VQBottleneck
+from ldm.networks.deep import DeepDecoder, DeepEncoder
 from ldm.networks.patch import PatchDecoder, PatchEncoder
+from ldm.networks.pixels import PixelDecoder, PixelEncoder
 
 
-def model(levels: tuple[int, ...] = (), quantised: bool = False) -> Autoencoder:
+def convolutional(bottleneck: Bottleneck, levels: tuple[int, ...] = (), middle: bool = True) -> Autoencoder:
+    encoder = Encoder(3, 16, (1, 2, 2), 1, levels, middle, out_channels=bottleneck.in_channels)
+    return Autoencoder(encoder, Decoder(3, 16, (1, 2, 2), 1, levels, middle, in_channels=4), bottleneck)
+
+
+def deep(bottleneck: Bottleneck, levels: tuple[int, ...] = (), patch: int = 1) -> Autoencoder:
+    mult, blocks = ((1, 2, 4), (0, 1, 1)) if patch == 1 else ((1, 2), (1, 1))
+    encoder = DeepEncoder(3, 8, mult, blocks, levels, bottleneck.in_channels, patch)
+    return Autoencoder(encoder, DeepDecoder(3, 8, mult, blocks, levels, 4, patch), bottleneck)
+
+
+def patches(bottleneck: Bottleneck, attention: bool) -> Autoencoder:
+    encoder = PatchEncoder(3, 4, 16, 2, attention, bottleneck.in_channels)
+    return Autoencoder(encoder, PatchDecoder(3, 4, 16, 2, attention, 4, 5), bottleneck)
+
+
+KINDS: dict[str, Callable[[], Autoencoder]] = {
+    "KL": lambda: convolutional(KLBottleneck(4)),
+    "KL without attention": lambda: convolutional(KLBottleneck(4), middle=False),
+    "VQ with attention in a level": lambda: convolutional(VQBottleneck(4, 30), (2,)),
+    "VQ without attention": lambda: convolutional(VQBottleneck(4, 30), middle=False),
+    "deep": lambda: deep(NoBottleneck(4)),
+    "deep with attention": lambda: deep(KLBottleneck(4), (1, 2)),
+    "deep with VQ": lambda: deep(VQBottleneck(4, 30)),
+    "deep on patches": lambda: deep(NoBottleneck(4), patch=2),
+    "patches": lambda: patches(KLBottleneck(4), attention=False),
+    "patches with attention": lambda: patches(KLBottleneck(4), attention=True),
+    "patches with VQ": lambda: patches(VQBottleneck(4, 30), attention=False),
+    "pixels": lambda: Autoencoder(PixelEncoder(), PixelDecoder(), NoBottleneck(3)),
+}
+
+
+def model(kind: str = "KL") -> Autoencoder:
+    """Of random weights, the norms' too, and of statistics other than 0 and 1."""
     torch.manual_seed(0)
-    bottleneck = VQBottleneck(4, 30) if quantised else KLBottleneck(4)
-    encoder = Encoder(3, 16, (1, 2, 2), 1, levels, out_channels=bottleneck.in_channels)
-    made = Autoencoder(encoder, Decoder(3, 16, (1, 2, 2), 1, levels, in_channels=4), bottleneck)
+    made = KINDS[kind]()
     for p in made.parameters():
         p.data += 0.1 * torch.randn_like(p)
     made.set_latent_statistics(0.3, 2.0)
     return made
 
 
-@pytest.mark.parametrize("tile", [5, 8, 1000])
-@pytest.mark.parametrize("size", [(16, 24), (40, 12)])
-def test_it_equals_the_untiled(tile: int, size: tuple[int, int]) -> None:
-    autoencoder, x = model(), torch.randn(2, 3, *size)
-    noise = torch.randn(2, 4, size[0] // 4, size[1] // 4)
-    with torch.no_grad():
-        z_0 = autoencoder.encode(x, noise)
-        x_hat = autoencoder.decode(z_0)
-    torch.testing.assert_close(tiling.encode(autoencoder, x, noise, tile), z_0, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(tiling.decode(autoencoder, z_0, tile), x_hat, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize(("tile", "size"), [(3, (16, 24)), (5, (40, 12)), (8, (16, 24)), (1000, (16, 24))])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_equals_the_untiled(kind: str, tile: int, size: tuple[int, int]) -> None:
+    autoencoder, x, results = model(kind), torch.randn(2, 3, *size), []
+    places = (autoencoder.latent_channels, *(side // autoencoder.downsampling for side in size))
+    noise, z_0 = torch.randn(2, *places), torch.randn(2, *places)
+    for autoencoder.tile in (None, tile):
+        with torch.no_grad():
+            posterior = autoencoder.posterior(x)
+            encoded, decoded = autoencoder.encode(x, noise), autoencoder.decode(z_0)
+        results.append((posterior.mean, posterior.std, encoded, decoded))
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_in_a_level_and_a_codebook_change_nothing() -> None:
-    autoencoder, x = model(levels=(2,), quantised=True), torch.randn(1, 3, 24, 24)
-    noise = torch.zeros(1, 4, 6, 6)
-    with torch.no_grad():
-        z_0 = autoencoder.encode(x, noise)
-        x_hat = autoencoder.decode(z_0)
-    torch.testing.assert_close(tiling.encode(autoencoder, x, noise, 7), z_0, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(tiling.decode(autoencoder, z_0, 7), x_hat, atol=1e-4, rtol=1e-4)
+def test_it_equals_the_untiled_in_half_precision() -> None:
+    autoencoder, z_0, results = model(), torch.randn(1, 4, 6, 8), []
+    for autoencoder.tile in (None, 7):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            results.append(autoencoder.decode(z_0))
+    assert results[0].dtype == results[1].dtype == torch.bfloat16
+    assert ((results[0] - results[1]).norm() / results[0].norm()).item() < 0.02
 
 
 def test_tiles_apart_would_not_do() -> None:
@@ -51,9 +90,12 @@ def test_tiles_apart_would_not_do() -> None:
     assert (whole[..., :8] - half[..., :8]).abs().max() > 1e-2
 
 
-def test_no_layer_sees_more_than_a_tile_at_full_size() -> None:
-    autoencoder, sides = model(), []
-    convolve = torch.nn.functional.conv2d
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pixels"])
+def test_no_convolution_and_no_norm_sees_more_than_a_tile(kind: str) -> None:
+    autoencoder, sides, entered = model(kind), [], []
+    autoencoder.tile, convolve = 4, torch.nn.functional.conv2d
+    for module in (*autoencoder.encoder.modules(), *autoencoder.decoder.modules()):
+        module.register_forward_pre_hook(lambda module, _: entered.append(type(module)))
 
     def watched(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
         sides.append(max(x.shape[-2:]))
@@ -61,18 +103,35 @@ def test_no_layer_sees_more_than_a_tile_at_full_size() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiling.F, "conv2d", watched)
-        tiling.decode(autoencoder, torch.randn(1, 4, 16, 16), 8)
-    assert sides and max(sides) <= 18, "16 in the coarse middle, 8 and a margin of 1 in tiles"
+        autoencoder.posterior(torch.randn(1, 3, 32, 32))
+        autoencoder.decode(torch.randn(1, 4, 8, 8))
+    assert 6 <= max(sides) <= 9, "4 and a margin of 1, or twice 4 and 1 where the size is halved"
+    whole = {m for m in autoencoder.modules() if isinstance(m, AttentionBlock)}
+    inside = {type(m) for block in whole for m in block.modules()} | {nn.Conv2d, nn.Identity}
+    assert set(entered) <= inside, "only attention and 1x1 convolutions are called as they are"
+
+
+class Other(ToLatent, FromLatent):
+    """A network that nobody taught to tile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_channels = self.out_channels = 3
+        self.downsampling = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    encoder = PatchEncoder(patch=4, channels=8, out_channels=8)
-    patches = Autoencoder(encoder, PatchDecoder(patch=4, channels=8, in_channels=4), KLBottleneck(4))
-    with pytest.raises(ValueError, match="tiled decoding is for Decoder, not for PatchDecoder"):
-        tiling.decode(patches, torch.randn(1, 4, 4, 4), 8)
-    with pytest.raises(ValueError, match="tiled encoding is for Encoder, not for PatchEncoder"):
-        tiling.encode(patches, torch.randn(1, 3, 16, 16), torch.zeros(1, 4, 4, 4), 8)
-    with pytest.raises(ValueError, match="at least 1 pixel a side, not 0"):
-        tiling.decode(model(), torch.randn(1, 4, 4, 4), 0)
+    other = Autoencoder(Other(), Other(), NoBottleneck(3))
+    other.tile = 8
+    with pytest.raises(ValueError, match="Other cannot be computed tile by tile: give tile=null"):
+        other.decode(torch.randn(1, 3, 4, 4))
+    autoencoder = model()
+    autoencoder.tile = 0
+    with pytest.raises(ValueError, match="at least 1 place a side, not 0"):
+        autoencoder.decode(torch.randn(1, 4, 4, 4))
+    autoencoder.tile = 8
     with pytest.raises(ValueError, match="18x16 pixels do not divide by the factor 4"):
-        tiling.encode(model(), torch.randn(1, 3, 18, 16), torch.zeros(1, 4, 4, 4), 8)
+        autoencoder.posterior(torch.randn(1, 3, 18, 16))

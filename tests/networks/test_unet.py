@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm.networks.unet import UNet, sinusoid
 from ldm.typing import Conditioning
 from tests.networks.diffusers_names import unet_state
+from tests.networks.gradients import assert_same_gradients
 
 
 def build(
@@ -93,13 +94,8 @@ def both(
         results.append([y, z.grad, *gradients])
     for mine, other in zip(*results, strict=True):
         assert relative_error(mine, other) < 1e-4
-    if not weights:
-        return
-    of_weights = unet_state({name: p.grad for name, p in theirs.named_parameters()})
-    mine = torch.cat([p.grad.flatten() for p in ours.parameters()])
-    assert (
-        relative_error(mine, torch.cat([of_weights[n].flatten() for n, _ in ours.named_parameters()])) < 1e-4
-    )
+    if weights:
+        assert_same_gradients(ours, unet_state({name: p.grad for name, p in theirs.named_parameters()}))
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["conv projection", "linear projection"])

@@ -2,10 +2,12 @@
 
 import itertools
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+from ldm.callbacks.checkpoint import Checkpoint
 from ldm.errors import UserError
 from ldm.interop import safetensors
 from ldm.losses.equivariance import Equivariance
@@ -176,9 +178,39 @@ def test_a_codebook_learns_and_says_how_it_is_used():
     before = tiny.snapshot(stage.model)
     tiny.fit(stage, [tiny.batch(4)] * 2)
     assert "bottleneck.codebook.weight" in tiny.changed(stage.model, before)
-    assert 0 < rows[0]["train/codes_used"] <= 1 <= rows[0]["train/perplexity"] <= 8
+    assert 0 < rows[0]["train/codes_used"] <= 1 <= rows[0]["train/perplexity"] <= 8.001
     total = rows[0]["train/nll"] + rows[0]["train/codebook"]
     assert float(rows[0]["train/loss"]) == pytest.approx(float(total))
+
+
+def usage_of(run: Path, checkpoint: Path | None = None) -> dict:
+    """Training's rows of every third step; a checkpoint every second."""
+    torch.manual_seed(0)
+    stage = tiny.first_stage(model=quantised(), micro_batch_size=1, log_every=3)
+    saver = Checkpoint(str(run / "checkpoints"), every_n_steps=2, keep=9)
+    trainer = tiny.trainer(6, [saver], run / "metrics.csv", validate_every=2)
+    trainer.fit(stage, tiny.data(run.parent / "shards", 6), ckpt_path=checkpoint, weights_only=True)
+    names = ("train/codes_used", "train/perplexity", "val/codes_used", "val/perplexity")
+    return {name: tiny.column(run / "metrics.csv", name) for name in names}
+
+
+def test_usage_is_of_all_steps_from_row_to_row_and_goes_on_in_a_resumed_run(tmp_path, monkeypatch):
+    counted, count = [], VQBottleneck.usage
+
+    def watched(bottleneck: VQBottleneck) -> dict:
+        counted.append((bottleneck.training, int(bottleneck.counted(bottleneck.training).sum())))
+        return count(bottleneck)
+
+    monkeypatch.setattr(VQBottleneck, "usage", watched)
+    straight = usage_of(tmp_path / "straight")
+    assert sorted(straight["train/codes_used"]) == [3, 6] and sorted(straight["val/codes_used"]) == [2, 4, 6]
+    row, pass_ = 3 * 4 * 16, 2 * 4 * 16  # pictures of 16 places: 3 steps, 2 batches of validation, of 4 each
+    assert sorted(set(counted)) == [(False, pass_), (True, row)]
+    saved = tmp_path / "straight" / "checkpoints" / "step00000004.ckpt"
+    assert torch.load(saved, weights_only=True)["tally"].sum() == 4 * 16, "of the step since the row"
+    resumed = usage_of(tmp_path / "resumed", saved)
+    for name, column in resumed.items():
+        assert column == {step: straight[name][step] for step in column} and 6 in column, name
 
 
 def test_dead_codes_revive_behind_the_step_whatever_the_micro_batches():
