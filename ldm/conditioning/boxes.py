@@ -27,7 +27,6 @@ class BoxTokens(Conditioner):
         depth: transformer blocks in which the boxes attend to each other; 0 for none.
         num_heads, head_channels, bias: of them, as in `TransformerText`.
         frequencies: of each coordinate's waves, an octave apart.
-        pooled: whether the mean over the tokens fills the vector slot, too.
     """
 
     def __init__(
@@ -41,13 +40,12 @@ class BoxTokens(Conditioner):
         head_channels: int | None = None,
         bias: bool = True,
         frequencies: int = 8,
-        pooled: bool = False,
         key: str = "boxes",
     ) -> None:
         super().__init__(key, dropout)
         if head_channels is None and width % num_heads:
             raise ValueError(f"width {width} does not divide by num_heads {num_heads}")
-        self.num_boxes, self.frequencies, self.pooled = num_boxes, frequencies, pooled
+        self.num_boxes, self.frequencies = num_boxes, frequencies
         self.embedding = nn.Embedding(num_labels, width)
         self.widen = nn.Linear(width + 8 * frequencies, 4 * width)
         self.narrow = nn.Linear(4 * width, width)
@@ -70,8 +68,7 @@ class BoxTokens(Conditioner):
         x = torch.where(there[..., None], boxes, self.none)  # b n d
         for block in self.blocks:
             x = block(x, torch.ones_like(there))
-        x = self.norm(x)
-        return Conditioning(context=x, vector=x.mean(1) if self.pooled else None)
+        return Conditioning(context=self.norm(x))
 
     def waves(self, corners: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n e"]:
         """sin and cos of 2^k pi times each coordinate (Mildenhall et al. 2020, eq. 4)."""
@@ -80,7 +77,6 @@ class BoxTokens(Conditioner):
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
         """The layout without a box."""
-        one = self(torch.full((1, self.num_boxes, 5), -1.0, device=self.device))
-        assert one.context is not None
-        vector = None if one.vector is None else one.vector.expand(n, -1)
-        return Conditioning(context=one.context.expand(n, -1, -1), vector=vector)
+        one = self(torch.full((1, self.num_boxes, 5), -1.0, device=self.device)).context
+        assert one is not None
+        return Conditioning(context=one.expand(n, -1, -1))
