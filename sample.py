@@ -2,19 +2,22 @@
 
 from omegaconf import DictConfig
 
-from ldm.cli import sampling
+from ldm.cli import sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.entry import command
+from ldm.cli.tile import set_tile
 
 
 @command("sample")
 def main(cfg: DictConfig) -> None:
     """Draw n pictures a prompt: PNGs with prompt, seed and settings inside them, and a labelled grid."""
-    prompts, task = sampling.read_prompts(cfg.prompts), build(cfg.task)
+    task, also = build(cfg.task), tasks.others(build(cfg.also))
+    prompts = sampling.read_prompts(cfg.prompts, needed=task.needs_prompts and not also)
     model, settings = sampling.load(cfg.ckpt, cfg.device)
+    set_tile(model.first_stage, cfg.tile)
     times = build(cfg.spacing)(model.schedule, cfg.steps)
-    size = sampling.picture_size(cfg, settings)
-    drawn = task(model, prompts, cfg, size, build(cfg.sampler), times)
+    size = tasks.picture_size([task, *also], model, cfg, settings)
+    drawn = task(model, prompts, cfg, size, build(cfg.sampler), times, also)
     sampling.save(drawn.images, drawn.wanted, cfg, settings, drawn.names)
 
 

@@ -85,7 +85,7 @@ class LatentDiffusion(nn.Module):
         return self.conditioner.null(n, size)
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b z h2 w2"]:
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z h2 w2"]:
         """The latent of pictures in [-1, 1]: the mean of its posterior, normalised as z_0."""
         self.latent_shape(*x.shape[-2:])
         return self.first_stage.normalize(self.first_stage.posterior(x).mean).float()
@@ -141,22 +141,22 @@ class LatentDiffusion(nn.Module):
         """
         if negative is not None and weak is not None:
             raise UserError("a weak model takes the negative prompt's place: give one of the two")
-        cond = self.condition(batch, size=size, keep=self._kept(keep))
+        cond = self.condition(batch, size=size, keep=self.kept(keep))
         if weak is None:
-            null = self._without(batch, scale, negative, size)
+            null = self.without(batch, scale, negative, size)
         else:
-            null = weak.condition(batch, size=size, keep=weak._kept(keep))
+            null = weak.condition(batch, size=size, keep=weak.kept(keep))
         if isinstance(guidance, Nested):
-            subsets = [self._kept(names) for names in guidance.subsets]
+            subsets = [self.kept(names) for names in guidance.subsets]
             guidance = guidance.among([self.condition(batch, size=size, keep=names) for names in subsets])
         network = None if weak is None else weak.denoiser
         return guidance(self.denoiser, self.schedule, self.parameterization, cond, null, scale, network)
 
-    def _kept(self, names: Collection[str] | None) -> Collection[str] | None:
+    def kept(self, names: Collection[str] | None) -> Collection[str] | None:
         """The names, and what training never drops."""
         return None if names is None else {*names, *self.conditioner.never_dropped}
 
-    def _without(self, batch: Batch, scale: float, negative: Batch | None, size: Size | None) -> Conditioning:
+    def without(self, batch: Batch, scale: float, negative: Batch | None, size: Size | None) -> Conditioning:
         """What guidance leads away from: the negative's conditions, and of the others those never dropped."""
         if negative is None:
             if scale != 1 and not self.guidable:
@@ -164,8 +164,8 @@ class LatentDiffusion(nn.Module):
                     f"guidance of scale {scale} leads away from dropped conditions, and this model was "
                     "trained with none dropped: give scale=1"
                 )
-            return self.condition(batch, size=size, keep=self._kept(()))
-        told = self._kept(self.conditioner.told_by(negative))
+            return self.condition(batch, size=size, keep=self.kept(()))
+        told = self.kept(self.conditioner.told_by(negative))
         return self.condition({**batch, **negative}, size=size, keep=told)
 
     @torch.no_grad()
@@ -182,7 +182,7 @@ class LatentDiffusion(nn.Module):
         guidance: Guidance = guided,
         weak: "LatentDiffusion | None" = None,
         keep: Collection[str] | None = None,
-    ) -> Float[Tensor, "b 3 h w"]:
+    ) -> Float[Tensor, "b c h w"]:
         """Pictures in [-1, 1]; the arguments as in `denoise` and `trajectory`.
 
         `progress` wraps the iteration over steps, e.g. in a bar.

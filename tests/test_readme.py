@@ -1,4 +1,4 @@
-"""The README tells the truth: its paths and names exist, and its commands compose."""
+"""The README tells the truth: its paths and names exist, its commands compose, and docs/cluster.md's do."""
 
 import ast
 import re
@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ldm.cli.composition import compose
+from ldm.cli import submit
+from ldm.cli.composition import compose, sweep_points
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CLUSTER = ROOT / "docs" / "cluster.md"
 PLACES = ("ldm/", "configs/", "docs/", "tests/", "slurm/", ".ci/")
 
 
-def text() -> str:
-    return README.read_text() if README.is_file() else ""
+def text(page: Path = README) -> str:
+    return page.read_text() if page.is_file() else ""
 
 
 def code() -> list[str]:
@@ -24,8 +26,8 @@ def code() -> list[str]:
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text(), flags=re.DOTALL))
 
 
-def commands() -> Iterator[str]:
-    for block in re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text(), flags=re.DOTALL):
+def commands(page: Path = README) -> Iterator[str]:
+    for block in re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text(page), flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -73,6 +75,12 @@ def test_every_dotted_name_exists():
                 break
 
 
+def test_every_task_stands_in_a_command():
+    tasks = {path.stem for path in (ROOT / "configs" / "task").glob("*.yaml")} - {"txt2img"}  # needs no word
+    shown = {word for c in commands() for word in shlex.split(c)}
+    assert {task for task in tasks if f"task={task}" not in shown} == set()
+
+
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_every_command_composes(command):
     words = shlex.split(command)
@@ -86,3 +94,45 @@ def test_every_command_composes(command):
         overrides = [w for w in words[words.index(script.name if match[2] else f"ldm.cli.{match[1]}") + 1 :]]
         if not any(w.startswith("-") for w in overrides):
             compose(match[1] or match[2], overrides)
+
+
+JOBS = {"train": "train", "encode_latents": "encode_latents", "evaluate": "evaluate"}
+"""What each job script hands its words to."""
+
+
+def checked(command: str) -> bool:
+    """Whether the words of a line of docs/cluster.md are for us, and then compose."""
+    words = [word for word in shlex.split(command) if word != "..."]
+    given = [w for w in words if "=" in w and not w.startswith("-")]
+    if words[0] == "sbatch":
+        script = next(w for w in words if w.endswith(".sbatch"))
+        assert (ROOT / script).is_file()
+        name = JOBS.get(Path(script).stem)
+    elif "train.py" in words:
+        name = "train"
+    else:
+        name = next((w.removeprefix("ldm.cli.") for w in words if w.startswith("ldm.cli.")), None)
+    if name in (None, "compare"):
+        return False
+    if name == "submit":
+        _, given = submit.split(given)
+    for point in sweep_points(given) if "-m" in words and "train.py" in words else [given]:
+        compose({"submit": "train", "doctor": "train"}.get(name, name), point, complete="..." not in command)
+    return True
+
+
+def test_what_a_cluster_is_told_composes():
+    found = [command for command in commands(CLUSTER) if checked(command)]
+    names = (
+        "pack",
+        "submit",
+        "doctor",
+        "torchrun",
+        "encode_latents",
+        "train.sbatch",
+        "evaluate",
+        "train.py -m",
+    )
+    assert all(any(name in command for command in found) for name in names), found
+    first = next(commands(CLUSTER))
+    assert first.startswith("git clone") and any("activate" in c for c in commands(CLUSTER))

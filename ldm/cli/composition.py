@@ -114,10 +114,10 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _no_option(parsed: Sequence[Override]) -> str | None:
-    """For a number or a switch in the place of a config group's option."""
+    """For a number, a switch or null in the place of a config group's option."""
     for override in parsed:
         key = override.key_or_group
-        if _options(key) and not isinstance(override.value(), str | list | None):
+        if _options(key) and not isinstance(override.value(), str | list):
             also = f"; its strength is {STRENGTH[key]}={override.value()}" if key in STRENGTH else ""
             names = ", ".join(_options(key))
             return f"'{override.input_line}': {key} is a config group, one of {names}{also}"
@@ -135,13 +135,29 @@ def _refused(error: ConfigCompositionException, name: str, parsed: Sequence[Over
             " or add -m to run one job a value"
         )
     if match := re.search(r"Could not override '(.+?)'", text):
+        if match[1].partition("@")[0] not in {o.key_or_group for o in parsed}:
+            return _apart(match[1], parsed)
         return _unknown(match[1], name, parsed)
     if isinstance(error.__cause__, OmegaConfBaseException):
         return f"{_line(error)}: {_line(error.__cause__)}".removeprefix(": ")
     return _line(error)
 
 
+def _apart(group: str, parsed: Sequence[Override]) -> str:
+    """For options that do not go together, as an experiment of one stage and the other stage."""
+    given = [str(o.input_line) for o in parsed if _options(o.key_or_group)]
+    if len(given) == 1:
+        return f"{given[0]} overrides {group}, which nothing in its defaults has: mend that file"
+    return (
+        f"{' and '.join(given)} do not go together: one of them sets {group}, which the others do not have; "
+        "leave one out"
+    )
+
+
 def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
+    if "@" in key:
+        group, _, place = key.partition("@")
+        return f"there is no {place} yet: write +{key}=..., one of {', '.join(_options(group)) or 'none'}"
     base = _compose(name, [o for o in parsed if _options(o.key_or_group) and o.key_or_group != key])
     groups = sorted(_choices(base))
     if _options(key) or "/" in key:

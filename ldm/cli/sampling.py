@@ -34,8 +34,14 @@ class Drawn:
     names: Sequence[str]
 
 
-def read_prompts(prompts: str | ListConfig) -> list[str]:
-    """A list of captions as it is, or the lines of a text file."""
+def read_prompts(prompts: str | ListConfig | None, needed: bool = True) -> list[str]:
+    """A list of captions as it is, or the lines of a text file; one that is empty where none are needed."""
+    if prompts is None and not needed:
+        return [""]
+    if prompts is None:
+        raise UserError(
+            "prompts is needed (a list of captions, or a text file with one a line): give it as prompts=..."
+        )
     if not isinstance(prompts, str):
         found = [str(p) for p in prompts]
     elif not Path(prompts).is_file():
@@ -101,6 +107,23 @@ def picture_size(cfg: DictConfig, header: dict[str, str]) -> tuple[int, int]:
     return height, width
 
 
+def numbers(model: LatentDiffusion, cfg: DictConfig, size: tuple[int, int], n: int) -> Batch:
+    """`sizes` and `aesthetic` of n pictures, where the model reads them (Podell et al. 2023, 2.2)."""
+    read = model.conditioner.keys
+    if "sizes" not in read and (cfg.original_size is not None or any(cfg.crop)):
+        raise UserError("original_size and crop: no condition of this model reads sizes, leave them out")
+    stored = size if cfg.original_size is None else _pair("original_size", cfg.original_size, 1)
+    told = {"sizes": [*stored, *_pair("crop", cfg.crop, 0), *size], "aesthetic": [cfg.aesthetic]}
+    rows: Any = {key: torch.tensor([row] * n).float() for key, row in told.items() if key in read}
+    return rows
+
+
+def _pair(name: str, values: Sequence[float], least: int) -> Sequence[float]:
+    if len(values) != 2 or any(not isinstance(v, int | float) or v < least for v in values):
+        raise UserError(f"{name}={list(values)} is no pair of pixels: give two numbers of {least} or more")
+    return values
+
+
 def draw(
     model: LatentDiffusion,
     wanted: Sequence[tuple[str, int]],
@@ -116,7 +139,9 @@ def draw(
     `steps` is how many the sampler makes where that is not one for each of the times. `batch` has a row of
     conditions for each picture, where prompts are not all.
     """
-    given: Batch = {"caption": [prompt for prompt, _ in wanted]} if batch is None else batch
+    if batch is None:
+        batch = numbers(model, cfg, size, len(wanted)) | {"caption": [prompt for prompt, _ in wanted]}
+    given: Batch = batch
     told = model.conditioner.told_by(given)
     guidance, weak = build(cfg.guidance), load_weak(cfg.weak, model, cfg.device)
 
@@ -172,27 +197,33 @@ def save(
     """
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[Image.Image]] = {}
+    rows, making = dict[str, list[Image.Image]](), _making(cfg, header)
     for i, (image, (prompt, seed)) in enumerate(zip(images, wanted, strict=True)):
-        making = {
-            "prompt": prompt,
-            "negative": cfg.negative,
-            "seed": seed,
-            "steps": cfg.steps,
-            "scale": cfg.scale,
-            "guidance": cfg.guidance._target_,
-            "weak": cfg.weak,
-            "sampler": cfg.sampler._target_,
-            "task": OmegaConf.to_container(cfg.task),
-            "ckpt": str(cfg.ckpt),
-            "trained_steps": header.get("step"),
-        }
         info = PngInfo()
         info.add_text("prompt", prompt)
-        info.add_text("parameters", json.dumps(making))
+        info.add_text("parameters", json.dumps(making | {"prompt": prompt, "seed": seed}))
         picture = to_pil(image)
         name = f"{i // cfg.n:04d}_{seed:06d}" if names is None else names[i]
         picture.save(out / f"{name}.png", pnginfo=info)
         rows.setdefault(prompt, []).append(picture)
     labelled_grid(list(rows.items()), cfg.grid_scale).save(out / "grid.png")
     print(f"wrote {len(images)} pictures and {out / 'grid.png'}")
+
+
+def _making(cfg: DictConfig, header: dict[str, str]) -> dict[str, Any]:
+    """What all pictures of a call have in common."""
+    return {
+        "negative": cfg.negative,
+        "steps": cfg.steps,
+        "scale": cfg.scale,
+        "guidance": cfg.guidance._target_,
+        "weak": cfg.weak,
+        "sampler": cfg.sampler._target_,
+        "task": OmegaConf.to_container(cfg.task),
+        "also": OmegaConf.to_container(cfg.also),
+        "original_size": cfg.original_size and list(cfg.original_size),
+        "crop": list(cfg.crop),
+        "aesthetic": cfg.aesthetic,
+        "ckpt": str(cfg.ckpt),
+        "trained_steps": header.get("step"),
+    }

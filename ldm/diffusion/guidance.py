@@ -181,20 +181,20 @@ def nested(
 class Nested:
     """`nested`, its conditions named: {picture: 1.5} leads by 1.5 to the picture, then by `scale` to all.
 
-    The order of the names is that of the sum. Without a name it is `guided`.
+    The order of the names is that of the sum. Without a name, or with None, it is `guided`.
     """
 
-    scales: Mapping[str, float]
+    scales: Mapping[str, float] | None
 
     @property
     def subsets(self) -> list[tuple[str, ...]]:
         """The names of c1, of c1 and c2, and so on."""
-        names = tuple(self.scales)
+        names = tuple(self.scales or {})
         return [names[: i + 1] for i in range(len(names))]
 
     def among(self, between: Sequence[Conditioning]) -> Guidance:
         """The guidance by the conditions of these subsets."""
-        return partial(nested, between=between, scales=list(self.scales.values()))
+        return partial(nested, between=between, scales=list((self.scales or {}).values()))
 
     def __call__(
         self,

@@ -30,7 +30,8 @@ def save(
     `kind` names what the file is ("autoencoder", "latent_diffusion"); `load` refuses another.
     """
     path = Path(path)
-    header = {**extra, "format": _FORMAT, "kind": kind, "config": json.dumps(config, sort_keys=True)}
+    # the keys' order is kept: that of the conditions is the order of their channels
+    header = {**extra, "format": _FORMAT, "kind": kind, "config": json.dumps(config)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")

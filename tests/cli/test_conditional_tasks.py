@@ -2,6 +2,7 @@
 
 import json
 import sys
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import sample
-from ldm.cli import tasks
+from ldm.cli import checks, sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.composition import compose
+from ldm.data import aligned
+from ldm.data.masks import Masked
+from ldm.data.reader import Sample
+from ldm.data.transforms import Pictures
 from ldm.errors import UserError
 from ldm.interop import safetensors
 from tests.cli.test_sampling import TINY
@@ -28,10 +33,30 @@ MODELS = {
     "semantic": ["conditioner=demo_semantic", "denoiser.in_channels=20", *BARE],
     "depth": ["conditioner=demo_depth", "denoiser.in_channels=68", *BARE],
     "inpaint_model": ["conditioner=demo_inpainting_ldm", "denoiser.in_channels=9", *BARE],
+    "inpaint_model_sd": ["conditioner=demo_inpainting", "denoiser.in_channels=72",
+        "conditioner.conditioners.text.width=8", "+denoiser.vector_channels=8"],
     "super_resolution": ["conditioner=demo_super_resolution", "denoiser.in_channels=16", *BARE],
     "unconditional": BARE,
 }  # fmt: skip
 """A tiny U-Net of each, on a first stage of factor 8."""
+
+
+def save(path: str, config, heard: float = 0.2) -> str:
+    """A sampling file of random weights, those of conditions by a spread of their own; 32 pixels."""
+    torch.manual_seed(0)
+    model = build(config)
+    for name, p in model.named_parameters():  # also those that begin at zero, so that conditions are heard
+        own = name.startswith("conditioner") or "cross_attention" in name
+        torch.nn.init.normal_(p, std=heard if own else 0.2)
+    safetensors.save(path, model.state_dict(), config, "latent_diffusion", {"size": "32", "step": "0"})
+    return path
+
+
+def composed(*words: str):
+    """The model's node of the tiny experiment on a first stage of factor 8."""
+    base = [w for w in TINY if "channel_mult" not in w]
+    size = ["autoencoder.encoder.channel_mult=[1,1,2,2]", "autoencoder.decoder.channel_mult=[1,1,2,2]"]
+    return compose("train", [*base, *size, *words]).stage.model
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +65,12 @@ def files(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     made = {}
     for name, words in MODELS.items():
-        base = [w for w in TINY if "channel_mult" not in w]
-        size = ["autoencoder.encoder.channel_mult=[1,1,2,2]", "autoencoder.decoder.channel_mult=[1,1,2,2]"]
-        cfg = compose("train", [*base, *size, *words])
+        node = composed(*words)
         if name == "unconditional":
-            cfg.stage.model.conditioner.conditioners = {}
+            node.conditioner.conditioners = {}
         if name.startswith("inpaint"):
-            cfg.stage.model.conditioner.conditioners.masked.channels = 4
-        torch.manual_seed(0)
-        config = OmegaConf.to_container(cfg.stage.model, resolve=True)
-        model = build(config)
-        for p in model.parameters():  # also those that begin at zero, so that conditions are heard
-            torch.nn.init.normal_(p, std=0.2)
-        made[name] = str(folder / f"{name}.safetensors")
-        safetensors.save(
-            made[name], model.state_dict(), config, "latent_diffusion", {"size": "32", "step": "0"}
-        )
+            node.conditioner.conditioners.masked.channels = 4
+        made[name] = save(str(folder / f"{name}.safetensors"), OmegaConf.to_container(node, resolve=True))
     labels = np.zeros((32, 32), np.uint8)
     labels[8:24, 8:24] = 5
     grey = np.linspace(0, 255, 32 * 32).reshape(32, 32).astype(np.uint8)
@@ -65,6 +80,8 @@ def files(tmp_path_factory) -> dict[str, str]:
         ("grey", grey),
         ("colours", colours),
         ("wide", np.tile(labels, 2)),
+        ("small", colours[:16, :24]),
+        ("odd", colours[:9, :24]),
     ):
         made[name] = str(folder / f"{name}.png")
         Image.fromarray(array).save(made[name])
@@ -133,13 +150,56 @@ def test_classes_are_rows(shell) -> None:
     assert list(drawn) == [f"000{row}_00000{seed}.png" for row in (0, 1) for seed in (0, 1)]
 
 
-def test_outside_the_mask_every_byte_stays(shell, files) -> None:
-    words = ("task=inpaint_model", "task.image={colours}", "task.mask={mask}", "task.fill=-1")
-    status, err, drawn = shell("inpaint_model", *words)
+@pytest.mark.parametrize("name", ["inpaint_model", "inpaint_model_sd"])
+def test_outside_the_mask_every_byte_stays(shell, files, name) -> None:
+    words = ("task=inpaint_model", "task.image={colours}", "task.mask={mask}")
+    status, err, drawn = shell(name, *words)
     assert status == 0, err
     own, mask = np.array(Image.open(files["colours"])), np.array(Image.open(files["mask"])) > 0
     for picture in drawn.values():
         assert np.array_equal(picture[~mask], own[~mask]) and not np.array_equal(picture[mask], own[mask])
+
+
+def test_a_file_joins_the_conditions_in_the_order_of_training(files) -> None:
+    model = sampling.load(files["inpaint_model"], "cpu")[0]
+    assert list(model.conditioner.conditioners) == ["masked", "mask"]
+
+
+@pytest.mark.parametrize(("name", "fill"), [("inpaint_model", -1), ("inpaint_model_sd", 0)])
+def test_what_lies_under_the_mask_is_the_models_own(shell, files, name, fill) -> None:
+    words = ["task=inpaint_model", "task.image={colours}", "task.mask={mask}"]
+    drawn, same = shell(name, *words)[2], shell(name, *words, f"task.fill={fill}")[2]
+    assert drawn and all(np.array_equal(drawn[key], same[key]) for key in drawn)
+    status, err, _ = shell(name, *words, f"task.fill={-1 - fill}")
+    assert status == 2 and f"this model was trained with {fill} under the mask" in err, err
+    model = sampling.load(files[name], "cpu")[0]
+    checks.masks(model, [Masked(float(fill))])
+    with pytest.raises(UserError, match=f"puts {-1 - fill} under the mask, which is {fill} where"):
+        checks.masks(model, [Masked(float(-1 - fill))])
+
+
+def test_all_of_the_small_picture_is_enlarged(shell, files) -> None:
+    status, err, drawn = shell("super_resolution", "task=super_resolution", "task.image={small}")
+    assert status == 0, err
+    assert all(picture.shape == (64, 96, 3) for picture in drawn.values()), "24x16 by 4"
+    same = shell("super_resolution", "task=super_resolution", "task.image={small}", "size=[64,96]")[2]
+    assert all(np.array_equal(drawn[key], same[key]) for key in drawn)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_depth_is_as_the_data_have_it(tmp_path, normalised) -> None:
+    numbers, bytes_ = np.linspace(9000, 40000, 32 * 32).reshape(32, 32).astype(np.uint16), BytesIO()
+    Image.fromarray(numbers).save(bytes_, "PNG")
+    (tmp_path / "d.png").write_bytes(bytes_.getvalue())
+    seen = BytesIO()
+    Image.new("RGB", (32, 32)).save(seen, "PNG")
+    sample = Sample(tmp_path, "0", {"png": seen.getvalue(), "depth.png": bytes_.getvalue()})
+    expected = aligned.Depth(Pictures(32, seed=0), normalised=normalised)(sample, 0)
+    words = ["ckpt=a", "task=depth", f"task.map={tmp_path}/d.png", f"task.normalised={normalised}"]
+    found = build(compose("sample", words).task).read((32, 32))
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    default = build(compose("sample", words[:-1]).task)
+    assert default.normalised is aligned.Depth(Pictures(32, seed=0)).normalised
 
 
 @pytest.mark.parametrize(
@@ -184,9 +244,18 @@ MISTAKES = [
     ),
     (
         "super_resolution",
-        ["task=super_resolution", "task.image={colours}", "size=[512,512]"],
-        "is 32x32, and pictures of 512x512 are drawn from 128x128",
+        ["task=super_resolution", "task.image={colours}", "size=[32,32]"],
+        "size=[32,32], and this model makes [128,128] of task.image=",
     ),
+    (
+        "super_resolution",
+        ["task=super_resolution", "task.image={odd}"],
+        "is 24x9, and this model enlarges pictures whose sides divide by 4: cut it to 24x8, say",
+    ),
+    ("class", ["prompts=[a square]"], "no condition of this model reads prompts, it is told label, coord"),
+    ("class", ["task=unconditional", "prompts=[a square]"], "draws without captions: leave prompts out"),
+    ("class", ["crop=[1,0]", "task=unconditional"], "no condition of this model reads sizes"),
+    ("class", [], "prompts is needed (a list of captions"),
     (
         "super_resolution",
         ["task=super_resolution", "task.image={grey}", "task.noise_level=5"],

@@ -126,6 +126,10 @@ def test_pictures_know_how_they_were_made(tmp_path):
             "weak": None,
             "sampler": "ldm.diffusion.samplers.ddim.ddim",
             "task": {"_target_": "ldm.cli.tasks.Txt2Img"},
+            "also": {},
+            "original_size": None,
+            "crop": [0, 0],
+            "aesthetic": 6.0,
             "ckpt": "runs/x.safetensors",
             "trained_steps": "3000",
         }
@@ -138,6 +142,9 @@ def test_prompts_are_a_list_or_a_file(tmp_path):
     assert sampling.read_prompts(OmegaConf.create(["a red circle", 7])) == ["a red circle", "7"]
     with pytest.raises(UserError, match=r"there is no prompt file a red circle: give a file, or captions as"):
         sampling.read_prompts("a red circle")
+    assert sampling.read_prompts(None, needed=False) == [""]
+    with pytest.raises(UserError, match="prompts is needed"):
+        sampling.read_prompts(None)
     file.write_text("\n")
     with pytest.raises(UserError, match="there is no prompt in"):
         sampling.read_prompts(str(file))

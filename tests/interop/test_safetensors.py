@@ -50,6 +50,14 @@ def test_round_trip_bit_for_bit(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_the_config_keeps_its_order(tmp_path):
+    """That of the conditions is the order in which their channels are joined."""
+    config = {"conditioners": {"masked": {"factor": 4}, "mask": {"low": -1, "factor": 4}}}
+    save(tmp_path / "x.safetensors", {}, config, "latent_diffusion", {})
+    found = load(tmp_path / "x.safetensors", "latent_diffusion")[1]["conditioners"]
+    assert list(found) == ["masked", "mask"] and list(found["mask"]) == ["low", "factor"]
+
+
 def test_a_file_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "other").touch()
     save(tmp_path / "a.safetensors", {"w": torch.zeros(1)}, {}, "autoencoder", {})

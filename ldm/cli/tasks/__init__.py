@@ -1,8 +1,9 @@
 """What sample.py does, by `task=NAME`: one class each, one file a kind."""
 
-from ldm.cli.tasks.base import Txt2Img, latent
+from ldm.cli.tasks.base import Txt2Img, latent, others, picture_size
 from ldm.cli.tasks.conditional import (
     Class,
+    Depth,
     FromMap,
     ImageVariation,
     InpaintingModel,
@@ -19,6 +20,7 @@ from ldm.cli.tasks.invert import Invert
 
 __all__ = [
     "Class",
+    "Depth",
     "FromMap",
     "ImageVariation",
     "Img2Img",
@@ -32,5 +34,7 @@ __all__ = [
     "Txt2Img",
     "Unconditional",
     "latent",
+    "others",
+    "picture_size",
     "read_picture",
 ]

@@ -1,6 +1,8 @@
-"""What all tasks of sample.py share: n pictures a prompt, from noise."""
+"""What all tasks of sample.py share: n pictures a prompt, from noise, and what the model is told of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,12 +12,36 @@ from torch import Tensor
 from ldm.cli import sampling
 from ldm.cli.tasks.files import Size
 from ldm.diffusion.samplers import Sampler
+from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is to be drawn.
+
+    Args:
+        choices: what else a task makes pictures of, as {"class": 3}.
+    """
+
+    caption: str
+    seed: int
+    choices: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What stands beside it in the grid."""
+        return ", ".join([*filter(None, [self.caption]), *(f"{k} {v}" for k, v in self.choices.items())])
+
+
 class Txt2Img:
-    """n pictures a prompt, from noise. The other tasks are this one with another sampler."""
+    """n pictures a prompt, from noise. The other tasks are this one with another sampler, or conditions."""
+
+    needs_prompts: ClassVar[bool] = True
+    """Whether the user is to give prompts."""
+    captioned: ClassVar[bool] = True
+    """Whether the model is told the captions."""
 
     def __call__(
         self,
@@ -25,33 +51,119 @@ class Txt2Img:
         size: Size,
         sampler: Sampler,
         times: Float[Tensor, " s"],
+        also: "Sequence[Conditional]" = (),
     ) -> sampling.Drawn:
-        """The pictures, in [-1, 1] on the CPU, and what each is."""
-        wanted = self.wanted(prompts, cfg)
-        sampler, times, steps = self.changed(model, size, sampler, times)
-        batch = self.batch(model, wanted, size)
-        images = sampling.draw(model, wanted, cfg, size, sampler, times, steps, batch)
-        each = len({seed for _, seed in wanted})  # pictures a row
-        names = [f"{i // each:04d}_{seed:06d}" for i, (_, seed) in enumerate(wanted)]
-        return sampling.Drawn(self.finished(images, size), wanted, names)
+        """The pictures, in [-1, 1] on the CPU, and what each is; `also` tell the model more of them."""
+        inputs = Inputs(model, [self, *also], cfg, size)
+        wanted = inputs.each(self.wanted(prompts, cfg))
+        sampler, times, steps = self.changed(inputs, sampler, times)
+        batch, pairs = inputs.batch(wanted), [(w.caption, w.seed) for w in wanted]
+        images = sampling.draw(model, pairs, cfg, size, sampler, times, steps, batch)
+        for task in inputs.tasks:
+            images = task.finished(images, size)
+        columns = len({w.seed for w in wanted})
+        names = [f"{i // columns:04d}_{w.seed:06d}" for i, w in enumerate(wanted)]
+        return sampling.Drawn(images, [(w.title, w.seed) for w in wanted], names)
 
-    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[tuple[str, int]]:
-        """(prompt, seed) of each picture."""
-        return [(prompt, cfg.seed + i) for prompt in prompts for i in range(cfg.n)]
+    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[Wanted]:
+        """The pictures, a row of them a prompt."""
+        return [Wanted(prompt, cfg.seed + i) for prompt in prompts for i in range(cfg.n)]
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[tuple[str, int]], size: Size) -> Batch:
-        """The conditions, a row for each picture; UserError for one that the model does not have."""
-        return {"caption": [prompt for prompt, _ in wanted]}
+    def each(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """The pictures that the task makes of these: the same, or several of each."""
+        return list(wanted)
 
-    def changed(
-        self, model: LatentDiffusion, size: Size, sampler: Sampler, times: Tensor
-    ) -> tuple[Sampler, Tensor, int]:
+    def size(self, model: LatentDiffusion) -> Size | None:
+        """(height, width) where the task's own input decides it; None where the user and the model do."""
+        return None
+
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
+        """The task's own conditions, a row for each picture; UserError where the model has no such one."""
+        return {}
+
+    def changed(self, inputs: "Inputs", sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
         """The sampler and the times that the task needs, and how many steps they make."""
         return sampler, times, len(times) - 1
 
     def finished(self, images: Tensor, size: Size) -> Tensor:
         """What is done to the decoded pictures."""
         return images
+
+
+class Conditional(Txt2Img):
+    """n pictures of what a model was trained to be told: alone, or `also`, beside another task."""
+
+    needs_prompts = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What several tasks tell one model of pictures of a size; the first of them draws."""
+
+    model: LatentDiffusion
+    tasks: Sequence[Txt2Img]
+    cfg: DictConfig
+    size: Size
+
+    def each(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """The pictures that all tasks together make of these."""
+        for task in self.tasks:
+            wanted = task.each(wanted)
+        return list(wanted)
+
+    def batch(self, wanted: Sequence[Wanted]) -> Batch:
+        """Every condition of the pictures. UserError for one told twice, in vain, or lacking."""
+        batch: Any = sampling.numbers(self.model, self.cfg, self.size, len(wanted))
+        if all(task.captioned for task in self.tasks):
+            batch["caption"] = [w.caption for w in wanted]
+        self._check_captions(wanted, batch)
+        for task in self.tasks:
+            told: Any = task.batch(self.model, wanted, self.size)
+            if twice := batch.keys() & told.keys():
+                raise UserError(f"two tasks tell the model {', '.join(sorted(twice))}: leave one of them out")
+            batch |= told
+        conditioner = self.model.conditioner
+        if lacking := set(conditioner.never_dropped) - set(conditioner.told_by(batch)):
+            raise UserError(
+                f"this model cannot draw without {', '.join(sorted(lacking))}: give the task=... that tells "
+                "it, or add it to this one by +task@also.NAME=..."
+            )
+        return batch
+
+    def one(self, wanted: Wanted) -> Wanted:
+        """The one picture that all tasks make of this. UserError where they make several."""
+        first, *others = self.each([wanted])
+        if others:
+            raise UserError(f"this task goes with one choice, not with {first.title} to {others[-1].title}")
+        return first
+
+    def _check_captions(self, wanted: Sequence[Wanted], batch: Mapping[str, Any]) -> None:
+        if not any(w.caption for w in wanted):
+            return
+        if "caption" not in batch:
+            raise UserError("the task draws without captions: leave prompts out")
+        if "caption" not in self.model.conditioner.keys:
+            told = ", ".join(self.model.conditioner.conditioners) or "nothing"
+            raise UserError(f"no condition of this model reads prompts, it is told {told}: leave prompts out")
+
+
+def others(built: Mapping[str, Any]) -> list[Conditional]:
+    """The tasks under `also`. UserError for what can stand there alone."""
+    for name, task in built.items():
+        if not isinstance(task, Conditional):
+            raise UserError(
+                f"also.{name} tells the model no condition: add a task that does as +task@also.{name}=depth, "
+                "say, and give this one as task=..."
+            )
+    return list(built.values())
+
+
+def picture_size(
+    tasks: Sequence[Txt2Img], model: LatentDiffusion, cfg: DictConfig, header: dict[str, str]
+) -> Size:
+    """(height, width) asked for, or of a task's own input, or the square that the model was trained at."""
+    own = [size for task in tasks if (size := task.size(model)) is not None]
+    return own[0] if own and cfg.size is None else sampling.picture_size(cfg, header)
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
 """Tasks that a model was trained for: by class, layout, map, mask, small picture, picture, or nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm import keyed
-from ldm.cli.tasks.base import Txt2Img
+from ldm.cli.tasks.base import Conditional, Txt2Img, Wanted
 from ldm.cli.tasks.files import (
     Size,
     fitted,
@@ -22,12 +24,10 @@ from ldm.conditioning.base import Conditioner
 from ldm.conditioning.boxes import BoxTokens
 from ldm.conditioning.class_label import ClassLabel, ClassNumber
 from ldm.conditioning.low_resolution import LowResolution
-from ldm.conditioning.spatial import SemanticMap
+from ldm.conditioning.spatial import Mask, SemanticMap
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
-
-Wanted = Sequence[tuple[str, int]]
 
 
 def reader_of(model: LatentDiffusion, key: str) -> Conditioner:
@@ -42,27 +42,23 @@ def reader_of(model: LatentDiffusion, key: str) -> Conditioner:
     )
 
 
-def rows(wanted: Wanted, **entries: Tensor) -> Batch:
-    """The captions, and the one row of each entry for every picture."""
-    n = len(wanted)
-    batch: Any = {"caption": [prompt for prompt, _ in wanted]}
-    return batch | {key: value.expand(n, *value.shape[1:]) for key, value in entries.items()}
+def rows(wanted: Sequence[Wanted], **entries: Tensor) -> Batch:
+    """The one row of each entry for every picture."""
+    batch: Any = {key: value.expand(len(wanted), *value.shape[1:]) for key, value in entries.items()}
+    return batch
 
 
 class Unconditional(Txt2Img):
     """n pictures from noise alone: by a model without conditions, or with all of them dropped."""
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
-        needed = set(model.conditioner.never_dropped) - set(model.conditioner.told_by({}))
-        if needed:
-            raise UserError(
-                f"this model cannot draw without {', '.join(sorted(needed))}: give the task=... that tells it"
-            )
+    needs_prompts = captioned = False
+
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
         return {"position": torch.arange(len(wanted))}
 
 
-class Class(Txt2Img):
-    """n pictures of each class.
+class Class(Conditional):
+    """n pictures of each class, and of each prompt if there are any.
 
     Args:
         labels: classes by their numbers.
@@ -73,10 +69,10 @@ class Class(Txt2Img):
             raise UserError("task.labels is empty: give the numbers of classes, as in task.labels=[0,1]")
         self.labels = list(labels)
 
-    def wanted(self, prompts: Sequence[str], cfg: Any) -> list[tuple[str, int]]:
-        return [(f"class {label}", cfg.seed + i) for label in self.labels for i in range(cfg.n)]
+    def each(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        return [replace(w, choices={**w.choices, "class": label}) for label in self.labels for w in wanted]
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
         conditioner = reader_of(model, "label")
         assert isinstance(conditioner, ClassLabel | ClassNumber)
         for label in self.labels:
@@ -85,10 +81,10 @@ class Class(Txt2Img):
                     f"task.labels holds {label}, and the model's classes are "
                     f"0 to {conditioner.num_classes - 1}"
                 )
-        return {"label": torch.tensor([int(name.split()[1]) for name, _ in wanted])}
+        return {"label": torch.tensor([w.choices["class"] for w in wanted])}
 
 
-class Layout(Txt2Img):
+class Layout(Conditional):
     """n pictures of a layout.
 
     Args:
@@ -98,14 +94,14 @@ class Layout(Txt2Img):
     def __init__(self, boxes: str) -> None:
         self.boxes = boxes
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
         conditioner = reader_of(model, "boxes")
         assert isinstance(conditioner, BoxTokens)
         num_labels = conditioner.embedding.num_embeddings
         return rows(wanted, boxes=read_boxes(self.boxes, num_labels, conditioner.num_boxes))
 
 
-class Semantic(Txt2Img):
+class Semantic(Conditional):
     """n pictures of a semantic map.
 
     Args:
@@ -115,47 +111,79 @@ class Semantic(Txt2Img):
     def __init__(self, map: str) -> None:
         self.map = map
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
         conditioner = reader_of(model, "segmentation")
         assert isinstance(conditioner, SemanticMap)
         return rows(wanted, segmentation=read_labels(self.map, "map", size, conditioner.num_labels))
 
 
-class FromMap(Txt2Img):
-    """n pictures of a map of numbers: depth, or edges.
+class FromMap(Conditional):
+    """n pictures of a map of numbers, as edges.
 
     Args:
-        map: a grey PNG of the pictures' size, of 8 or 16 bits; white is near, or an edge.
-        key: depth or edges, what the map is of.
+        map: a grey PNG of the pictures' size, of 8 or 16 bits, white is 1 and black -1.
+        key: what the map is of, as edges.
     """
 
     def __init__(self, map: str, key: str) -> None:
         self.map, self.key = map, key
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
         reader_of(model, self.key)
-        return rows(wanted, **{self.key: read_numbers(self.map, "map", size)})
+        return rows(wanted, **{self.key: self.read(size)})
+
+    def read(self, size: Size) -> Float[Tensor, "1 1 h w"]:
+        """The map in [-1, 1]."""
+        return read_numbers(self.map, "map", size)
 
 
-class InpaintingModel(Txt2Img):
+class Depth(FromMap):
+    """n pictures of a depth map; white is near.
+
+    Args:
+        map: a grey PNG of the pictures' size, of 8 or 16 bits.
+        normalised: the map's nearest point is 1 and its farthest -1, as `ldm.data.aligned.Depth` was told in
+            training.
+    """
+
+    def __init__(self, map: str, normalised: bool = False) -> None:
+        super().__init__(map, "depth")
+        self.normalised = normalised
+
+    def read(self, size: Size) -> Float[Tensor, "1 1 h w"]:
+        depth = super().read(size)
+        if not self.normalised:
+            return depth
+        low, high = depth.aminmax()
+        return 2 * ((depth - low) / (high - low).clamp(min=2e-6)) - 1  # 1e-6 of [0, 1], as in training
+
+
+class InpaintingModel(Conditional):
     """The part of a picture under a mask, by a model that was trained to be told both.
 
     Args:
         image: the picture's file, scaled to cover the size, its middle cut out.
         mask: a file of the same size, white where the picture is to be drawn.
-        fill: under the mask, as in training: 0 (Stable Diffusion) or -1 (latent diffusion).
+        fill: under the mask, as in training: 0 (Stable Diffusion) or -1 (latent diffusion); None is the
+            model's own.
     """
 
-    def __init__(self, image: str, mask: str, fill: float) -> None:
-        if fill not in (0, -1):
+    def __init__(self, image: str, mask: str, fill: float | None) -> None:
+        if fill not in (0, -1, None):
             raise UserError(f"task.fill is 0 or -1, as the model was trained with, not {fill}")
         self.image, self.mask, self.fill = image, mask, fill
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
-        for key in ("mask", "masked"):
-            reader_of(model, key)
-        mask = read_mask(self.mask, self.image, size)
-        masked = torch.where(mask > 0, torch.tensor(float(self.fill)), read_picture(self.image, size))
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
+        reader_of(model, "masked")
+        conditioner = reader_of(model, "mask")
+        assert isinstance(conditioner, Mask)
+        if self.fill not in (conditioner.low, None):
+            raise UserError(
+                f"task.fill={self.fill:g}, and this model was trained with {conditioner.low:g} under "
+                "the mask: leave task.fill=null"
+            )
+        mask, picture = read_mask(self.mask, self.image, size), read_picture(self.image, size)
+        masked = torch.where(mask > 0, float(conditioner.low), picture)
         return rows(wanted, mask=(255 * mask).byte(), masked=masked)
 
     def finished(self, images: Tensor, size: Size) -> Tensor:
@@ -163,47 +191,64 @@ class InpaintingModel(Txt2Img):
         return torch.where(mask > 0, images, read_picture(self.image, size))
 
 
-class SuperResolution(Txt2Img):
-    """n enlargements of a small picture.
+class SuperResolution(Conditional):
+    """n enlargements of a small picture, each as large as the model's factor makes it.
 
     Args:
-        image: the small picture's file, scaled to cover its size, its middle cut out.
+        image: the small picture's file.
         noise_level: t of the noise that is added to it, for a model that is told; 0 is none.
     """
 
     def __init__(self, image: str, noise_level: int) -> None:
         self.image, self.noise_level = image, noise_level
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
-        conditioner = reader_of(model, "small")
-        assert isinstance(conditioner, LowResolution)
-        _, height, width = model.latent_shape(*size)
-        low = (height * conditioner.factor, width * conditioner.factor)
-        picture = opened(self.image, "image")
-        if picture.width < low[1] or picture.height < low[0]:
+    def size(self, model: LatentDiffusion) -> Size:
+        """That of the whole small picture, enlarged."""
+        factor, picture = self.reader(model).factor, opened(self.image, "image")
+        unit = factor * model.denoiser.downsampling
+        height, width = picture.height, picture.width
+        if height % unit or width % unit:
+            fitting = [max(side // unit, 1) * unit for side in (width, height)]
             raise UserError(
-                f"task.image={self.image} is {picture.width}x{picture.height}, and pictures of "
-                f"{size[1]}x{size[0]} are drawn from {low[1]}x{low[0]}: "
-                "give a larger one, or a smaller size=[height,width]"
+                f"task.image={self.image} is {width}x{height}, and this model enlarges pictures whose sides "
+                f"divide by {unit}: cut it to {fitting[0]}x{fitting[1]}, say"
             )
-        entries = {"small": (fitted(picture, low) * 255).round().byte()}
+        pixels = model.first_stage.downsampling
+        return height // factor * pixels, width // factor * pixels
+
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
+        conditioner, large = self.reader(model), self.size(model)
+        picture = opened(self.image, "image")
+        if size != large:
+            raise UserError(
+                f"size=[{size[0]},{size[1]}], and this model makes [{large[0]},{large[1]}] of "
+                f"task.image={self.image}, {picture.width}x{picture.height}: leave size=null, or give "
+                "another picture"
+            )
+        low = (picture.height, picture.width)
+        entries = rows(wanted, small=(fitted(picture, low) * 255).round().byte())
         if conditioner.schedule is None:
             if self.noise_level:
                 raise UserError(
                     f"task.noise_level is {self.noise_level}, and this model knows no noise: give 0"
                 )
-            return rows(wanted, **entries)
+            return entries
         if not 0 <= self.noise_level <= conditioner.schedule.num_steps:
             raise UserError(
                 f"task.noise_level is 0 to {conditioner.schedule.num_steps}, not {self.noise_level}"
             )
-        seeds = [seed for _, seed in wanted]
-        noise = keyed.normal(0, seeds, "noise augmentation", (3, *low))
+        noise = keyed.normal(0, [w.seed for w in wanted], "noise augmentation", (3, *low))
         level = torch.full((len(wanted),), self.noise_level)
-        return {**rows(wanted, **entries), "noise_level": level, "noise": noise}
+        return {**entries, "noise_level": level, "noise": noise}
+
+    def reader(self, model: LatentDiffusion) -> LowResolution:
+        """The model's condition of small pictures."""
+        conditioner = reader_of(model, "small")
+        assert isinstance(conditioner, LowResolution)
+        return conditioner
 
 
-class ImageVariation(Txt2Img):
+class ImageVariation(Conditional):
     """n pictures that show what another shows.
 
     Args:
@@ -213,7 +258,7 @@ class ImageVariation(Txt2Img):
     def __init__(self, image: str) -> None:
         self.image = image
 
-    def batch(self, model: LatentDiffusion, wanted: Wanted, size: Size) -> Batch:
+    def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
         reader_of(model, "image")
         picture = ((read_picture(self.image, size) + 1) * 127.5).round().byte()
         return rows(wanted, image=picture)

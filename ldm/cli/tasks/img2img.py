@@ -4,12 +4,11 @@ from functools import partial
 
 from torch import Tensor
 
-from ldm.cli.tasks.base import Txt2Img, latent
-from ldm.cli.tasks.files import Size, read_picture
+from ldm.cli.tasks.base import Inputs, Txt2Img, latent
+from ldm.cli.tasks.files import read_picture
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.img2img import img2img, remaining
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 
 
 class Img2Img(Txt2Img):
@@ -25,8 +24,9 @@ class Img2Img(Txt2Img):
             raise UserError(f"task.strength is the share of the steps, in (0, 1], not {strength}")
         self.image, self.strength = image, strength
 
-    def changed(
-        self, model: LatentDiffusion, size: Size, sampler: Sampler, times: Tensor
-    ) -> tuple[Sampler, Tensor, int]:
-        z_0, times = latent(model, read_picture(self.image, size)), remaining(times, self.strength)
+    def changed(self, inputs: Inputs, sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
+        z_0, times = (
+            latent(inputs.model, read_picture(self.image, inputs.size)),
+            remaining(times, self.strength),
+        )
         return partial(img2img, sampler=sampler, z_0=z_0, strength=1.0), times, len(times) - 1

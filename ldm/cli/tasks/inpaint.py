@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ldm.cli.tasks.base import Txt2Img, latent
+from ldm.cli.tasks.base import Inputs, Txt2Img, latent
 from ldm.cli.tasks.files import Size, read_mask, read_picture
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.inpaint import inpaint, resample
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 
 
 class Inpaint(Txt2Img):
@@ -28,12 +27,11 @@ class Inpaint(Txt2Img):
             raise UserError(f"task.repeats and task.jump are at least 1, not {repeats} and {jump}")
         self.image, self.mask, self.repeats, self.jump = image, mask, repeats, jump
 
-    def changed(
-        self, model: LatentDiffusion, size: Size, sampler: Sampler, times: Tensor
-    ) -> tuple[Sampler, Tensor, int]:
-        known = latent(model, read_picture(self.image, size))
+    def changed(self, inputs: Inputs, sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
+        known = latent(inputs.model, read_picture(self.image, inputs.size))
         # A place of the latent is drawn anew if any of its pixels is.
-        mask = max_pool2d(read_mask(self.mask, self.image, size), model.first_stage.downsampling).to(known)
+        white = read_mask(self.mask, self.image, inputs.size)
+        mask = max_pool2d(white, inputs.model.first_stage.downsampling).to(known)
         keeping: Sampler = partial(inpaint, sampler=sampler, known=known, mask=mask)
         if self.repeats == 1:
             return keeping, times, len(times) - 1

@@ -1,6 +1,6 @@
 """Pictures on the way from one prompt and noise to another."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 from ldm import keyed
 from ldm.cli import sampling
 from ldm.cli.build import build
-from ldm.cli.tasks.base import Txt2Img
+from ldm.cli.tasks.base import Conditional, Inputs, Txt2Img, Wanted
 from ldm.cli.tasks.files import Size
+from ldm.diffusion.guidance import Denoise, Guidance, Nested
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.interpolate import between, blend
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
-from ldm.typing import Conditioning
+from ldm.typing import Batch, Conditioning
 
 
 class Interpolate(Txt2Img):
@@ -38,39 +39,53 @@ class Interpolate(Txt2Img):
         size: Size,
         sampler: Sampler,
         times: Float[Tensor, " s"],
+        also: Sequence[Conditional] = (),
     ) -> sampling.Drawn:
-        if len(prompts) > 2 or cfg.n < 2:
-            raise UserError(
-                "task=interpolate goes between one or two prompts, in n >= 2 pictures, "
-                f"not between {len(prompts)} in {cfg.n}"
-            )
+        self.check(prompts, cfg)
+        inputs = Inputs(model, [self, *also], cfg, size)
+        ends = [inputs.one(Wanted(prompt, cfg.seed)) for prompt in (prompts[0], prompts[-1])]
         other = cfg.seed + 1 if self.other_seed is None else self.other_seed
         noise = keyed.normal(0, [other], "z_T", model.latent_shape(*size))
-        latent = model.latent_shape(*size)[1:]
-        if cfg.weak is not None:
-            raise UserError("task=interpolate cannot lead away from a weak model: leave weak=null")
         shares, guidance = torch.linspace(0, 1, cfg.n), build(cfg.guidance)
 
         def make(part: slice, progress: sampling.Progress) -> Tensor:
             share = shares[part]
             n = len(share)
-            first, last = (condition(model, p, n, latent) for p in (prompts[0], prompts[-1]))
-            cond = between(first, last, share)
-            null = (
-                model.null(n, latent) if cfg.negative is None else condition(model, cfg.negative, n, latent)
-            )
-            at = model.denoiser, model.schedule, model.parameterization
+            denoise = blended(inputs, [inputs.batch([end] * n) for end in ends], share, guidance)
             moving: Sampler = partial(blend, sampler=sampler, other=noise.expand(n, -1, -1, -1), share=share)
-            seeds = [cfg.seed] * n
-            denoise = guidance(*at, cond, null, cfg.scale)
-            *_, z_0 = progress(model.trajectory(denoise, seeds, size, moving, times))
+            *_, z_0 = progress(model.trajectory(denoise, [cfg.seed] * n, size, moving, times))
             return model.first_stage.decode(z_0).clamp(-1, 1)
 
         images = sampling.in_batches(cfg.n, cfg.batch_size, len(times) - 1, model, make)
+        for task in inputs.tasks:
+            images = task.finished(images, size)
         names = [f"{i:04d}_{share:.3f}" for i, share in enumerate(shares.tolist())]
         return sampling.Drawn(images, [(" to ".join(prompts), cfg.seed)] * cfg.n, names)
 
+    def check(self, prompts: Sequence[str], cfg: DictConfig) -> None:
+        """UserError for what there is no way between."""
+        if len(prompts) > 2 or cfg.n < 2:
+            raise UserError(
+                "task=interpolate goes between one or two prompts, in n >= 2 pictures, "
+                f"not between {len(prompts)} in {cfg.n}"
+            )
+        if cfg.weak is not None:
+            raise UserError("task=interpolate cannot lead away from a weak model: leave weak=null")
 
-def condition(model: LatentDiffusion, prompt: str, n: int, latent: tuple[int, int]) -> Conditioning:
-    """A prompt's condition, n times."""
-    return model.condition({"caption": [prompt] * n}, size=latent)
+
+def blended(inputs: Inputs, ends: Sequence[Batch], share: Float[Tensor, " b"], guidance: Guidance) -> Denoise:
+    """What a sampler calls, for conditions `share` of the way from the first batch's to the last's."""
+    model, cfg = inputs.model, inputs.cfg
+    size = model.latent_shape(*inputs.size)[1:]
+
+    def told(keep: Collection[str]) -> Conditioning:
+        first, last = (model.condition(end, size=size, keep=model.kept(keep)) for end in ends)
+        return between(first, last, share)
+
+    negative: Batch | None = None if cfg.negative is None else {"caption": [cfg.negative] * len(share)}
+    first, last = (model.without(end, cfg.scale, negative, size) for end in ends)
+    if isinstance(guidance, Nested):
+        guidance = guidance.among([told(names) for names in guidance.subsets])
+    at = model.denoiser, model.schedule, model.parameterization
+    cond = told(model.conditioner.told_by(ends[0]))
+    return guidance(*at, cond, between(first, last, share), cfg.scale)

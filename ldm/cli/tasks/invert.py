@@ -8,14 +8,13 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli.tasks.base import Txt2Img, latent
-from ldm.cli.tasks.files import Size, read_picture
+from ldm.cli.tasks.base import Inputs, Txt2Img, Wanted, latent
+from ldm.cli.tasks.files import read_picture
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tasks.invert import invert
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 
 
 class Invert(Txt2Img):
@@ -34,15 +33,16 @@ class Invert(Txt2Img):
             raise UserError(f"task.refinements is at least 0, not {refinements}")
         self.image, self.prompt, self.refinements = image, prompt, refinements
 
-    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[tuple[str, int]]:
-        return [(prompt, cfg.seed) for prompt in prompts]
+    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[Wanted]:
+        return [Wanted(prompt, cfg.seed) for prompt in prompts]
 
     @torch.no_grad()
-    def changed(
-        self, model: LatentDiffusion, size: Size, sampler: Sampler, times: Tensor
-    ) -> tuple[Sampler, Tensor, int]:
+    def changed(self, inputs: Inputs, sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
+        model, size = inputs.model, inputs.size
         z_0 = latent(model, read_picture(self.image, size))
-        denoise = model.denoise({"caption": [self.prompt]}, scale=1.0, size=model.latent_shape(*size)[1:])
+        batch = inputs.batch([inputs.one(Wanted(self.prompt, inputs.cfg.seed))])
+        told = model.conditioner.told_by(batch)
+        denoise = model.denoise(batch, scale=1.0, size=model.latent_shape(*size)[1:], keep=told)
         *_, z_T = invert(denoise, z_0, times, model.schedule, self.refinements)
         return partial(_from_noise, sampler=sampler, own=z_T), times, len(times) - 1
 
