@@ -3,7 +3,7 @@
 import lightning
 from omegaconf import DictConfig
 
-from ldm.cli import checks, training
+from ldm.cli import checks, lock, training
 from ldm.cli.build import build
 from ldm.cli.entry import command
 
@@ -11,18 +11,21 @@ from ldm.cli.entry import command
 @command("train")
 def main(cfg: DictConfig) -> None:
     """Train the experiment's stage; its pictures, metrics, checkpoints and sampling file go to `run`."""
+    checks.settings(cfg)
     resume = training.checkpoint(cfg)
     training.quieten()
+    training.open_files()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer, data = training.trainer(cfg), build(cfg.data)
     data.trainer = trainer  # the check below asks it how many processes share a batch
-    data.check()
+    checks.shards(data)
     stage = build(cfg.stage)
     stage.load_pretrained()
     training.match(stage, data, cfg)
     checks.resumable(resume, stage)
-    training.announce(cfg, trainer, stage)
-    trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
+    with lock.held(cfg.run, mine=trainer.is_global_zero):
+        training.announce(cfg, trainer, stage)
+        trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         print(f"wrote {cfg.run}: checkpoints/, pictures/, metrics.csv and {training.sampling_file(cfg).name}")
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps import utils as agent
 
+import train
+from ldm.cli import compare
 from ldm.cli.composition import CONFIGS, compose, sweep_points
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.shards import write_shards
@@ -42,6 +44,7 @@ def test_what_the_agent_types_composes(path: Path, monkeypatch):
         assert words[:3] == ["/usr/bin/env", "python", "train.py"]
         cfg = compose("train", words[3:])
         runs.add(cfg.run)
+        assert cfg.resume == "auto", "a point that was stopped goes on"
         assert "wandb" in cfg.logger and cfg.optimizer.lr == point["optimizer.lr"]
     assert runs == {"runs/sweep/point0", "runs/sweep/point1"}
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"} and cfg.data.val_shards
@@ -57,6 +60,48 @@ def test_a_multirun_gives_every_point_a_folder():
     words = ["experiment=demo_text", "optimizer.lr=1e-3,2e-3,4e-3", "times.std=1.0,1.5"]
     points = sweep_points([*words, "run=runs/sweep/${optimizer.lr}_${times.std}"])
     assert len({compose("train", point).run for point in points}) == 3
+
+
+def test_two_points_by_multirun(tmp_path, monkeypatch, capsys):
+    """Each trains into a folder of its own, and one table shows them."""
+    write_shards(DemoScenes("train", 12), tmp_path / "pictures")
+    words = ["experiment=debug_ae", f"data.shards={tmp_path}/pictures", "trainer.max_steps=5"]
+    words += [
+        "callbacks.pictures=null",
+        "optimizer.lr=1e-4,1e-3",
+        f"run={tmp_path}/runs/" + "${optimizer.lr}",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+    train.main()
+    assert capsys.readouterr().out.count("wrote ") == 2
+    runs = sorted(str(path) for path in (tmp_path / "runs").iterdir())
+    assert [Path(run).name for run in runs] == ["0.0001", "0.001"]
+    monkeypatch.setattr(sys, "argv", ["compare", *runs, "--out", str(tmp_path / "table.png")])
+    compare.main()
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[-1] == "optimizer.lr"
+    assert {line.split()[-1] for line in table[1:3]} == {"0.0001", "0.001"}
+    losses = {line.split()[2] for line in table[1:3]}
+    assert len(losses) == 2, "the points were trained with their own rates"
+
+
+def test_a_point_of_an_array_is_stopped_in_time_and_queued_again(tmp_path):
+    """The script's shell takes the time limit's signal, passes it on, waits and asks for requeueing."""
+    script = (CONFIGS.parent / "slurm" / "sweep.sbatch").read_text()
+    assert "#SBATCH --signal=B:USR1@300\n" in script and "#SBATCH --requeue\n" in script
+    told = "trap 'sleep 1; echo saved; exit 0' USR1; kill -USR1 $PPID; for _ in {1..200}; do sleep 0.1; done"
+    for name, text in (("srun", told), ("scontrol", 'echo "scontrol $*"')):
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/bash\n{text}\n")
+        fake.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }
+    words = ["bash", "-c", script, "sweep", "me/ldm/sweep"]
+    out = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60).stdout
+    assert out.index("saved\n") < out.index("stopped and queued again") < out.index("scontrol requeue 7")
 
 
 @pytest.mark.slow

@@ -216,6 +216,14 @@ def test_two_processes_train_as_one(shell, pictures, tmp_path):
         ours, theirs = (tiny.column(folder / "metrics.csv", name) for folder in (one, two))
         assert ours.keys() == theirs.keys()
         assert theirs == pytest.approx(ours, rel=1e-4), name
+    for name in ("speed/images_per_second", "speed/data_wait"):
+        of_0, least, largest = (
+            tiny.column(two / "metrics.csv", f"{name}{of}") for of in ("", "_least", "_largest")
+        )
+        assert least.keys() == of_0.keys() and len(least) > 5
+        assert all(least[k] <= of_0[k] * 1.001 and of_0[k] <= largest[k] * 1.001 for k in least)
+        assert any(least[k] < largest[k] for k in least) and tiny.column(one / "metrics.csv", name)
+    assert "_least" not in (one / "metrics.csv").read_text()
 
 
 @pytest.mark.multiprocess

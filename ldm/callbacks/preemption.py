@@ -10,16 +10,23 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
 from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.wandb_log import WandbLog
+from ldm.errors import UserError
 from ldm.stages.base import Stage
 
 REQUEUE = 75
 """Exit status "temporary failure" (EX_TEMPFAIL in sysexits.h): start again with resume=auto."""
 SIGNALS = ("SIGTERM", "SIGUSR1")
 """Sent by a scheduler before it stops a job, to all processes of the job or to one of them."""
+NO_CHECKPOINTS = "callbacks.checkpoint=null keeps no checkpoints"
 
 
 class Preemption(Callback):
-    """SIGTERM or SIGUSR1 sets a flag; ranks agree at the end of a batch, save, and exit with `status`.
+    """SIGTERM or SIGUSR1 sets a flag; ranks agree at the end of a batch, save, and exit.
+
+    The status is 75 after SIGUSR1, which a time limit sends, and `status` after SIGTERM. Where nothing could
+    be saved it is neither: queued again, the run would lose its steps each time, and nobody would see it.
+    In validation it is asked between batches; that validation ends there and is not recorded.
 
     A handler that saves, or that talks to other ranks, deadlocks where another rank is inside a collective.
     Ranks agree over gloo, so that no step waits for its GPU. Rank 0 alone exits with the status, and last:
@@ -28,7 +35,7 @@ class Preemption(Callback):
 
     def __init__(self, status: int = REQUEUE) -> None:
         self.status = status
-        self.asked = False
+        self.asked = 0
         self._group: dist.ProcessGroup | None = None
         self._before: dict[str, Any] = {}
 
@@ -36,8 +43,9 @@ class Preemption(Callback):
         """From here on the signals are noted; a run that is still being built goes after its first step."""
         self._before = {name: signal.signal(getattr(signal, name), self._note) for name in SIGNALS}
 
-    def _note(self, *_: Any) -> None:
-        self.asked = True
+    def _note(self, number: int, *_: Any) -> None:
+        """SIGUSR1 counts more than SIGTERM: some schedulers send both, and the time limit decides."""
+        self.asked = max(self.asked, 1 + (number == signal.SIGUSR1))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Switch Lightning's own handlers off, and meet the other ranks."""
@@ -48,24 +56,38 @@ class Preemption(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
         """Save and leave, if any rank was asked to; a run at its last step ends as it is."""
-        if trainer.global_step >= trainer.max_steps or not self._agreed():
+        if trainer.global_step >= trainer.max_steps or not (asked := self._agreed()):
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoint):
-                callback.save(trainer)
+        savers = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+        problems = [saver.save(trainer) for saver in savers] or [NO_CHECKPOINTS]  # known to all ranks
         if not trainer.is_global_zero:
             sys.stdout.flush()
             os._exit(0)
-        print(f"\nasked to stop: saved step {trainer.global_step}, exit status {self.status}", flush=True)
-        raise SystemExit(self.status)
+        if any(problems):
+            raise UserError(
+                f"asked to stop at step {trainer.global_step}, which is not saved ({max(problems)}): mend "
+                "that, and go on with resume=auto from the last checkpoint, if there is one"
+            )
+        status = REQUEUE if asked > 1 else self.status
+        for logger in trainer.loggers:
+            if status and isinstance(logger, WandbLog):
+                logger.preempted()
+        print(f"\nasked to stop: saved step {trainer.global_step}, exit status {status}", flush=True)
+        raise SystemExit(status)
 
-    def _agreed(self) -> bool:
-        """Whether any rank was asked."""
+    def on_validation_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+        """End validation if any rank was asked to stop: the run then saves after its next step."""
+        if trainer.global_step < trainer.max_steps and self._agreed():
+            stage.cut_short = True
+            raise StopIteration  # how a loader that has come to its end tells the loop
+
+    def _agreed(self) -> int:
+        """Whether any rank was asked: 0, 1 by SIGTERM, 2 by SIGUSR1."""
         if self._group is None:
             return self.asked
-        asked = torch.tensor(int(self.asked))
+        asked = torch.tensor(self.asked)
         dist.all_reduce(asked, dist.ReduceOp.MAX, self._group)
-        return bool(asked)
+        return int(asked)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The signals mean again what they meant; a preempted run never comes here and stays deaf to them."""

@@ -10,6 +10,8 @@ from lightning import Callback, Trainer
 from ldm.stages.base import Stage
 from ldm.typing import Batch
 
+SPEEDS = ("speed/images_per_second", "speed/data_wait")
+
 
 class Throughput(Callback):
     """Adds to each logged row what this rank measured since the last one, validation left out.
@@ -18,7 +20,9 @@ class Throughput(Callback):
     speed/data_wait           share of the time that it waited for a batch
     memory/peak_gib           largest memory so far: the GPU's, or the process' on a CPU
 
-    Nobody is asked: ranks walk in step, so the speed of one, times their number, is the speed of all.
+    Ranks walk in step, so the speed of one, times their number, is the speed of all. On several ranks the
+    least and the largest of the first two go into the row, too (`..._least`, `..._largest`): they travel with
+    the losses' mean, no rank is asked for them alone.
     """
 
     def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
@@ -38,6 +42,7 @@ class Throughput(Callback):
             elapsed = now - self._start - self._validated
             stage.notes["speed/images_per_second"] = self._pictures / elapsed
             stage.notes["speed/data_wait"] = self._waited / elapsed
+            stage.apart = {name: float(stage.notes[name]) for name in SPEEDS}
             stage.notes["memory/peak_gib"] = peak_memory() / 2**30
             self._restart(now)
         self._pictures += len(batch["position"])

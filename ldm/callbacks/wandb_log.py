@@ -47,7 +47,7 @@ class WandbLog(Logger):
         """UserError where an account is needed and none is known."""
         import wandb
 
-        if self.offline or "WANDB_MODE" in os.environ:
+        if self.offline or os.environ.get("WANDB_MODE", "online") != "online":
             return
         if not wandb.login(prompt=False, verify=False):
             raise UserError(
@@ -72,12 +72,11 @@ class WandbLog(Logger):
         try:
             how: dict[str, Any] = {"mode": "offline"} if self.offline else {"resume": "allow"}
             self.run = wandb.init(**options, **how)
-        except wandb.Error as error:
+        except Exception as error:  # of whatever kind, as in _try
             self._failed(error, "its data stay here for `wandb sync`")
-            wandb.teardown()
-            self.run = wandb.init(**options, mode="offline")
-        self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")
+            self.run = _offline(options)
+        self._try(lambda run: run.define_metric("step"))
+        self._try(lambda run: run.define_metric("*", step_metric="step"))
 
     def identity(self) -> str:
         """The run's id: a sweep agent's, or the one that the run's folder keeps."""
@@ -115,6 +114,11 @@ class WandbLog(Logger):
             self._try(lambda run: run.log_artifact(artifact, aliases=["latest", path.stem]))
 
     @rank_zero_only
+    def preempted(self) -> None:
+        """Say that the run will go on: a sweep gives it to the next agent, with the same settings and id."""
+        self._try(lambda run: run.mark_preempting())
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Send what is left, for at most `patience` seconds."""
         self._try(lambda run: run.finish(exit_code=int(status != "success")))
@@ -132,3 +136,15 @@ class WandbLog(Logger):
 
     def _failed(self, error: Exception, then: str) -> None:
         warnings.warn(f"Weights & Biases failed ({error}): {then}", stacklevel=2)
+
+
+def _offline(options: Mapping[str, Any]) -> Any:
+    """A run that stays here; None where the client cannot write even that."""
+    import wandb
+
+    try:
+        wandb.teardown()
+        return wandb.init(**options, mode="offline")
+    except Exception as error:
+        warnings.warn(f"nor can Weights & Biases write here ({error}): metrics.csv goes on", stacklevel=3)
+        return None

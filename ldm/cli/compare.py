@@ -12,6 +12,8 @@ from ldm.cli import chart, record
 from ldm.cli.entry import sentences
 from ldm.errors import UserError
 
+PLOTS = (".png", ".pdf", ".svg")
+
 
 @dataclass
 class Run:
@@ -37,16 +39,27 @@ def main() -> None:
         runs = [read(Path(path)) for path in args.runs]
         metric = choose(runs, args.metric)
         rows = table(runs, metric, args.highest)
+        out = plot(args.out)
         print(text(rows))
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(out.with_suffix(".csv"), "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
         drawn = {label(run, runs): run.columns[metric] for run in runs if metric in run.columns}
-        chart.curves(metric, drawn).savefig(out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with open(out.with_suffix(".csv"), "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+            chart.curves(metric, drawn).savefig(out)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): give another --out") from error
         print(f"wrote {out} and {out.with_suffix('.csv')}")
+
+
+def plot(out: str) -> Path:
+    """Where the plot goes, as a PNG if nothing is said; UserError for what no plot is written as."""
+    path = Path(out if Path(out).suffix else f"{out}.png")
+    if path.suffix.lower() not in PLOTS:
+        raise UserError(f"--out {out} names the plot, a {', '.join(PLOTS)}: the table goes beside it as .csv")
+    return path
 
 
 def read(folder: Path) -> Run:
@@ -88,7 +101,7 @@ def table(runs: list[Run], metric: str, highest: bool) -> list[dict[str, str]]:
         points = [(s, v) for s, v in run.columns.get(metric, []) if math.isfinite(v)]
         step, best = (max if highest else min)(points, key=lambda p: p[1], default=(0, math.nan))
         speed = [value for _, value in run.columns.get("speed/images_per_second", [])]
-        settings = dict(record.flat(run.config))
+        settings = dict(record.flat(run.config, nodes=True))
         row = {
             "run": run.name,
             "steps": f"{max((s for c in run.columns.values() for s, _ in c), default=0):.0f}",
@@ -118,7 +131,7 @@ def text(rows: list[dict[str, str]]) -> str:
 
 def label(run: Run, runs: list[Run]) -> str:
     """A run's name and what sets it apart."""
-    settings = dict(record.flat(run.config))
+    settings = dict(record.flat(run.config, nodes=True))
     return "  ".join([run.name, *(f"{key}={said(settings.get(key))}" for key in varied(runs))])[:130]
 
 

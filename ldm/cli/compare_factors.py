@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ from ldm.interop import safetensors
 from ldm.model import LatentDiffusion
 
 FILE = "latent_diffusion.safetensors"
+PIXELS = ("data.shards={shards}", "data.val_shards=null")
+"""Encoding as it trains."""
+QUIET = "callbacks.latents=null"
+"""The log's statistics of the latents would encode some pictures twice."""
 
 
 @command("compare_factors")
@@ -114,7 +118,7 @@ def measured(name: str, cfg: DictConfig, seconds: float) -> Space:
     model, header = sampling.load(str(file(cfg, name)), cfg.device)
     size, steps = (int(header["size"]), int(header["size"])), int(header["step"])
     factor, latent_channels = model.first_stage.downsampling, model.first_stage.latent_channels
-    cached = equal_time.pictures_a_second(file(cfg, name).parent)
+    cached = training_speed(name, cfg, out / "trial")
     batch = record.read(file(cfg, name).parent)["data"]["global_batch_size"]
     wanted, clock = captions("train", cfg.n), Clock()
     images = draw(model, wanted, cfg, size, clock)
@@ -130,7 +134,7 @@ def measured(name: str, cfg: DictConfig, seconds: float) -> Space:
         steps=steps,
         pictures=steps * batch,
         cached=cached,
-        uncached=cached if factor == 1 else uncached(name, cfg, out / "trial"),
+        uncached=cached if factor == 1 else training_speed(name, cfg, out / "trial_uncached", PIXELS),
         encoding=None if factor == 1 else encoding(model, cfg, size[0]),
         denoising=clock.denoising,
         decoding=clock.decoding,
@@ -153,12 +157,11 @@ def gmac(model: LatentDiffusion, size: tuple[int, int]) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def uncached(name: str, cfg: DictConfig, run: Path) -> float:
-    """Pictures a second of the same training on pictures, which it encodes step by step."""
-    # the log's statistics of the latents would encode some pictures twice
-    pixels = [f"data.shards={cfg.shards}", "data.val_shards=null", "callbacks.latents=null"]
+def training_speed(name: str, cfg: DictConfig, run: Path, data: Sequence[str] = ()) -> float:
+    """Pictures a second of a few steps of the same training, now: all spaces on one machine in one hour."""
+    words = [word.format(shards=cfg.shards) for word in data]
     whole = OmegaConf.create(record.read(file(cfg, name).parent))
-    equal_time.try_out(name, run, [*cfg.given, *pixels], whole, cfg.trial_steps)
+    equal_time.try_out(name, run, [*cfg.given, *words, QUIET], whole, cfg.trial_steps)
     return equal_time.pictures_a_second(run)
 
 

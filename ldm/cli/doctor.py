@@ -14,13 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.callbacks.wandb_log import WandbLog
 from ldm.cli import checks, launch, training
 from ldm.cli.build import build
-from ldm.cli.entry import command
+from ldm.cli.entry import command, mistake
 from ldm.data.reader import open_shards
 from ldm.errors import UserError
 from ldm.stages.base import Stage
-
-OPEN_FILES = 4096
-"""What a process with 64 open shards and a dozen loader workers never reaches."""
 
 
 @command("train")
@@ -30,8 +27,9 @@ def main(cfg: DictConfig) -> None:
     for name, check in list(examinations(cfg)):
         try:
             said = check()
-        except UserError as error:
-            said, broken = f"NO: {error}", broken + 1
+        except Exception as error:  # whatever one line runs into, the others have their say
+            said = f"NO: {mistake(error) or f'{type(error).__name__}: {error}'}"
+            broken += 1
         print(f"{name:<14} {said}", flush=True)
     if broken:
         raise UserError(f"{cfg.name} cannot run here, see the {broken} line(s) that say NO")
@@ -66,7 +64,7 @@ def examinations(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], str]]]:
 
 def settings(cfg: DictConfig) -> str:
     """The numbers' ranges."""
-    checks.numbers(cfg)
+    checks.settings(cfg)
     return f"batch {cfg.data.global_batch_size}, {cfg.trainer.max_steps:,} steps"
 
 
@@ -75,15 +73,25 @@ def processes(cfg: DictConfig) -> str:
     found = launch.find()
     wanted: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     placed = launch.place(wanted, found)
-    devices = placed["devices"]
-    if devices in ("auto", -1):
-        devices = 1 if placed["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
-    total = devices * placed["num_nodes"]
+    total = devices(placed) * placed["num_nodes"]
     if cfg.data.global_batch_size % total:
         raise UserError(f"data.global_batch_size={cfg.data.global_batch_size} does not divide over {total}")
     if found.program == "Lightning":
         return f"{total} on {placed['num_nodes']} node(s), {os.cpu_count()} CPU cores here"
     return str(found)
+
+
+def devices(placed: dict[str, Any]) -> int:
+    """Processes a node, in all the ways in which the trainer is told: auto, -1, 2, [0, 2], "0,2"."""
+    given = placed["devices"]
+    if given in ("auto", -1, "-1"):
+        return 1 if placed["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
+    if isinstance(given, str):
+        given = [part for part in given.split(",") if part.strip()] if "," in given else int(given)
+    number = given if isinstance(given, int) else len(given)
+    if number < 1:
+        raise UserError(f"trainer.devices={placed['devices']} is no process at all: give auto, or 1 or more")
+    return number
 
 
 def device(cfg: DictConfig) -> str:
@@ -112,19 +120,22 @@ def shared_memory(cfg: DictConfig) -> str:
 
 
 def open_files() -> str:
-    """The limit on open files; raised to the hard limit by hand where it is low."""
+    """The limit on open files, which train.py raises as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < OPEN_FILES:
-        raise UserError(
-            f"at most {soft} open files a process: run `ulimit -n {min(max(hard, soft), 65536)}` before"
+    if soft < 0 or soft >= training.OPEN_FILES:
+        return f"at most {soft:,} a process" if soft >= 0 else "as many as a process wants"
+    if 0 <= hard < training.OPEN_FILES:
+        return (
+            f'few: {hard:,} a process, {training.OPEN_FILES:,} are enough for any run; after "Too many open '
+            'files" give fewer data.num_workers, or ask for a higher `ulimit -Hn`'
         )
-    return f"at most {soft:,} a process"
+    return f"at most {soft:,} a process, train.py raises it to {training.OPEN_FILES:,}"
 
 
 def shards(cfg: DictConfig) -> str:
     """Whether the first and the last sample of the training and validation shards can be read."""
     data = build(cfg.data)
-    data.check()
+    checks.shards(data)
     said = []
     for spec in (data.shards, data.val_shards):
         if spec is not None:
@@ -151,7 +162,10 @@ def account(cfg: DictConfig) -> str:
     found = [logger for logger in loggers if isinstance(logger, WandbLog)]
     for logger in found:
         logger.check()
-    return ("offline" if found[0].offline else "logged in") if found else "not asked for (logger=wandb)"
+    if not found:
+        return "not asked for (logger=wandb)"
+    mode = "offline" if found[0].offline else os.environ.get("WANDB_MODE", "online")
+    return "a key is here, the server was not asked whether it is good" if mode == "online" else mode
 
 
 if __name__ == "__main__":

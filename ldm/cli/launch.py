@@ -58,6 +58,11 @@ def find() -> Launch:
 def place(settings: dict[str, Any], launch: Launch) -> dict[str, Any]:
     """The trainer's settings with as many devices as processes were started; UserError if they differ."""
     _check_gpus(settings, launch)
+    return agreed(settings, launch)
+
+
+def agreed(settings: dict[str, Any], launch: Launch) -> dict[str, Any]:
+    """`place` without a look at this machine's GPUs."""
     if launch.tasks * launch.nodes == 1:
         return settings
     started = {"devices": launch.tasks, "num_nodes": launch.nodes}

@@ -52,30 +52,44 @@ def read(run: Path) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Key and both values wherever two configurations differ, but for what differs in every run.
 
-    Of a setting that is interpolated elsewhere only the shortest path is named: optimizer.lr, and not
+    Where a node is there in one alone, it is one difference, named by its class, and not one a number. Of a
+    setting that is interpolated elsewhere only the shortest path is named: optimizer.lr, and not
     stage.optimizer.lr.
     """
-    left, right = dict(_portable(a)), dict(_portable(b))
-    keys = [key for key in {**left, **right} if key not in EVERY_RUN and left.get(key) != right.get(key)]
+    found = [d for d in _apart(_portable(a, a), _portable(b, b)) if d[0] not in EVERY_RUN]
     named: dict[tuple[str, str, str], str] = {}
-    for key in sorted(keys, key=len):
-        named.setdefault((key.rpartition(".")[2], repr(left.get(key)), repr(right.get(key))), key)
-    return [(key, left.get(key), right.get(key)) for key in keys if key in named.values()]
+    for key, left, right in sorted(found, key=lambda d: len(d[0])):
+        named.setdefault((key.rpartition(".")[2], repr(left), repr(right)), key)
+    return [d for d in found if d[0] in named.values()]
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key's path and value."""
+def flat(config: Mapping[str, Any], prefix: str = "", nodes: bool = False) -> Iterator[tuple[str, Any]]:
+    """Every key's path and value; with `nodes` also those that hold others, by their classes."""
     for key, value in config.items():
+        if nodes or not isinstance(value, Mapping):
+            yield f"{prefix}{key}", _brief(value)
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            yield from flat(value, f"{prefix}{key}.", nodes)
 
 
-def _portable(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """`flat` without the run's own folder and name in the values."""
-    run, name = str(config.get("run")), config.get("name")
-    for key, value in flat(config):
-        if isinstance(value, str):
-            value = "${name}" if value == name else value.replace(run, "${run}")
-        yield key, value
+def _apart(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in {**a, **b}:
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from _apart(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key}", _brief(left), _brief(right)
+
+
+def _brief(value: Any) -> Any:
+    """A node by the name of its class."""
+    return str(value.get("_target_", "...")).rpartition(".")[2] if isinstance(value, Mapping) else value
+
+
+def _portable(value: Any, config: Mapping[str, Any]) -> Any:
+    """A configuration without its run's own folder and name in the values."""
+    if isinstance(value, Mapping):
+        return {key: _portable(child, config) for key, child in value.items()}
+    if isinstance(value, str):
+        return "${name}" if value == config.get("name") else value.replace(str(config.get("run")), "${run}")
+    return value

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.cli.checks import folder
+from ldm.cli import ahead
 from ldm.cli.composition import compose
 from ldm.cli.entry import sentences
 from ldm.errors import UserError
@@ -33,7 +33,8 @@ def main() -> None:
         job, words = split(sys.argv[1:])
         cfg = compose("train", words)
         check(job)
-        folder(cfg.run)
+        divides(cfg, job)
+        ahead.check(cfg, job.tasks, job.nodes)
         file = Path(cfg.run) / "train.sbatch"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(filled(SCRIPT.read_text(), job, cfg.name, cfg.run))
@@ -54,11 +55,28 @@ def check(job: DictConfig) -> None:
     """UserError for numbers that no cluster takes."""
     least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "signal": 30}
     for key, number in least.items():
+        if not isinstance(job[key], int):
+            raise UserError(f"{key} must be a whole number, not {job[key]}")
         if job[key] < number:
             also = ", and with gpus=0 say how many processes, tasks=2 for one" if key == "tasks" else ""
             raise UserError(f"{key} must be {number} or more, not {job[key]}{also}")
     if not 0 < job.hours:
         raise UserError(f"hours must be above 0, not {job.hours}")
+    if job.signal >= 60 * minutes(job.hours):
+        raise UserError(
+            f"signal={job.signal} comes {job.signal} s before the end of hours={job.hours:g}, before its "
+            "start: it would be stopped and queued again for ever, give signal=30, say, or more hours"
+        )
+
+
+def divides(cfg: DictConfig, job: DictConfig) -> None:
+    """UserError for a batch that has no equal shares."""
+    ranks, batch = job.nodes * job.tasks, cfg.data.global_batch_size
+    if isinstance(batch, int) and batch % ranks:
+        raise UserError(
+            f"data.global_batch_size={batch} does not divide over nodes={job.nodes} x tasks={job.tasks}: "
+            f"give data.global_batch_size={max(round(batch / ranks), 1) * ranks}, say"
+        )
 
 
 def filled(script: str, job: DictConfig, name: str, run: str) -> str:
@@ -84,8 +102,12 @@ def filled(script: str, job: DictConfig, name: str, run: str) -> str:
 
 def clock(hours: float) -> str:
     """Hours as SLURM writes them, to the minute, one at least."""
-    minutes = max(round(hours * 60), 1)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
+    return f"{minutes(hours) // 60:02d}:{minutes(hours) % 60:02d}:00"
+
+
+def minutes(hours: float) -> int:
+    """What SLURM counts a time limit in."""
+    return max(round(hours * 60), 1)
 
 
 def submit(command: list[str]) -> None:

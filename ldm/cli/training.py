@@ -1,6 +1,7 @@
 """What train.py checks, builds and says before the first step."""
 
 import logging
+import resource
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -33,9 +34,13 @@ StrategyRegistry.register(
     "ddp", DDPStrategy, override=True, find_unused_parameters=True, timeout=timedelta(minutes=30)
 )
 
+OPEN_FILES = 4096
+"""What a process with 64 open shards and a dozen loader workers never reaches."""
+
 
 def checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint to go on from: `resume` is null, auto or a path; UserError for a folder in use."""
+    checks.folder(cfg.run)
     newest = newest_checkpoint(Path(cfg.run) / "checkpoints")
     if cfg.resume == "auto":
         return newest
@@ -79,8 +84,7 @@ def kind(cfg: DictConfig) -> str:
 
 def trainer(cfg: DictConfig) -> Trainer:
     """Lightning's trainer with this run's callbacks and loggers, on the processes started for it."""
-    checks.numbers(cfg)
-    checks.folder(cfg.run)
+    checks.folders(cfg)
     loggers = [build(c) for c in cfg.logger.values() if c is not None]
     for logger in loggers:
         if isinstance(logger, WandbLog):
@@ -95,7 +99,7 @@ def trainer(cfg: DictConfig) -> Trainer:
         made: Trainer = build({**settings, "_partial_": True})(
             callbacks=callbacks(cfg), logger=loggers, plugins=plugins
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the trainer refuses its settings: {' '.join(str(error).split())}") from error
@@ -107,7 +111,8 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
     """This run's; from here on a signal to stop is noted."""
     found = [build(c) for c in cfg.callbacks.values() if c is not None]
     model_config = OmegaConf.to_container(cfg.stage.model, resolve=True)
-    every = cfg.callbacks.checkpoint.every_n_steps if cfg.callbacks.checkpoint else cfg.trainer.max_steps
+    saver = cfg.callbacks.get("checkpoint")
+    every = saver.every_n_steps if saver else cfg.trainer.max_steps
     found.append(SamplingFile(str(sampling_file(cfg)), model_config, kind(cfg), every))
     # The checkpoint last: where it stands, the step's sampling file stands too, also after a kill.
     found.sort(key=lambda c: isinstance(c, Checkpoint))
@@ -124,6 +129,13 @@ def precision(accelerator: str) -> str:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def open_files() -> None:
+    """Raise the limit on open files: the usual 1,024 are few for shards and workers' batches."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES) if hard >= 0 else OPEN_FILES, hard))
 
 
 def quieten() -> None:

@@ -45,7 +45,9 @@ class Stage(LightningModule, ABC):
         self.seed, self.learning_rate, self.gradient_clip = seed, learning_rate, gradient_clip
         self.micro_batch_size, self.log_every = micro_batch_size, log_every
         self.notes: dict[str, Tensor | float] = {}  # what callbacks add to the next row of the log
+        self.apart: dict[str, float] = {}  # measured on each rank: the row has the least and largest
         self.judge: Callable[[Tensor], Tensor] | None = None  # set by ldm.callbacks.guard
+        self.cut_short = False  # set by ldm.callbacks.preemption where it ends a validation
         self.batch_ended = 0.0
 
     def setup(self, stage: str) -> None:
@@ -124,29 +126,55 @@ class Stage(LightningModule, ABC):
         """Whether the step that is about to be taken will be logged."""
         return (self.global_step + 1) % self.log_every == 0
 
+    def usage(self) -> dict[str, Tensor]:
+        """What is counted over all steps, and all ranks, from one row of the log to the next."""
+        return {}
+
     def report(self, values: Mapping[str, Tensor | float]) -> None:
         """Record training values, means over ranks, every `log_every` steps; the bar shows the loss."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
-            means = self.means_over_ranks(values)
-            self.record({f"train/{name}": value for name, value in means.items()} | self.notes)
+            means, extremes = self.means_over_ranks(values)
+            told = {f"train/{name}": value for name, value in (means | self.usage()).items()}
+            self.record(told | self.notes | extremes)
 
-    def means_over_ranks(self, values: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
-        """What one process would have found in the whole batch; a plain number is the same everywhere."""
+    def means_over_ranks(
+        self, values: Mapping[str, Tensor | float]
+    ) -> tuple[dict[str, Tensor | float], dict[str, float]]:
+        """What one process would have found in the whole batch, and the least and largest of `apart`.
+
+        A plain number is the same everywhere. This is logging's one collective beside `usage`'s: it cannot
+        hang, for all ranks come here at the same steps, and it hardly waits, for they have just shared their
+        gradients.
+        """
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        means = self.trainer.strategy.reduce(torch.stack(list(tensors.values())), reduce_op="mean").cpu()
-        return {**values, **dict(zip(tensors, means.unbind(), strict=True))}
+        means, world = torch.stack(list(tensors.values())), self.trainer.world_size
+        places = torch.zeros(len(self.apart) if world > 1 else 0, world)  # a column a rank
+        places[:, self.global_rank] = torch.tensor(list(self.apart.values()))[: len(places)]
+        sent = torch.cat([means, places.flatten().to(means)])
+        got = self.trainer.strategy.reduce(sent, reduce_op="mean").cpu()
+        ranks = got[len(means) :].view_as(places) * world
+        extremes = {
+            f"{name}_{which}": value
+            for name, row in zip(self.apart, ranks, strict=False)
+            for which, value in (("least", row.min().item()), ("largest", row.max().item()))
+        }
+        return {**values, **dict(zip(tensors, got[: len(means)].unbind(), strict=True))}, extremes
 
     def measure(self, batch: Batch, name: str) -> None:
         """Record of a validation batch, under `name`, what the parameters in training do."""
 
     def on_validation_epoch_end(self) -> None:
-        """Record what validation logged."""
-        logged = self.trainer.callback_metrics
-        self.record({name: value for name, value in logged.items() if name.startswith("val/")})
+        """Record what validation logged and counted."""
+        logged, counted = self.trainer.callback_metrics, self.usage().items()
+        told = {name: value for name, value in logged.items() if name.startswith("val/")}
+        self.record(told | {f"val/{name}": value for name, value in counted})
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Give the loggers one row; `self.log` would repeat the last values at every step in between."""
+        if self.cut_short:  # of fewer batches than the rows before
+            self.cut_short = False
+            return
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, self.global_step)
 

@@ -81,6 +81,14 @@ class LatentDiffusionStage(Stage):
 
     def load_pretrained(self) -> None:
         """The frozen first stage, the conditioner's frozen encoders, and the weights to go on from."""
+        self.load_first_stage()
+        self.model.conditioner.load_pretrained()
+        if self.init is not None:
+            tensors, _, _ = safetensors.load(self.init, "latent_diffusion")
+            safetensors.fill(self.model, tensors, self.init)
+
+    def load_first_stage(self) -> None:
+        """The frozen autoencoder alone; UserError where it is missing or another."""
         if self.first_stage_weights is not None:
             tensors, _, _ = safetensors.load(self.first_stage_weights, "autoencoder")
             safetensors.fill(self.model.first_stage, tensors, self.first_stage_weights)
@@ -89,10 +97,6 @@ class LatentDiffusionStage(Stage):
                 "stage 2 needs a trained first stage: give first_stage=runs/NAME/autoencoder.safetensors, "
                 "which `python train.py experiment=ae_kl_f8` writes"
             )
-        self.model.conditioner.load_pretrained()
-        if self.init is not None:
-            tensors, _, _ = safetensors.load(self.init, "latent_diffusion")
-            safetensors.fill(self.model, tensors, self.init)
 
     def first_stage_hash(self) -> str:
         """The content hash that cached latents must name."""

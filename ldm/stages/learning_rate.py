@@ -7,6 +7,8 @@ class WarmUp:
     """min((n + 1) / warmup_steps, 1): linear warm-up, then constant."""
 
     def __init__(self, warmup_steps: int = 0) -> None:
+        if warmup_steps < 0:
+            raise ValueError(f"warm-up takes 0 steps or more, not {warmup_steps}")
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int) -> float:

@@ -2,13 +2,18 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback
+from torch.utils.data import DataLoader
 
-from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, NotSaved
+from ldm.callbacks.ema import EMA
 from ldm.callbacks.preemption import REQUEUE, Preemption
+from ldm.callbacks.wandb_log import WandbLog
+from ldm.errors import UserError
 from tests import tiny
 
 
@@ -49,10 +54,80 @@ def test_saves_the_step_and_exits_for_requeueing(name, tmp_path, capsys):
     os.kill(os.getpid(), signal.SIGTERM)  # while it goes, it stays deaf
 
 
-def test_another_status_by_option(tmp_path):
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGUSR1", REQUEUE)])
+def test_another_status_by_option_but_not_at_a_time_limit(name, status, tmp_path):
+    callbacks = [Scheduler(1, name), listening(status=0), Checkpoint(str(tmp_path))]
     with pytest.raises(SystemExit) as left:
-        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Scheduler(1, "SIGTERM"), listening(status=0)])
-    assert left.value.code == 0
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, callbacks)
+    assert left.value.code == status
+
+
+def test_without_checkpoints_nothing_is_said_to_be_saved(capsys):
+    with pytest.raises(UserError, match="at step 2, which is not saved .callbacks.checkpoint=null keeps no"):
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Scheduler(1, "SIGUSR1"), listening()])
+    assert "saved" not in capsys.readouterr().out
+
+
+def test_a_save_that_fails_is_no_reason_to_queue_again(tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise NotSaved("no space left on device")
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fails)
+    callbacks = [Scheduler(1, "SIGUSR1"), listening(), Checkpoint(str(tmp_path))]
+    with pytest.raises(UserError, match="at step 2, which is not saved .no space left on device.: mend that"):
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, callbacks)
+    assert "saved" not in capsys.readouterr().out
+
+
+class InValidation(Callback):
+    """The scheduler's signal comes with the first batch of the first validation."""
+
+    def __init__(self) -> None:
+        self.batches = []
+
+    def on_validation_batch_start(self, trainer, *_) -> None:
+        self.batches.append(trainer.global_step)
+        if len(self.batches) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_validation_does_not_outlast_the_time_limit(tmp_path):
+    """It ends after the batch, leaves no row, and the run goes on in the same bits."""
+
+    def train(name, callbacks, checkpoint=None):
+        torch.manual_seed(0)
+        folder = tmp_path / name
+        callbacks = [EMA(0.9), *callbacks, listening(), Checkpoint(str(folder / "c"), every_n_steps=100)]
+        trainer = tiny.trainer(6, callbacks, folder / "metrics.csv", validate_every=2)
+        trainer.fit(
+            tiny.first_stage(), tiny.data(tmp_path / "shards", 6), ckpt_path=checkpoint, weights_only=True
+        )
+
+    told = InValidation()
+    with pytest.raises(SystemExit) as left:
+        train("cut", [told])
+    assert left.value.code == REQUEUE and told.batches == [2], "of two batches one was seen"
+    train("cut", [], tmp_path / "cut" / "c" / "step00000003.ckpt")
+    train("straight", [])
+    rows = [tiny.column(tmp_path / name / "metrics.csv", "val/nll") for name in ("cut", "straight")]
+    assert list(rows[0]) == [4, 6] and rows[1] == {2: rows[1][2], **rows[0]}
+    ours, theirs = (
+        torch.load(tmp_path / name / "c" / "step00000006.ckpt", weights_only=True)["state_dict"]
+        for name in ("cut", "straight")
+    )
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def test_wandb_is_told_that_the_run_will_go_on(tmp_path):
+    log, marked = WandbLog(str(tmp_path), "ldm", "a run", offline=True), []
+    log.run = SimpleNamespace(
+        mark_preempting=lambda: marked.append(True), log=print, finish=lambda exit_code: None
+    )
+    trainer = tiny.trainer(4, [Scheduler(1, "SIGUSR1"), listening(), Checkpoint(str(tmp_path / "c"))])
+    trainer.loggers, trainer.limit_val_batches = [log], 0
+    with pytest.raises(SystemExit):
+        trainer.fit(tiny.first_stage(), DataLoader([tiny.batch(1)] * 4, batch_size=None))
+    assert marked == [True]
 
 
 def test_a_signal_in_the_last_step_does_not_matter(tmp_path):

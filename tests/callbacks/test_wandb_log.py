@@ -30,6 +30,9 @@ class Fake:
     def log(self, row) -> None:
         self.rows.append(row)
 
+    def define_metric(self, *_, **__) -> None:
+        pass
+
     def log_artifact(self, artifact, aliases) -> None:
         self.artifacts.append((artifact.name, aliases, sorted(artifact.manifest.entries)))
 
@@ -104,6 +107,22 @@ def test_a_server_that_does_not_answer_is_waited_for_and_then_done_without(log, 
     assert any(path.name.startswith("offline-run-") for path in (tmp_path / "wandb").iterdir())
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_client_that_cannot_write_does_not_stop_training(log, monkeypatch, twice):
+    def fails(**options):
+        if twice or "mode" not in options:
+            raise OSError(30, "Read-only file system")
+        return Fake()
+
+    monkeypatch.setattr(wandb, "init", fails)
+    made = log(offline=False)
+    with pytest.warns(UserWarning, match="Weights & Biases failed .*Read-only"):
+        made.log_hyperparams({})
+    assert (made.run is None) == twice
+    made.log_metrics({"train/loss": 0.5}, 1)
+    made.finalize("success")
+
+
 def test_an_account_is_asked_for_before_training(log, monkeypatch):
     monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
     log().check()
@@ -111,3 +130,6 @@ def test_an_account_is_asked_for_before_training(log, monkeypatch):
         log(offline=False).check()
     monkeypatch.setenv("WANDB_MODE", "offline")
     log(offline=False).check()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="wandb login"):
+        log(offline=False).check()

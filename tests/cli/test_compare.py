@@ -74,6 +74,24 @@ def test_another_metric_and_the_highest(shell, runs):
     )
 
 
+def test_where_the_plot_goes(shell, runs):
+    assert f"wrote {runs}/t.png and {runs}/t.csv" in shell(runs / "a", "--out", runs / "t")[1]
+    assert Image.open(runs / "t.png").size[0] == 1000
+    status, _, err = shell(runs / "a", "--out", runs / "t.csv")
+    assert status == 2 and "t.csv names the plot, a .png, .pdf, .svg: the table goes beside it" in err
+    status, _, err = shell(runs / "a", "--out", "/proc/t.png")
+    assert status == 2 and "/proc/t.png cannot be written" in err and err.count("\n") == 1
+
+
+def test_a_callback_that_is_switched_off_is_one_column(shell, runs):
+    saver = {"_target_": "ldm.callbacks.checkpoint.Checkpoint", "folder": "x", "keep": 2}
+    for name, given in (("a", saver), ("b", None)):
+        record.write({"run": name, "callbacks": {"checkpoint": given}}, runs / name)
+    text = shell(runs / "a", runs / "b", "--out", runs / "x.png")[1].splitlines()
+    assert text[0].split()[-1] == "callbacks.checkpoint"
+    assert [line.split()[-1] for line in text[1:3]] == ["null", "Checkpoint"]
+
+
 def test_a_folder_that_is_no_run(shell, tmp_path):
     status, _, err = shell(tmp_path / "nowhere")
     assert status == 2 and "nowhere has no metrics.csv: give folders that train.py wrote" in err

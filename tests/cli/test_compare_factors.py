@@ -68,7 +68,6 @@ def leave_run(runs: Path, name: str, step: int = 20, seconds: float = 9) -> None
     run = runs / name
     safetensors.save(run / compare_factors.FILE, model.state_dict(), config, "latent_diffusion", header)
     (run / "equal_time.json").write_text(json.dumps({"seconds": seconds, "steps": 20}))
-    leave_log(run, 10 if name == "demo_pixels" else 40)
     record.write({"data": {"global_batch_size": 4}, "trainer": {"max_steps": 20}, "stage": {}}, run)
 
 
@@ -84,7 +83,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def start(name: str, run: Path, given: list[str], settings: dict) -> None:
         started.append([name, *given])
-        leave_log(run, 30)
+        leave_log(
+            run, 10 if name == "demo_pixels" else 30 if any("data.shards" in word for word in given) else 40
+        )
 
     monkeypatch.setattr(equal_time, "start", start)
     return started
@@ -107,7 +108,9 @@ def test_tables_plots_and_nothing_measured_twice(tmp_path, monkeypatch, capsys, 
         leave_run(tmp_path / "runs", name)
     assert run(monkeypatch, tmp_path, "given=['seed=3']") == 0, capsys.readouterr().err
     pixels = [f"data.shards={tmp_path / 'pictures'}", "data.val_shards=null", "callbacks.latents=null"]
-    assert trials == [["demo_text_f4", "seed=3", *pixels]], "pixels have nothing to encode"
+    quiet = ["seed=3", "callbacks.latents=null"]
+    uncached = ["demo_text_f4", "seed=3", *pixels]  # pixels have nothing to encode
+    assert trials == [["demo_pixels", *quiet], ["demo_text_f4", *quiet], uncached]
     found = json.loads((tmp_path / "out" / "factors.json").read_text())
     pixel, latent = found["demo_pixels"], found["demo_text_f4"]
     assert (pixel["factor"], latent["factor"]) == (1, 4) and pixel["gmac"] > 5 * latent["gmac"]
@@ -125,7 +128,7 @@ def test_tables_plots_and_nothing_measured_twice(tmp_path, monkeypatch, capsys, 
     with Image.open(tmp_path / "out" / "factors_samples.png") as sheet:
         assert sheet.height == 2 * (64 + 4) + 4
     assert (tmp_path / "out" / "factors.png").is_file()
-    assert run(monkeypatch, tmp_path, "given=['seed=3']") == 0 and len(trials) == 1
+    assert run(monkeypatch, tmp_path, "given=['seed=3']") == 0 and len(trials) == 3
     assert capsys.readouterr().out.count("measured before") == 2
     assert json.loads((tmp_path / "out" / "factors.json").read_text()) == found
 

@@ -6,6 +6,7 @@ import sys
 from collections import namedtuple
 
 import pytest
+import wandb
 
 from ldm.cli import doctor
 from ldm.data.demo.scenes import DemoScenes
@@ -50,11 +51,41 @@ def test_every_complaint_at_once_with_its_mend(shell, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**4))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
     status, said, err = shell("data.num_workers=1", "data.global_batch_size=3", "trainer.devices=2")
-    assert status == 2 and "debug_ae cannot run here, see the 4 line(s) that say NO" in err
+    assert status == 2 and "debug_ae cannot run here, see the 3 line(s) that say NO" in err
     assert "NO: data.global_batch_size=3 does not divide over 2" in said["processes"]
-    assert said["open files"] == "NO: at most 256 open files a process: run `ulimit -n 4096` before"
+    assert said["open files"] == "at most 256 a process, train.py raises it to 4,096"
     assert said["shared memory"].startswith("NO: ") and "--shm-size=1g" in said["shared memory"]
     assert said["disk"].startswith("NO: ")
+
+
+def test_few_open_files_are_a_warning(shell, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    status, said, _ = shell()
+    assert status == 0 and said["open files"].startswith("few: 1,024 a process, 4,096 are enough")
+    assert "data.num_workers" in said["open files"] and "ulimit -Hn" in said["open files"]
+
+
+@pytest.mark.parametrize("devices", ["0", "[]"])
+def test_a_line_that_fails_lets_the_others_speak(shell, monkeypatch, devices):
+    status, said, err = shell(f"trainer.devices={devices}")
+    assert status == 2 and said["processes"].startswith("NO: ") and tuple(said)[-1] == "W&B", err
+
+
+def test_a_check_that_breaks_is_one_line(shell, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: 1 / 0)
+    status, said, _ = shell("data.num_workers=1")
+    assert status == 2 and said["disk"] == "NO: ZeroDivisionError: division by zero"
+    assert "begins anew" in said["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer"),
+    [("offline", "offline"), ("disabled", "disabled"), ("online", "a key is here, the server was not asked")],
+)
+def test_what_is_known_of_the_account(shell, monkeypatch, mode, answer):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: True)
+    assert shell("logger=wandb")[1]["W&B"].startswith(answer)
 
 
 def test_weights_that_are_missing(shell):

@@ -17,7 +17,7 @@ from PIL import Image
 
 import sample
 import train
-from ldm.cli import encode_latents, pack
+from ldm.cli import encode_latents, lock, pack
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.shards import write_shard, write_shards
 
@@ -79,6 +79,71 @@ TRAINING = {
     "no steps": ([*AE, "trainer.max_steps=0"], "trainer.max_steps must be 1 or more, not 0"),
     "negative workers": ([*AE, "data.num_workers=-1"], "data.num_workers must be 0 or more, not -1"),
     "a rate below 0": ([*AE, "optimizer.lr=-1e-4"], "optimizer.lr must be 0 or more"),
+    "seven and a half steps": (
+        [*AE, "trainer.max_steps=7.5"],
+        "trainer.max_steps must be a whole number, not",
+    ),
+    "a step every one and a half": (
+        [*AE, "callbacks.checkpoint.every_n_steps=1.5"],
+        "callbacks.checkpoint.every_n_steps must be a whole number, not 1.5",
+    ),
+    "steps that are null": ([*AE, "trainer.max_steps=null"], "must be a whole number, not null"),
+    "a million in powers": ([*AE, "trainer.max_steps=1e6"], "not 1000000.0: write 1000000"),
+    "a seed below 0": ([*AE, "seed=-1"], "seed must be 0 or more, not -1"),
+    "half a seed": ([*AE, "seed=1.5"], "seed must be a whole number, not 1.5"),
+    "a rate that is no number": ([*AE, "optimizer.lr=nan"], "optimizer.lr must be a finite number, not nan"),
+    "a warm-up below 0": (
+        [*AE, "learning_rate.warmup_steps=-5"],
+        "learning_rate.warmup_steps must be 0 or more",
+    ),
+    "validation every 0 steps": (
+        [*AE, "data.val_shards={place}/pictures", "trainer.val_check_interval=0"],
+        "trainer.val_check_interval must be 1 or more, not 0",
+    ),
+    "no processes": ([*AE, "trainer.devices=0"], "trainer.devices must be auto, or 1 or more, not 0"),
+    "moments beyond 1": (
+        [*AE, "optimizer.betas=[2,3]"],
+        "the optimizer refuses its settings (optimizer.*): ",
+    ),
+    "an optimizer's unknown setting": (
+        [*AE, "+optimizer.foo=1"],
+        "the optimizer refuses its settings (optimizer.*): Adam.__init__() got an unexpected keyword",
+    ),
+    "a trainer's unknown setting": (
+        [*AE, "+trainer.foo=1"],
+        "the trainer refuses its settings: Trainer.__init__() got an unexpected keyword argument 'foo'",
+    ),
+    "double precision": (
+        [*AE, "trainer.precision=64"],
+        "trainer.precision=64 mixes float64 with the float32",
+    ),
+    "no logger": (
+        [*AE, "logger=null"],
+        "'logger=null': logger is a config group, one of csv, tensorboard, wandb",
+    ),
+    "no callbacks": ([*AE, "callbacks=null"], "callbacks is a config group, one of default, post_hoc"),
+    "an experiment of the other stage": (
+        [*AE, "stage=latent_diffusion"],
+        "experiment=debug_ae and stage=latent_diffusion do not go together: one of them sets perceptual",
+    ),
+    "another experiment of the other stage": (
+        [*TEXT, "stage=autoencoder"],
+        "experiment=debug_text and stage=autoencoder do not go together: one of them sets denoiser, which",
+    ),
+    "a first stage for stage 1": (
+        [*AE, "first_stage=/nowhere"],
+        "is what stage 2 stands on, and debug_ae trains",
+    ),
+    "no run": ([*AE, "run="], "run is empty: give it a folder, as in run=runs/NAME"),
+    "no name": ([*AE, "name="], "name is empty: give the run a name"),
+    "a logger's folder that cannot be written": (
+        [*AE, "logger=tensorboard", "logger.tensorboard.folder=/proc/x"],
+        "logger.tensorboard.folder=/proc/x cannot be made, /proc is not writable",
+    ),
+    "validation's shards that are not there": (
+        [*AE, "data.val_shards=/nowhere.tar"],
+        "there is no shard /nowhere.tar: mend data.val_shards, or",
+    ),
     "a run through a file": ([*AE, "run={place}/file/x"], "leads through {place}/file, which is a file"),
     "resume a sampling file": (
         [*AE, f"resume={FIRST}"],
@@ -155,6 +220,13 @@ def test_no_space(shell, place, tmp_path, monkeypatch, keep):
     advice = "free some, or choose another run=FOLDER" + " or callbacks.checkpoint.keep=2" * (keep == 5)
     assert status == 2 and err.endswith(f"{tmp_path} has 0.0 GB free: {advice}\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_job_in_a_runs_folder(shell, place, tmp_path):
+    with lock.held(str(tmp_path / "run")):
+        status, _, err = shell(train.main, *words(place, "pictures"), f"run={tmp_path / 'run'}")
+    assert status == 2 and f"run={tmp_path / 'run'} is in use by process" in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_sweep_in_one_process_over_several_ranks(shell, place, tmp_path):

@@ -34,5 +34,13 @@ def test_the_folder_and_the_name_are_no_difference():
     assert record.differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3}) == [("a.b", 1, 2), ("c", None, 3)]
 
 
+def test_a_node_that_is_there_in_one_alone_is_one_difference(tmp_path):
+    record.write(config(f"run={tmp_path}"), tmp_path)
+    off = config(f"run={tmp_path}", "callbacks.checkpoint=null", "~callbacks.ema")
+    assert set(record.write(off, tmp_path)) == {
+        "callbacks.checkpoint: Checkpoint -> None", "callbacks.ema: EMA -> None",
+    }  # fmt: skip
+
+
 def test_a_folder_without_one(tmp_path):
     assert record.read(tmp_path) == {}

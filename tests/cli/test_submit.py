@@ -6,16 +6,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
 from ldm.cli import submit
+from ldm.data.demo.scenes import DemoScenes
+from ldm.data.shards import write_shards
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_shards(DemoScenes("train", 12), folder)
+    return folder
+
+
 @pytest.fixture
-def shell(monkeypatch, capsys, tmp_path):
+def shell(monkeypatch, capsys, tmp_path, pictures):
     def run(*words) -> tuple[int, str, str]:
-        given = ["experiment=debug_ae", "data.shards=shards", f"run={tmp_path / 'run'}"]
+        given = ["experiment=debug_ae", f"data.shards={pictures}", f"run={tmp_path / 'run'}"]
+        given += ["data.global_batch_size=32"]
         monkeypatch.setattr(sys, "argv", ["submit", *given, *words])
         status = 0
         try:
@@ -60,7 +71,7 @@ def test_writes_shows_and_submits(shell, sbatch, tmp_path):
 
 
 def test_without_gpus_and_dry(shell):
-    status, out, _ = shell("gpus=0", "tasks=2", "dry=true", "mem=8G", "hours=0.001")
+    status, out, _ = shell("gpus=0", "tasks=2", "dry=true", "mem=8G", "hours=0.001", "signal=30")
     assert status == 0 and "Submitted" not in out
     found = lines(out)
     assert "gpus-per-node" not in found and (found["ntasks-per-node"], found["mem"]) == ("2", "8G")
@@ -73,15 +84,32 @@ def test_without_gpus_and_dry(shell):
         (["optimzer.lr=1"], "no key 'optimzer.lr'"),
         (["nodes=0"], "nodes must be 1 or more, not 0"),
         (["gpus=0"], "tasks must be 1 or more, not 0, and with gpus=0 say how many processes"),
+        (["nodes=1.5"], "nodes must be a whole number, not 1.5"),
         (["hours=0"], "hours must be above 0"),
         (["nodes=two"], "nodes is a number, not 'two'"),
         ([], "there is no sbatch on this machine"),
+        (["hours=0.05"], "signal=300 comes 300 s before the end of hours=0.05, before its start"),
+        (["nodes=3"], "data.global_batch_size=32 does not divide over nodes=3 x tasks=8: give"),
+        (["trainer.max_steps=-4"], "trainer.max_steps must be 1 or more, not -4"),
+        (["data.shards=/nowhere"], "there is no shard /nowhere: mend data.shards"),
+        (["data.val_shards=/nowhere"], "there is no shard /nowhere: mend data.val_shards"),
+        (["trainer.devices=3"], "trainer.devices=3, but srun started 8 processes on each of 1 nodes"),
+        (["trainer.max_steps=4"], "discriminator starts at step 4, past the end of training at 4"),
+        (["callbacks.ema.decay=2"], "the EMA's decay must lie in [0, 1), not 2"),
+        (["stage.init=/nowhere.safetensors"], "there is no weight file /nowhere.safetensors"),
+        (["resume=/nowhere.ckpt"], "there is no checkpoint /nowhere.ckpt"),
+        (["logger=wandb"], "logger=wandb needs an account"),
+        (["experiment=debug_text", "first_stage=/nope"], "there is no weight file /nope"),
+        (["experiment=debug_text", "first_stage=null"], "stage 2 needs a trained first stage"),
     ],
 )
 def test_a_mistake_is_found_before_the_queue(shell, monkeypatch, tmp_path, words, sentence):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
     status, _, err = shell(*words)
-    assert status == 2 and sentence in err and err.count("\n") == 1
+    assert status == 2 and sentence in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists() or not words, "the script itself is there to be looked at"
 
 
 def test_slurms_own_refusal_is_passed_on(shell, sbatch):

@@ -1,12 +1,14 @@
 """What train.py checks, builds and says."""
 
+import resource
+
 import pytest
 import torch
 
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.sampling_file import SamplingFile
-from ldm.cli import training
+from ldm.cli import checks, training
 from ldm.cli.composition import compose
 from ldm.errors import UserError
 from tests import tiny
@@ -49,9 +51,18 @@ def test_the_trainer_has_this_runs_callbacks(tmp_path):
 
 
 def test_null_switches_a_callback_off(tmp_path):
-    made = training.trainer(config(f"run={tmp_path}", "callbacks.checkpoint=null", "callbacks.ema=null"))
+    made = training.trainer(config(f"run={tmp_path}", "~callbacks.checkpoint", "callbacks.ema=null"))
     kinds = [type(callback) for callback in made.callbacks]
     assert Checkpoint not in kinds and EMA not in kinds and SamplingFile in kinds
+
+
+def test_more_files_may_be_opened(monkeypatch):
+    found = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: found.append(limits))
+    for limits in ((1024, 1 << 20), (256, 1024), (1 << 16, 1 << 20), (-1, -1), (1024, -1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, now=limits: now)
+        training.open_files()
+    assert found == [(4096, 1 << 20), (1024, 1024), (4096, -1)]
 
 
 def test_stage_2_has_its_own_file():
@@ -74,7 +85,7 @@ def test_precision_is_what_the_device_computes_in(monkeypatch):
 @pytest.mark.parametrize("name", ["16-mixed", "16-true", "16"])
 def test_half_precision_with_scaled_gradients_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=rf"trainer\.precision={name} .* give trainer\.precision=bf16-mixed"):
-        training.trainer(config(f"run={tmp_path}", f"trainer.precision={name}"))
+        checks.settings(config(f"run={tmp_path}", f"trainer.precision={name}"))
 
 
 def test_says_what_is_about_to_happen(tmp_path, capsys):
