@@ -181,7 +181,7 @@ def killed() -> None:
 def hung() -> None:
     """A rank that hangs: all write where they stand, and the job ends in failure."""
     hang = "+callbacks.hang={_target_: tests.slurm.parts.Hang}"
-    job = submit("hung", hang, "callbacks.watchdog.seconds=15", "+callbacks.watchdog.grace=5")
+    job = submit("hung", hang, "callbacks.watchdog.seconds=40", "+callbacks.watchdog.grace=5")
     finish(job, "FAILED")
     stacks = [(RUNS / "hung" / "stacks" / f"rank{i}.txt").read_text() for i in (0, 1)]
     assert "in backward" in stacks[0] and "parts.py" in stacks[1], stacks
