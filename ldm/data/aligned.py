@@ -61,11 +61,14 @@ class Depth:
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "1 h w"]:
         found = _plane(sample, self.kind, ("L", "I;16", "I", "I;16B"))
         depth = found.float() / (255 if found.dtype == torch.uint8 else 65535)
-        depth = aligned(self.pictures, depth, position, "bilinear")
-        if self.normalised:
-            low, high = depth.aminmax()
-            depth = (depth - low) / (high - low).clamp(min=1e-6)
-        return 2 * depth - 1
+        depth = 2 * aligned(self.pictures, depth, position, "bilinear") - 1
+        return stretched(depth) if self.normalised else depth
+
+
+def stretched(depth: Float[Tensor, "*b 1 h w"]) -> Float[Tensor, "*b 1 h w"]:
+    """2 (d - min d) / (max d - min d) - 1, of one map."""
+    low, high = depth.aminmax()
+    return 2 * ((depth - low) / (high - low).clamp(min=2e-6)) - 1
 
 
 @dataclass
@@ -76,13 +79,13 @@ class Boxes:
     `count` are kept, and -1 stands for the label of those that are lacking.
 
     Args:
-        num_labels: labels are 0..num_labels-1, as the condition has them; None takes any number.
+        num_labels: labels are 0..num_labels-1, as the condition has them.
     """
 
     pictures: Pictures
     count: int
+    num_labels: int
     least: float = 0.25
-    num_labels: int | None = None
     field = "boxes"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "n 5"]:
@@ -94,7 +97,7 @@ class Boxes:
                 f"the boxes of sample {sample.key} in {sample.shard} are no list of "
                 "[label, left, top, right, bottom]: mend its json"
             ) from error
-        most = math.inf if self.num_labels is None else self.num_labels - 1
+        most = self.num_labels - 1
         if wrong := [n for n in boxes[:, 0].tolist() if not (n.is_integer() and 0 <= n <= most)]:
             raise BadSample(
                 f"a box of sample {sample.key} in {sample.shard} has the label {wrong[0]:g}: it takes a "

@@ -66,7 +66,7 @@ def test_a_stored_mask_is_black_and_white() -> None:
 def test_boxes_follow_the_crop() -> None:
     pictures = Pictures(24, seed=0)  # the middle 24 of 40 columns: 8 to 32
     listed = [[2, 8 / 40, 0, 20 / 40, 0.5], [5, 0, 0, 9 / 40, 1]]
-    found = Boxes(pictures, count=3)(sample(json=json.dumps({"boxes": listed}).encode()), 0)
+    found = Boxes(pictures, count=3, num_labels=12)(sample(json=json.dumps({"boxes": listed}).encode()), 0)
     assert torch.allclose(found[0], torch.tensor([2, 0, 0, 0.5, 0.5]), atol=1e-6)
     assert found[1:].tolist() == [[-1, 0, 0, 0, 0]] * 2  # of the second a ninth is left
 
@@ -76,7 +76,7 @@ def test_boxes_follow_the_flip() -> None:
     read = sample(json=json.dumps({"boxes": [[1, 0.4, 0.25, 0.5, 0.75]]}).encode())
     for position in range(12):
         x = pictures(read, position)[0]
-        _, left, top, right, bottom = Boxes(pictures, 1, least=0.0)(read, position)[0].tolist()
+        _, left, top, right, bottom = Boxes(pictures, 1, num_labels=12, least=0.0)(read, position)[0].tolist()
         inside = (x >= 16) & (x < 20)  # columns of the picture that the box covers
         columns = torch.nonzero(inside.any(0)).flatten()
         if len(columns):
@@ -115,8 +115,8 @@ def test_a_class_and_a_score() -> None:
         (Segmentation(Pictures(8, 0)), {"seg_png": png(ramp(30, 30)[..., 0])}, "give them one size"),
         (Segmentation(Pictures(8, 0)), {"seg_png": b"no picture"}, "cannot be read"),
         (Segmentation(Pictures(8, 0)), {}, "has no .seg.png"),
-        (Boxes(Pictures(8, 0), 2), {"json": b'{"boxes": [["a", 0, 0, 1, 1]]}'}, "no list of"),
-        (Boxes(Pictures(8, 0), 2), {"json": b'{"boxes": [[1, 0, 0, 1]]}'}, "no list of"),
+        (Boxes(Pictures(8, 0), 2, 12), {"json": b'{"boxes": [["a", 0, 0, 1, 1]]}'}, "no list of"),
+        (Boxes(Pictures(8, 0), 2, 12), {"json": b'{"boxes": [[1, 0, 0, 1]]}'}, "no list of"),
         (BOXES, {"json": b'{"boxes": [[0, 0, 0, 1, 1], [12, 0, 0, 1, 1]]}'}, "the label 12: .* from 0 to 11"),
         (BOXES, {"json": b'{"boxes": [[-1, 0, 0, 1, 1]]}'}, "the label -1"),
         (BOXES, {"json": b'{"boxes": [[0.5, 0, 0, 1, 1]]}'}, "the label 0.5: it takes a whole number"),

@@ -116,7 +116,7 @@ def test_boxes_and_sizes_know_an_arrays_size() -> None:
     json_ = json.dumps({"boxes": [[2, 0.2, 0, 0.5, 0.5]]}).encode()
     read = Sample(Path("0.tar"), "7", {"npy": npy(stack(5)), "json": json_})
     pictures = Pictures(24, seed=0, channels=5)
-    assert Boxes(pictures, 1)(read, 0)[0].tolist() == [2, 0, 0, 0.5, 0.5]
+    assert Boxes(pictures, 1, num_labels=3)(read, 0)[0].tolist() == [2, 0, 0, 0.5, 0.5]
     assert Sizes(pictures)(read, 0).tolist() == [24, 40, 0, 8, 24, 24]
 
 

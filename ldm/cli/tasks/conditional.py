@@ -25,6 +25,7 @@ from ldm.conditioning.boxes import BoxTokens
 from ldm.conditioning.class_label import ClassLabel, ClassNumber
 from ldm.conditioning.low_resolution import LowResolution
 from ldm.conditioning.spatial import Mask, SemanticMap
+from ldm.data.aligned import stretched
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
@@ -152,10 +153,7 @@ class Depth(FromMap):
 
     def read(self, size: Size) -> Float[Tensor, "1 1 h w"]:
         depth = super().read(size)
-        if not self.normalised:
-            return depth
-        low, high = depth.aminmax()
-        return 2 * ((depth - low) / (high - low).clamp(min=2e-6)) - 1  # 1e-6 of [0, 1], as in training
+        return stretched(depth) if self.normalised else depth
 
 
 class InpaintingModel(Conditional):
