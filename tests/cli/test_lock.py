@@ -65,13 +65,12 @@ def test_another_job_does_not(tmp_path, monkeypatch):
 
 
 def test_a_forked_worker_that_outlives_a_kill_does_not_keep_it(tmp_path):
-    code = HOLDS.replace('print("held"', 'os.fork() or time.sleep(60); print("held"').replace(
-        "sys,", "os, sys,"
-    )
+    forks = 'os.fork() or (print("forked", flush=True), time.sleep(60)); print("held"'
+    code = HOLDS.replace('print("held"', forks).replace("sys,", "os, sys,")
     words = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert process.stdout.readline() == "held\n"
+        assert {process.stdout.readline() for _ in range(2)} == {"forked\n", "held\n"}
         process.kill()
         process.wait()
         with lock.held(str(tmp_path)):
