@@ -1,7 +1,6 @@
 """Tasks of models trained for them: what each draws by, what it keeps, and mistakes in one sentence."""
 
 import json
-import sys
 from io import BytesIO
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import sample
 from ldm.cli import checks, sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.composition import compose
@@ -20,6 +18,7 @@ from ldm.data.reader import Sample
 from ldm.data.transforms import Pictures
 from ldm.errors import UserError
 from ldm.interop import safetensors
+from tests.cli import typed
 from tests.cli.test_sampling import TINY
 
 BARE = ["denoiser.context_channels=null"]
@@ -103,12 +102,7 @@ def shell(monkeypatch, capsys, files, tmp_path):
             old.unlink()
         settings = [f"ckpt={files[model]}", f"out={tmp_path}", "n=2", "steps=2", "device=cpu", "scale=1"]
         given = [word.format(**files) for word in words]
-        monkeypatch.setattr(sys, "argv", ["sample.py", *settings, *given])
-        status = 0
-        try:
-            sample.main()
-        except SystemExit as error:
-            status = int(error.code or 0)
+        status = typed.sample_py(monkeypatch, *settings, *given)
         pictures = sorted(p for p in tmp_path.glob("*.png") if p.name[0].isdigit())
         return status, capsys.readouterr().err, {p.name: np.array(Image.open(p)) for p in pictures}
 

@@ -1,7 +1,6 @@
 """sample.py on models of several conditions: sizes and scores, tasks together, guidance of each."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,11 +8,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import sample
 from ldm.cli import sampling
 from ldm.cli.build import build
 from ldm.cli.composition import CONFIGS, compose
 from ldm.errors import UserError
+from tests.cli import typed
 from tests.cli.test_conditional_tasks import composed, save
 
 SIZES = ["conditioner=demo_sizes", "conditioner.conditioners.text.width=8", "denoiser.in_channels=6",
@@ -61,12 +60,7 @@ def shell(monkeypatch, capsys, files, tmp_path):
         given += [] if any(w.startswith("scale=") for w in words) else ["scale=1"]
         for key, path in files.items():
             words = tuple(word.replace(f"{{{key}}}", path) for word in words)
-        monkeypatch.setattr(sys, "argv", ["sample.py", *given, *words])
-        status = 0
-        try:
-            sample.main()
-        except SystemExit as error:
-            status = int(error.code or 0)
+        status = typed.sample_py(monkeypatch, *given, *words)
         pictures = sorted(p for p in tmp_path.glob("*.png") if p.name[0].isdigit())
         return status, capsys.readouterr().err, {p.name: np.array(Image.open(p)) for p in pictures}
 

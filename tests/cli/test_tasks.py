@@ -1,7 +1,6 @@
 """sample.py's tasks on a model that has learned little: what each keeps, and mistakes in one sentence."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,13 +8,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import sample
 from ldm.callbacks.sampling_file import SamplingFile
 from ldm.cli import sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.composition import compose
 from ldm.grid import to_pil
 from tests import tiny
+from tests.cli import typed
 from tests.cli.test_sampling import TINY
 
 
@@ -65,12 +64,7 @@ def shell(monkeypatch, capsys, model_file, tmp_path):
             "batch_size=2",
         ]
         given += [] if any(w.startswith("prompts=") for w in words) else ["prompts=['a red square']"]
-        monkeypatch.setattr(sys, "argv", ["sample.py", *given, *words])
-        status = 0
-        try:
-            sample.main()
-        except SystemExit as error:
-            status = int(error.code or 0)
+        status = typed.sample_py(monkeypatch, *given, *words)
         return status, capsys.readouterr().err, tmp_path
 
     return run
