@@ -12,10 +12,10 @@ from ldm.cli import lock
 from ldm.errors import UserError
 
 HOLDS = """
-import sys, time
+import os, sys, time
 from ldm.cli import lock
 with lock.held(sys.argv[1]):
-    print("held", flush=True)
+    os.write(1, b"held\\n")  # in one piece, for two may write
     time.sleep(60)
 """
 
@@ -65,8 +65,8 @@ def test_another_job_does_not(tmp_path, monkeypatch):
 
 
 def test_a_forked_worker_that_outlives_a_kill_does_not_keep_it(tmp_path):
-    forks = 'os.fork() or (print("forked", flush=True), time.sleep(60)); print("held"'
-    code = HOLDS.replace('print("held"', forks).replace("sys,", "os, sys,")
+    forks = 'os.fork() or (os.write(1, b"forked\\n"), time.sleep(60)); os.write'
+    code = HOLDS.replace("os.write", forks)
     words = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
