@@ -15,6 +15,7 @@ from ldm.grid import to_pil
 from ldm.interop import safetensors
 from ldm.losses.adversary import Adversary
 from ldm.losses.equivariance import Equivariance
+from ldm.losses.likelihood import LearnedScale
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
 from ldm.stages.base import OptimizerFactory, Stage, split
@@ -48,7 +49,7 @@ class AutoencoderStage(Stage):
         optimizer: OptimizerFactory,
         learning_rate: Callable[[int], float],
         perceptual_weight: float = 1.0,
-        likelihood: nn.Module | None = None,
+        likelihood: LearnedScale | None = None,
         equivariance: Equivariance | None = None,
         decoder_only: bool = False,
         init: str | None = None,
@@ -99,11 +100,13 @@ class AutoencoderStage(Stage):
         return x, self.model.reconstruct(z).float(), posterior
 
     def distances(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """The reconstruction and perceptual terms, and their sum `nll`, scaled where the scale is learned."""
+        """Reconstruction and perceptual terms, and their `nll`, with its `scale` where that is learned."""
         rec, perceptual = self.reconstruction(x_hat, x).mean(), self.perceptual(x_hat, x).mean()
         distance = rec + self.perceptual_weight * perceptual
-        nll = distance if self.likelihood is None else self.likelihood(distance)
-        return {"rec": rec, "perceptual": perceptual, "nll": nll}
+        terms = {"rec": rec, "perceptual": perceptual, "nll": distance}
+        if self.likelihood is not None:
+            terms |= {"nll": self.likelihood(distance), "scale": self.likelihood.s.exp()}
+        return terms
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
         """All terms of the autoencoder's loss; `loss` is their sum."""

@@ -235,9 +235,11 @@ def test_equivariance_asks_for_the_turned_and_shrunk_picture():
 
 
 def test_the_likelihoods_scale_is_trained_and_not_averaged():
-    stage = tiny.first_stage(likelihood=LearnedScale())
+    stage, rows = tiny.first_stage(likelihood=LearnedScale()), []
+    stage.record = rows.append
     tiny.fit(stage, [tiny.batch(4)] * 2)
     assert stage.likelihood.s != 0
+    assert rows[0]["train/scale"] == 1 != rows[1]["train/scale"]
     assert not any("likelihood" in name for name in stage.averaged_parameters())
 
 
