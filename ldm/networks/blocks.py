@@ -1,11 +1,13 @@
-"""What every convolutional network here is built of: norms, residual blocks, resampling."""
+"""What every network here is built of: norms, residual blocks, resampling, blocks computed twice."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def num_groups(channels: int) -> int:
@@ -134,3 +136,24 @@ class Upsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Recomputed(nn.Module):
+    """A block that may keep no activations in training and compute them again on the way back.
+
+    Chen et al. (2016), https://arxiv.org/abs/1604.06174.
+
+    Attributes:
+        compute: the block itself, whose inputs `forward` takes.
+    """
+
+    compute: Callable[..., Tensor]
+
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        self.recompute = recompute
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, *inputs, use_reentrant=False)
+        return self.compute(*inputs)
