@@ -1,28 +1,27 @@
-"""Every demo job beside its null and its ceiling: `python -m ldm.cli.jobs out=docs`."""
+"""Every demo job beside its null and its ceiling: `python -m ldm.cli.jobs out=runs/jobs`."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ldm.cli import history, sampling
 from ldm.cli.build import build
 from ldm.cli.entry import command
 from ldm.cli.evaluate import reconstructions
-from ldm.data.demo.drawing import COLOURS, SHAPES
 from ldm.diffusion.samplers import Sampler
 from ldm.errors import UserError
 from ldm.evaluation.alignment import Z_95, wilson
-from ldm.evaluation.conditions import Measure, bicubic, kept_outside
+from ldm.evaluation.conditions import Measure
+from ldm.evaluation.given import Given
 from ldm.grid import labelled_grid, to_pil
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
@@ -37,10 +36,10 @@ class Score:
     high: float
 
     @classmethod
-    def of(cls, values: Float[Tensor, " n"]) -> "Score":
-        """Of one number a picture."""
+    def of(cls, values: Float[Tensor, " n"], share: bool) -> "Score":
+        """Of one number a picture, each 0 or 1 where their mean is a share."""
         n, mean = len(values), float(values.mean())
-        if bool(((values == 0) | (values == 1)).all()):
+        if share:
             return cls(mean, *wilson(round(n * mean), n))
         half = Z_95 * float(values.std()) / math.sqrt(n)
         return cls(mean, mean - half, mean + half)
@@ -54,13 +53,22 @@ class Result:
     """One job: what its conditions give, what is left without them, and what nothing can pass."""
 
     unit: str
+    n: int
+    """Pictures of each."""
     drawn: Score
     null: Score
     ceiling: Score
-    bicubic: Score | None
-    """Of super-resolution: the small picture enlarged."""
+    beside: Mapping[str, Score] = field(default_factory=dict)
+    """What needs no model, by name: of super-resolution the small picture enlarged."""
     training: history.Training | None = None
     """How long it took; None without its log."""
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any], training: history.Training | None) -> "Result":
+        """From what `asdict` makes of one."""
+        scores = {kind: Score(**plain[kind]) for kind in ("drawn", "null", "ceiling")}
+        beside = {name: Score(**score) for name, score in plain["beside"].items()}
+        return cls(plain["unit"], plain["n"], **scores, beside=beside, training=training)
 
     @property
     def apart(self) -> bool:
@@ -68,70 +76,113 @@ class Result:
         return self.null.high < self.drawn.low or self.drawn.high < self.null.low
 
     @property
-    def closed(self) -> float:
-        """The share of the gap between null and ceiling that is closed."""
-        return (self.drawn.mean - self.null.mean) / (self.ceiling.mean - self.null.mean)
+    def closed(self) -> float | None:
+        """The share of the gap between null and ceiling that is closed; None where there is no gap."""
+        gap = self.ceiling.mean - self.null.mean
+        return None if gap == 0 else (self.drawn.mean - self.null.mean) / gap
 
 
 @command("jobs")
 def main(cfg: DictConfig) -> None:
     """Score each demo job that has been trained: a table, and a picture of all side by side."""
-    out, results, rows = Path(cfg.out), dict[str, Result](), list[tuple[str, list[Image.Image]]]()
-    out.mkdir(parents=True, exist_ok=True)
-    for name, job in cfg.jobs.items():
-        file = Path(cfg.runs) / str(name) / "latent_diffusion.safetensors"
-        if not file.is_file():
-            print(f"{name}: not trained; python train.py experiment={name}")
-            continue
-        results[str(name)], shown = run(str(name), job, file, cfg)
-        rows += shown
-    if not results:
+    out, jobs = Path(cfg.out), trained(cfg)
+    if not jobs:
         raise UserError(
             f"no demo job has been trained into {cfg.runs}: start with experiment=demo_class, say"
         )
-    labelled_grid(rows).save(out / "jobs.png")
-    (out / "jobs.md").write_text(table(results, cfg.n) + "\n")
+    results = {name: found(name, job, cfg) for name, job in jobs.items()}
+    stacked([Image.open(out / name / "pictures.png") for name in results]).save(out / "jobs.png")
+    (out / "jobs.md").write_text(table(results) + "\n")
     (out / "jobs.json").write_text(json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
-    print(f"{table(results, cfg.n)}\nwrote {out}/jobs.md, .json and .png")
+    print(f"{table(results)}\nwrote {out}/jobs.md, .json and .png")
 
 
-def run(
-    name: str, job: DictConfig, file: Path, cfg: DictConfig
-) -> tuple[Result, list[tuple[str, list[Image.Image]]]]:
+def trained(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The jobs whose models are there; of the others the commands that train them are printed."""
+    ready = {}
+    for name, job in cfg.jobs.items():
+        wanted = {str(name): f"experiment={name}"}
+        if "weak" in job:
+            wanted[job.weak.run] = job.weak.train
+        lacking = [
+            f"python train.py {words} run={cfg.runs}/{run}"
+            for run, words in wanted.items()
+            if not file(cfg, run).is_file()
+        ]
+        if lacking:
+            print(f"{name} is not trained: {'; '.join(lacking)}", flush=True)
+        else:
+            ready[str(name)] = job
+    return ready
+
+
+def file(cfg: DictConfig, run: str) -> Path:
+    """A run's sampling file."""
+    return Path(cfg.runs) / run / "latent_diffusion.safetensors"
+
+
+def found(name: str, job: DictConfig, cfg: DictConfig) -> Result:
+    """A job's scores of before, where all that was asked is as it was; else it is scored now, and kept."""
+    folder, training = Path(cfg.out) / name, history.read(file(cfg, name).parent)
+    kept = folder / "found.json"
+    asked: Any = OmegaConf.to_container(cfg, resolve=True)
+    del asked["out"], asked["jobs"]
+    asked["job"] = OmegaConf.to_container(job, resolve=True)
+    files = [file(cfg, name), *([file(cfg, job.weak.run)] if "weak" in job else [])]
+    asked["files"] = [path.stat().st_mtime_ns for path in files]
+    if kept.is_file() and (known := json.loads(kept.read_text()))["asked"] == asked:
+        print(f"{name}: scored before", flush=True)
+        return Result.read(known["result"], training)
+    result, rows = scored(name, job, cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    labelled_grid(rows).save(folder / "pictures.png")
+    kept.write_text(json.dumps({"asked": asked, "result": asdict(result)}, indent=1) + "\n")
+    print(f"{name}: {result.unit} {result.drawn}", flush=True)
+    return Result.read(asdict(result), training)
+
+
+def scored(name: str, job: DictConfig, cfg: DictConfig) -> tuple[Result, list[tuple[str, list[Image.Image]]]]:
     """A job's scores, and rows of what it was given and what it drew."""
     measure: Measure = build(job.measure)
-    model, _ = sampling.load(str(file), cfg.device)
-    weak = sampling.load_weak(job.get("weak"), model, cfg.device)
-    times, sampler = build(cfg.spacing)(model.schedule, cfg.steps), build(cfg.sampler)
-    values: dict[str, list[Tensor]] = {"drawn": [], "null": [], "ceiling": [], "bicubic": []}
+    given: Given = build(job.given)
+    model, _ = sampling.load(str(file(cfg, name)), cfg.device)
+    weak = sampling.load_weak(str(file(cfg, job.weak.run)) if "weak" in job else None, model, cfg.device)
+    values: dict[str, list[Tensor]] = {}
     rows: list[tuple[str, list[Image.Image]]] = []
-    for batch in batches(file.parent, job, cfg):
-        first = cfg.seed + len(values["drawn"]) * cfg.batch_size
-        seeds = range(first, first + len(batch["position"]))
-        size = (batch["image"].shape[2], batch["image"].shape[3])
-        x = batch["image"].float() / 127.5 - 1
-        scale = job.get("scale", 1.0)
-        drawn = model.generate(batch, seeds, size, sampler, times, scale, weak=weak).cpu()
-        made = {
-            "drawn": drawn,
-            "null": null(model, batch, seeds, size, sampler, times),
-            "ceiling": reconstructions(model, x),
-        }
-        if "small" in batch:
-            made["bicubic"] = bicubic(batch)
-        if "mask" in batch:
-            made = {kind: kept_outside(pictures, batch) for kind, pictures in made.items()}
-        for kind, pictures in made.items():
-            values[kind].append(measure(pictures, batch))
+    for i, batch in enumerate(batches(file(cfg, name).parent, job, cfg)):
+        made = pictures(model, weak, batch, cfg.seed + i * cfg.batch_size, job.get("scale", 1.0), cfg)
+        made = {kind: measure.prepare(x, batch) for kind, x in made.items()} | measure.beside(batch)
+        for kind, x in made.items():
+            values.setdefault(kind, []).append(measure(x, batch))
         if not rows:
             rows = [
                 (f"{name}: given", given(batch)[: cfg.shown]),
                 ("drawn", [to_pil(x) for x in made["drawn"][: cfg.shown]]),
             ]
-    scores = {kind: Score.of(torch.cat(found)) for kind, found in values.items() if found}
+    numbers = {kind: torch.cat(parts) for kind, parts in values.items()}
+    scores = {kind: Score.of(x, measure.share) for kind, x in numbers.items()}
     unit = f"{measure.unit}{', less is better' if measure.less else ''}"
-    got, without, best = (scores[kind] for kind in ("drawn", "null", "ceiling"))
-    return Result(unit, got, without, best, scores.get("bicubic"), history.read(file.parent)), rows
+    drawn, null, ceiling = (scores.pop(kind) for kind in ("drawn", "null", "ceiling"))
+    return Result(unit, len(numbers["drawn"]), drawn, null, ceiling, scores), rows
+
+
+def pictures(
+    model: LatentDiffusion,
+    weak: LatentDiffusion | None,
+    batch: Batch,
+    seed: int,
+    scale: float,
+    cfg: DictConfig,
+) -> dict[str, Float[Tensor, "b c h w"]]:
+    """Of a batch: from its conditions, from none, and its own as the first stage leaves them."""
+    seeds = range(seed, seed + len(batch["position"]))
+    size = (batch["image"].shape[2], batch["image"].shape[3])
+    times, sampler = build(cfg.spacing)(model.schedule, cfg.steps), build(cfg.sampler)
+    return {
+        "drawn": model.generate(batch, seeds, size, sampler, times, scale, weak=weak).cpu(),
+        "null": null(model, batch, seeds, size, sampler, times),
+        "ceiling": reconstructions(model, batch["image"].float() / 127.5 - 1),
+    }
 
 
 @torch.no_grad()
@@ -142,7 +193,7 @@ def null(
     size: tuple[int, int],
     sampler: Sampler,
     times: Float[Tensor, " s"],
-) -> Float[Tensor, "b 3 h w"]:
+) -> Float[Tensor, "b c h w"]:
     """What is drawn with the conditions dropped; where there are none, what stage 1 makes of pure noise."""
     if model.guidable:
         return model.generate(batch, seeds, size, sampler, times, 1.0, keep=()).cpu()
@@ -152,60 +203,42 @@ def null(
 
 
 def batches(folder: Path, job: DictConfig, cfg: DictConfig) -> Iterator[Batch]:
-    """The first n validation samples, with the conditions that the run was trained on."""
-    trained = OmegaConf.load(folder / "config.yaml").data
+    """The first n validation samples, or all where there are fewer, with the run's own conditions."""
+    trained_on = OmegaConf.load(folder / "config.yaml").data
     sizes = {"global_batch_size": cfg.batch_size, "val_batches": -(-cfg.n // cfg.batch_size)}
-    yield from build(OmegaConf.merge(trained, job.get("data", {}), sizes)).val_dataloader()
+    left = cfg.n
+    for batch in build(OmegaConf.merge(trained_on, job.get("data", {}), sizes)).val_dataloader():
+        yield {key: values[:left] for key, values in batch.items()}  # type: ignore[misc]
+        left -= len(batch["position"])
 
 
-def given(batch: Batch) -> list[Image.Image]:
-    """What a batch's pictures are drawn from, as pictures."""
-    entries: Mapping[str, Any] = batch
-    size = entries["image"].shape[-1]
-    if "masked" in entries:
-        return [to_pil(x) for x in entries["masked"]]
-    if "small" in entries:
-        return [
-            to_pil(x / 127.5 - 1).resize((size, size), Image.Resampling.NEAREST) for x in entries["small"]
-        ]
-    if "segmentation" in entries:
-        palette = np.array([(255, 255, 255), *(rgb for rgb in COLOURS.values() for _ in SHAPES)], np.uint8)
-        return [Image.fromarray(palette[labels.numpy()]) for labels in entries["segmentation"]]
-    for entry in ("depth", "edges"):
-        if entry in entries:
-            return [to_pil(x) for x in entries[entry]]
-    if "boxes" in entries:
-        return [_frames(boxes.tolist(), size) for boxes in entries["boxes"]]
-    return [to_pil(x) for x in entries["image"].float() / 127.5 - 1]
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """One below the other."""
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)))
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
 
 
-def _frames(boxes: Sequence[Sequence[float]], size: int) -> Image.Image:
-    picture = Image.new("RGB", (size, size), "white")
-    pen = ImageDraw.Draw(picture)
-    for label, *corners in boxes:
-        if label >= 0:
-            colour = list(COLOURS.values())[int(label) // len(SHAPES)]
-            pen.rectangle([round(c * (size - 1)) for c in corners], outline=colour)
-            pen.text(
-                (corners[0] * size + 3, corners[1] * size + 2), SHAPES[int(label) % len(SHAPES)][0], colour
-            )
-    return picture
-
-
-def table(results: Mapping[str, Result], n: int) -> str:
+def table(results: Mapping[str, Result]) -> str:
     """Markdown."""
     lines = [
-        f"{n} validation pictures each, 95 % intervals in brackets; apart: null's and drawn's do not meet.",
+        "Validation pictures, 95 % intervals in brackets; apart: null's and drawn's do not meet.",
         "",
-        "| job | steps | trained, s | what is counted | null | drawn | ceiling | gap closed | apart |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| job | steps | trained, s | pictures | what is counted | null | drawn | ceiling | gap closed "
+        "| apart |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
-        beside = "" if r.bicubic is None else f"; bicubic {r.bicubic}"
-        took = " | " if r.training is None else f"{r.training.steps:,} | {r.training.seconds:.0f}"
+        beside = "".join(f"; {what} {score}" for what, score in r.beside.items())
+        steps = "" if r.training is None else f"{r.training.steps:,}"
+        seconds = "" if r.training is None or r.training.seconds is None else f"{r.training.seconds:.0f}"
+        closed = "" if r.closed is None else f"{100 * r.closed:.0f} %"
         lines.append(
-            f"| {name} | {took} | {r.unit} | {r.null}{beside} | {r.drawn} | {r.ceiling} "
-            f"| {100 * r.closed:.0f} % | {'yes' if r.apart else 'no'} |"
+            f"| {name} | {steps} | {seconds} | {r.n} | {r.unit} | {r.null}{beside} | {r.drawn} | {r.ceiling} "
+            f"| {closed} | {'yes' if r.apart else 'no'} |"
         )
     return "\n".join(lines)
 

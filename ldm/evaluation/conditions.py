@@ -1,7 +1,7 @@
 """Whether a demo picture is what it was conditioned on: one number a picture."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -12,87 +12,104 @@ from ldm.data.degradations import edges
 from ldm.data.demo.drawing import BACKGROUNDS, CANVAS, COLOURS, SHAPES
 from ldm.data.demo.maps import KINDS
 from ldm.evaluation.alignment import check
-from ldm.evaluation.scene_reader import Found, Reading, read
+from ldm.evaluation.scene_reader import Found, Reading, read, sizes
 from ldm.typing import Batch, Image
 
 LEAST_EDGE = -0.8
 """Where an edge begins: a step of a tenth from black to white."""
 
 
-class Measure(Protocol):
-    """Scores pictures in [-1, 1] by what a batch asked for; more is better unless `less` says otherwise."""
+class Measure(ABC):
+    """Scores pictures in [-1, 1] by what a batch asked for: one number a picture."""
 
     unit: str
-    less: bool
+    less = False
+    """Whether less is better."""
+    share = True
+    """Whether the number is 0 or 1, so that its mean is a share and has Wilson's interval."""
 
+    @abstractmethod
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]: ...
 
+    def prepare(self, pictures: Image, batch: Batch) -> Image:
+        """What of the model's pictures a user gets."""
+        return pictures
 
-class CaptionRight:
+    def beside(self, batch: Batch) -> dict[str, Image]:
+        """What is to be beaten: pictures that need no model, by name."""
+        return {}
+
+
+class CaptionRight(Measure):
     """1 where the checker reads all of the caption: text to picture, and variations of a picture."""
 
-    unit, less = "all right", False
+    unit = "all right"
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         verdicts = [check(r, c) for r, c in zip(read(pictures), batch["caption"], strict=True)]
         return torch.tensor([float(v.passed) for v in verdicts])
 
 
-class ClassRight:
+class ClassRight(Measure):
     """1 where the object that a caption would name first, the left or upper one, is of the class."""
 
-    unit, less = "class right", False
+    unit = "class right"
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         found = [_first_kind(reading) for reading in read(pictures)]
         return torch.tensor([float(k == int(c)) for k, c in zip(found, batch["label"], strict=True)])
 
 
-class BoxesRight:
+class BoxesRight(Measure):
     """1 where each box holds an object of its label at an IoU above 0.5, and no object is left over."""
 
-    unit, less = "all boxes right", False
+    unit = "all boxes right"
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         pairs = zip(read(pictures), batch["boxes"], strict=True)
         return torch.tensor([float(_fits(reading, boxes)) for reading, boxes in pairs])
 
 
-class Legible:
+class Legible(Measure):
     """1 where the picture is a scene at all: a known background, one or two whole objects."""
 
-    unit, less = "legible", False
+    unit = "legible"
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         return torch.tensor([float(_is_scene(reading)) for reading in read(pictures)])
 
 
-class MapIoU:
+class MapIoU(Measure):
     """Mean intersection over union, by colour, of the map and of what the picture's pixels say.
 
     Labels are 0 and 1 + kind, as the demo's `seg.png`; a colour has three shapes, whose outline the map has.
     """
 
-    unit, less = "mean IoU", False
+    unit, share = "mean IoU", False
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         wanted = (batch["segmentation"].long() + len(SHAPES) - 1) // len(SHAPES)  # 0, then 1 + the colour
         return mean_iou(colours(pictures), wanted, 1 + len(COLOURS))
 
 
-class DepthIoU:
-    """Mean intersection over union of near and far, in the map and in the picture."""
+class DepthIoU(Measure):
+    """Mean intersection over union of background, far and near, in the map and in the picture.
 
-    unit, less = "mean IoU", False
+    Depth is -1, 0 and 1 of background, small and large objects, as the demo's `depth.png`; of a picture it is
+    told by the sizes that the checker reads, whatever their colours and shapes.
+    """
+
+    unit, share = "mean IoU", False
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
-        return mean_iou((colours(pictures) > 0).long(), (batch["depth"][:, 0] > -0.75).long(), 2)
+        wanted = (batch["depth"][:, 0] > -0.5).long() + (batch["depth"][:, 0] > 0.5)
+        return mean_iou(sizes(colours(pictures) > 0), wanted, 3)
 
 
-class EdgesMet:
+class EdgesMet(Measure):
     """The share of edges, of those asked for and those of the picture, that the other has within a pixel."""
 
-    unit, less = "edges met", False
+    unit, share = "edges met", False
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         bytes_ = ((pictures.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -103,36 +120,34 @@ class EdgesMet:
         return met / (found.sum((1, 2, 3)) + wanted.sum((1, 2, 3))).clamp(min=1)
 
 
-class MaskedError:
+class MaskedError(Measure):
     """Mean absolute error of 255, on the pixels under the mask alone."""
 
-    unit, less = "error of 255 under the mask", True
+    unit, less, share = "error of 255 under the mask", True, False
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         mask = (batch["mask"] > 127).float()
         error = (pictures - _truth(batch)).abs().mean(1, keepdim=True) * 127.5
         return (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
+    def prepare(self, pictures: Image, batch: Batch) -> Image:
+        """The picture with its own pixels where the mask is not: inpainting leaves them untouched."""
+        return torch.where(batch["mask"] > 127, pictures, _truth(batch))
 
-class PSNR:
+
+class PSNR(Measure):
     """10 log10 (peak² / mean squared error), in dB."""
 
-    unit, less = "dB", False
+    unit, share = "dB", False
 
     def __call__(self, pictures: Image, batch: Batch) -> Float[Tensor, " b"]:
         error = ((pictures - _truth(batch)) / 2).square().mean((1, 2, 3))
         return -10 * error.clamp(min=1e-10).log10()
 
-
-def bicubic(batch: Batch) -> Image:
-    """The small picture enlarged without a model: what super-resolution must beat."""
-    size = batch["image"].shape[-2:]
-    return interpolate(batch["small"].float() / 127.5 - 1, size, mode="bicubic").clamp(-1, 1)
-
-
-def kept_outside(pictures: Image, batch: Batch) -> Image:
-    """The picture with its own pixels where the mask is not: what inpainting leaves untouched."""
-    return torch.where(batch["mask"] > 127, pictures, _truth(batch))
+    def beside(self, batch: Batch) -> dict[str, Image]:
+        """The small picture enlarged: what super-resolution must beat."""
+        small, size = batch["small"].float() / 127.5 - 1, batch["image"].shape[-2:]
+        return {"bicubic": interpolate(small, size, mode="bicubic").clamp(-1, 1)}
 
 
 def colours(pictures: Image) -> Int64[Tensor, "b h w"]:

@@ -78,6 +78,19 @@ def read(pictures: UInt8[Tensor, "b 3 h w"] | Image) -> list[Reading]:
     return [reading for chunk in pictures.cpu().split(256) for reading in _read_chunk(_rgb(chunk))]
 
 
+def sizes(objects: Bool[Tensor, "b h w"]) -> Int64[Tensor, "b h w"]:
+    """Of each pixel: 1 in a small object, 2 in a large one, 0 in none or in what is too small for one."""
+    scale = objects.shape[-1] / CANVAS
+    found = torch.zeros(objects.shape, dtype=torch.long)
+    for labels, own in zip(_components(objects), found, strict=True):  # one by one: noise has many regions
+        regions, areas = labels[labels > 0].unique(return_counts=True)
+        masks = labels == regions[areas >= MIN_AREA * scale**2, None, None]
+        _, places = _shapes(masks.float(), torch.zeros(len(masks)))
+        own[masks.any(0)] = 1
+        own[masks[places[:, 2] >= SMALL_BELOW * scale].any(0)] = 2
+    return found
+
+
 def _rgb(pictures: Tensor) -> Float[Tensor, "b 3 h w"]:
     if pictures.dtype == torch.uint8:
         return pictures.float()
