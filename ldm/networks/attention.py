@@ -91,37 +91,28 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context, feed-forward: pre-norm and residual each."""
+    """Self-attention, cross-attention to the context, feed-forward: pre-norm and residual each.
 
-    def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
+    Args:
+        cross_only: the first attention, too, is to the context (the ×4 upscaler's outer levels).
+    """
+
+    def __init__(self, channels: int, context_channels: int, num_heads: int, cross_only: bool) -> None:
         super().__init__()
+        self.cross_only = cross_only
         self.norm1 = LayerNorm(channels)
-        self.self_attention = SelfAttention(channels, num_heads)
+        if cross_only:
+            self.first_attention = CrossAttention(channels, context_channels, num_heads)
+        else:
+            self.self_attention = SelfAttention(channels, num_heads)
         self.norm2 = LayerNorm(channels)
         self.cross_attention = CrossAttention(channels, context_channels, num_heads)
         self.norm3 = LayerNorm(channels)
         self.feed_forward = FeedForward(channels)
 
     def forward(self, x: Float[Tensor, "b l c"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l c"]:
-        x = x + self.self_attention(self.norm1(x))
-        x = x + self.cross_attention(self.norm2(x), context)
-        return x + self.feed_forward(self.norm3(x))
-
-
-class CrossOnlyBlock(nn.Module):
-    """A transformer block whose first attention, too, is to the context (the ×4 upscaler's outer levels)."""
-
-    def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(channels)
-        self.first_attention = CrossAttention(channels, context_channels, num_heads)
-        self.norm2 = LayerNorm(channels)
-        self.cross_attention = CrossAttention(channels, context_channels, num_heads)
-        self.norm3 = LayerNorm(channels)
-        self.feed_forward = FeedForward(channels)
-
-    def forward(self, x: Float[Tensor, "b l c"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l c"]:
-        x = x + self.first_attention(self.norm1(x), context)
+        h = self.norm1(x)
+        x = x + (self.first_attention(h, context) if self.cross_only else self.self_attention(h))
         x = x + self.cross_attention(self.norm2(x), context)
         return x + self.feed_forward(self.norm3(x))
 
@@ -133,7 +124,7 @@ class SpatialTransformer(nn.Module):
 
     Args:
         depth: number of blocks.
-        cross_only: places attend to the context alone.
+        cross_only: see `TransformerBlock`; places then attend to the context alone.
     """
 
     def __init__(
@@ -142,8 +133,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = GroupNorm(channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
-        block = CrossOnlyBlock if cross_only else TransformerBlock
-        self.blocks = nn.ModuleList(block(channels, context_channels, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, context_channels, num_heads, cross_only) for _ in range(depth)
+        )
         self.proj_out = zeroed(nn.Linear(channels, channels))
 
     def forward(

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ldm.networks.attention import AttentionBlock, SpatialTransformer, check_levels
-from ldm.networks.blocks import GroupNorm, TimeResidualBlock, Upsample, conv3x3, zeroed
+from ldm.networks.blocks import GroupNorm, Recomputed, TimeResidualBlock, Upsample, conv3x3, zeroed
 from ldm.networks.denoiser import Denoiser, Embed, embed_vector, sinusoid
 from ldm.typing import Conditioning
 
@@ -25,25 +24,14 @@ Context: TypeAlias = Float[Tensor, "b l d"]
 """Tokens to attend to."""
 
 
-class Block(nn.Module):
-    """A residual block, then attention where the level has it.
-
-    Args:
-        recompute: keep no activations of it in training, and compute them again on the way back
-            (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
-    """
+class Block(Recomputed):
+    """A residual block, then attention where the level has it."""
 
     def __init__(self, residual: TimeResidualBlock, attention: nn.Module | None, recompute: bool) -> None:
-        super().__init__()
-        self.residual, self.attention, self.recompute = residual, attention, recompute
-
-    def forward(self, h: Map, e: Embedding, context: Context | None) -> Map:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.compute, h, e, context, use_reentrant=False)
-        return self.compute(h, e, context)
+        super().__init__(recompute)
+        self.residual, self.attention = residual, attention
 
     def compute(self, h: Map, e: Embedding, context: Context | None) -> Map:
-        """The block itself."""
         h = self.residual(h, e)
         if self.attention is None:
             return h
@@ -202,7 +190,7 @@ class UNet(Denoiser):
         num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1.
         cross_only_levels: where places attend to the context alone, not to each other (the ×4 upscaler).
         resample_in_blocks: residual blocks change the size, not convolutions (Dhariwal & Nichol 2021, 3).
-        activation_checkpointing: see `Block`; less memory in training for a third more time.
+        activation_checkpointing: see `Recomputed`; less memory in training for a third more time.
     """
 
     title = "the U-Net"
