@@ -26,6 +26,7 @@ class LowResolution(SpatialConditioner):
         factor: pixels of the small picture to a place of the latent, a side.
         schedule: of the noise; None for none, and no vector.
         level_channels: 1 for the number, more for sinusoids.
+        most: the highest level that training draws; None is the schedule's last.
         key: the small picture. With a schedule, `noise_level` and `noise` are read, too.
     """
 
@@ -36,12 +37,14 @@ class LowResolution(SpatialConditioner):
         rescaler: Rescaler,
         schedule: Schedule | None = None,
         level_channels: int = 1,
+        most: int | None = None,
         key: str = "small",
     ) -> None:
         super().__init__(key, dropout, factor, rescaler)
         if level_channels < 1 or (level_channels > 1 and level_channels % 2):
             raise ValueError(f"the level takes 1 channel or an even number of them, not {level_channels}")
         self.schedule, self.level_channels = schedule, level_channels
+        self.most = 0 if schedule is None else schedule.num_steps if most is None else most
 
     @property
     def keys(self) -> tuple[str, ...]:

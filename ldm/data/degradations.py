@@ -75,14 +75,14 @@ class Degraded:
 
 @dataclass
 class NoiseAugmentation:
-    """`noise_level`, a time in 0..most, and `noise` in the small picture's shape (Ho et al. 2022, 4.2)."""
+    """`noise_level`, a time in 1..most, and `noise` in the small picture's shape (Ho et al. 2022, 4.2)."""
 
     most: int
     seed: int
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         draw = keyed.generator(self.seed, position, "noise augmentation")
-        level = torch.randint(self.most + 1, (), generator=draw)
+        level = torch.randint(1, self.most + 1, (), generator=draw)
         return {"noise_level": level, "noise": torch.randn(row["small"].shape, generator=draw)}
 
 

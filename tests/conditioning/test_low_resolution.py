@@ -35,6 +35,7 @@ def test_it_is_noised_to_its_level_and_the_vector_tells_it():
     assert cond.vector.tolist() == [[0], [0], [349]], "published levels count from 0, which is t = 1"
     waves = Compose({"small": small(16, schedule=schedule)})(BATCH).vector
     assert torch.equal(waves, sinusoid(torch.tensor([0.0, 0, 349]), 16))
+    assert (small(schedule=schedule).most, small(schedule=schedule, most=350).most) == (1000, 350)
 
 
 def test_the_null_is_zeros_in_both():
