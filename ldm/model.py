@@ -165,6 +165,11 @@ class LatentDiffusion(nn.Module):
                     "trained with none dropped: give scale=1"
                 )
             return self.condition(batch, size=size, keep=self.kept(()))
+        if unread := sorted(negative.keys() - self.conditioner.keys):
+            raise UserError(
+                f"no condition of this model reads {', '.join(unread)}, to lead away from one: leave the "
+                "negative out"
+            )
         told = self.kept(self.conditioner.told_by(negative))
         return self.condition({**batch, **negative}, size=size, keep=told)
 

@@ -3,7 +3,6 @@
 import math
 import pickle
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.func import functional_call
 
 from ldm.cli import record
+from ldm.cli.asked import existing, folder, whole
 from ldm.cli.build import build
 from ldm.conditioning.spatial import Mask
 from ldm.data.masks import Masked
@@ -70,11 +70,10 @@ def numbers(cfg: DictConfig) -> None:
     for key, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, not {value}")
-    for key, least in {**WHOLE, **LEAST}.items():
+    for key, least in WHOLE.items():
+        whole(key, given.get(key, least), least)
+    for key, least in LEAST.items():
         value = given.get(key, least)
-        if key in WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
-            also = f": write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
-            raise UserError(f"{key} must be a whole number, not {'null' if value is None else value}{also}")
         if isinstance(value, int | float) and value < least:
             raise UserError(f"{key} must be {least} or more, not {value}")
     devices = cfg.trainer.devices
@@ -110,28 +109,6 @@ def folders(cfg: DictConfig) -> None:
             for key in ("folder", "path"):
                 if node is not None and node.get(key) is not None:
                     folder(node[key], f"{group}.{name}.{key}")
-
-
-def folder(path: str | None, key: str = "run") -> None:
-    """UserError where a folder, or a file in it, cannot be written; nothing of the trial is left."""
-    if not path:
-        raise UserError(f"{key} is empty: give it a folder, as in {key}=runs/NAME")
-    place = existing(Path(path))
-    place = place.parent if place.is_file() and key.endswith(".path") else place
-    if not place.is_dir():
-        raise UserError(f"{key}={path} leads through {place}, which is a file: choose another folder")
-    try:
-        tempfile.TemporaryFile(dir=place).close()  # os.access says yes to root wherever it is asked
-    except OSError as error:
-        raise UserError(
-            f"{key}={path} cannot be made, {place} is not writable ({error.strerror}): choose another folder"
-        ) from error
-
-
-def existing(path: Path) -> Path:
-    """The path itself, or the nearest one above it that there is."""
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def shards(data: ShardDataModule) -> None:

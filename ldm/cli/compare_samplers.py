@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.cli import sampling
+from ldm.cli import sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.entry import command
 from ldm.data.demo.scenes import DemoScenes, captions
@@ -40,18 +40,20 @@ def main(cfg: DictConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model, header = sampling.load(cfg.ckpt, cfg.device)
     wanted = captions("train", cfg.n)
-    pairs = list(zip(wanted, range(cfg.seed, cfg.seed + cfg.n), strict=True))
-    size = sampling.picture_size(cfg, header)
+    each = [tasks.Wanted(caption, cfg.seed + i) for i, caption in enumerate(wanted)]
+    size = sampling.picture_size(model, cfg, header)
+    weak = sampling.load_weak(cfg.weak, model, cfg.device)
+    inputs = tasks.Inputs(model, [tasks.Txt2Img()], cfg, size, weak)
     real = demo_features(drawn_scenes(cfg.reference, size))
     results: dict[tuple[str, int], Result] = {}
     for name, sampler in build(cfg.samplers).items():
         for steps in cfg.steps:
             times = build(cfg.spacing)(model.schedule, steps)
             with passes(model.denoiser) as count:
-                images = sampling.draw(model, pairs, cfg, size, sampler, times)
-            each = len(count) // math.ceil(cfg.n / cfg.batch_size)
+                images = tasks.draw(inputs, each, sampler, times)
+            passed = len(count) // math.ceil(cfg.n / cfg.batch_size)
             distance = frechet_distance(demo_features(images), real)
-            results[name, steps] = Result(each, score(images, wanted), distance, images[: cfg.shown])
+            results[name, steps] = Result(passed, score(images, wanted), distance, images[: cfg.shown])
     floor = frechet_distance(demo_features(drawn_scenes(cfg.n, size, first=cfg.reference)), real)
     text = table(results, cfg.n, floor)
     (out / "samplers_demo.md").write_text(text)

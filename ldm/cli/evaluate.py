@@ -10,7 +10,7 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli import sampling
+from ldm.cli import sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.entry import command
 from ldm.data.demo.scenes import DemoScenes, Split, captions
@@ -25,14 +25,16 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     model, header = sampling.load(cfg.ckpt, cfg.device)
-    size = sampling.picture_size(cfg, header)
+    size = sampling.picture_size(model, cfg, header)
+    weak = sampling.load_weak(cfg.weak, model, cfg.device)
+    inputs = tasks.Inputs(model, [tasks.Txt2Img()], cfg, size, weak)
     scores = ceilings(model, cfg.n)
     times = build(cfg.spacing)(model.schedule, cfg.steps)
     splits: dict[str, Split] = {"seen": "train", "held-out": "held_out"}
     for label, split in splits.items():
         wanted = captions(split, cfg.n)
-        pairs = list(zip(wanted, range(cfg.seed, cfg.seed + cfg.n), strict=True))
-        images = sampling.draw(model, pairs, cfg, size, build(cfg.sampler), times)
+        each = [tasks.Wanted(caption, cfg.seed + i) for i, caption in enumerate(wanted)]
+        images = tasks.draw(inputs, each, build(cfg.sampler), times)
         scores |= {
             f"samples, {label} captions": score(images, wanted),
             f"  chance ({label})": chance(images, wanted),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,58 +15,73 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli.build import build, build_untrusted
+from ldm.cli.asked import pixels
+from ldm.cli.build import build_untrusted
 from ldm.errors import UserError
 from ldm.grid import labelled_grid, to_pil
 from ldm.interop import safetensors
-from ldm.model import LatentDiffusion, Sampler
+from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
 Progress: TypeAlias = Callable[[Iterator[Tensor]], Iterator[Tensor]]
 """Wraps the iteration over z_T and a sampler's steps."""
+
+MAKING = ("negative", "steps", "scale", "weak", "task", "also", "original_size", "crop", "aesthetic",
+    "negative_aesthetic")  # fmt: skip
+"""The settings that a picture's file tells as they were given."""
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Pictures in [-1, 1] on the CPU; (prompt, seed) of each; their files' names."""
 
-    images: Float[Tensor, "b 3 h w"]
+    images: Float[Tensor, "b c h w"]
     wanted: Sequence[tuple[str, int]]
     names: Sequence[str]
 
 
-def read_prompts(prompts: str | ListConfig | None, needed: bool = True) -> list[str]:
-    """A list of captions as it is, or the lines of a text file; one that is empty where none are needed."""
-    if prompts is None and not needed:
-        return [""]
+def read_prompts(prompts: Any) -> list[str] | None:
+    """A list of captions as it is, or the lines of a text file; None where there are none."""
     if prompts is None:
-        raise UserError(
-            "prompts is needed (a list of captions, or a text file with one a line): give it as prompts=..."
-        )
-    if not isinstance(prompts, str):
+        return None
+    if isinstance(prompts, ListConfig):
         found = [str(p) for p in prompts]
-    elif not Path(prompts).is_file():
+    elif not isinstance(prompts, str) or not isfile(prompts):  # a long caption is none, too
         raise UserError(
             f"there is no prompt file {prompts}: give a file, or captions as prompts=\"['a ...']\""
         )
     else:
-        found = [line.strip() for line in Path(prompts).read_text().splitlines() if line.strip()]
+        found = [line.strip() for line in _text(prompts).splitlines() if line.strip()]
     if not found:
         raise UserError(f"there is no prompt in prompts={prompts}: give captions as prompts=\"['a ...']\"")
     return found
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8-sig")  # with the mark that some editors begin a file with, too
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"prompts={path} is no text in UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:
     """auto is the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(str(name))
+    except RuntimeError as error:
+        raise UserError(f"device={name} is none that PyTorch knows: give auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but this machine has no GPU that PyTorch can use: give device=cpu")
-    return torch.device(name)
+    return device
 
 
 def load(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:
     """The model of a sampling file, built from its header by classes of `ldm` alone; the header's rest."""
+    place = pick_device(device)
     tensors, config, header = safetensors.load(path, "latent_diffusion")
     model: LatentDiffusion = build_untrusted(config)
     for name, value in model.identity().items():
@@ -76,7 +92,7 @@ def load(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:
             )
     model.conditioner.load_pretrained()
     safetensors.fill(model, tensors, path)
-    return model.to(pick_device(device)).eval(), header
+    return model.to(place).eval(), header
 
 
 def load_weak(path: str | None, model: LatentDiffusion, device: str) -> LatentDiffusion | None:
@@ -99,63 +115,33 @@ def load_weak(path: str | None, model: LatentDiffusion, device: str) -> LatentDi
     return weak
 
 
-def picture_size(cfg: DictConfig, header: dict[str, str]) -> tuple[int, int]:
-    """(height, width) asked for, or the square that the model was trained at."""
+def picture_size(model: LatentDiffusion, cfg: DictConfig, header: dict[str, str]) -> tuple[int, int]:
+    """(height, width) asked for, or the square that the model was trained at.
+
+    UserError for a size that its networks do not take.
+    """
     if cfg.size is None:
         return int(header["size"]), int(header["size"])
-    height, width = cfg.size
+    height, width = pixels("size", cfg.size, 1)
+    unit = model.first_stage.downsampling * model.denoiser.downsampling
+    if height % unit or width % unit:
+        near = [max(round(side / unit), 1) * unit for side in (height, width)]
+        raise UserError(
+            f"size=[{height},{width}], and this model draws pictures whose sides divide by {unit}: give "
+            f"size=[{near[0]},{near[1]}], say"
+        )
     return height, width
 
 
 def numbers(model: LatentDiffusion, cfg: DictConfig, size: tuple[int, int], n: int) -> Batch:
     """`sizes` and `aesthetic` of n pictures, where the model reads them (Podell et al. 2023, 2.2)."""
-    read = model.conditioner.keys
-    if "sizes" not in read and (cfg.original_size is not None or any(cfg.crop)):
+    read, crop = model.conditioner.keys, pixels("crop", cfg.crop, 0)
+    if "sizes" not in read and (cfg.original_size is not None or any(crop)):
         raise UserError("original_size and crop: no condition of this model reads sizes, leave them out")
-    stored = size if cfg.original_size is None else _pair("original_size", cfg.original_size, 1)
-    told = {"sizes": [*stored, *_pair("crop", cfg.crop, 0), *size], "aesthetic": [cfg.aesthetic]}
+    stored = size if cfg.original_size is None else pixels("original_size", cfg.original_size, 1)
+    told = {"sizes": [*stored, *crop, *size], "aesthetic": [cfg.aesthetic]}
     rows: Any = {key: torch.tensor([row] * n).float() for key, row in told.items() if key in read}
     return rows
-
-
-def _pair(name: str, values: Sequence[float], least: int) -> Sequence[float]:
-    if len(values) != 2 or any(not isinstance(v, int | float) or v < least for v in values):
-        raise UserError(f"{name}={list(values)} is no pair of pixels: give two numbers of {least} or more")
-    return values
-
-
-def draw(
-    model: LatentDiffusion,
-    wanted: Sequence[tuple[str, int]],
-    cfg: DictConfig,
-    size: tuple[int, int],
-    sampler: Sampler,
-    times: Float[Tensor, " s"],
-    steps: int | None = None,
-    batch: Batch | None = None,
-) -> Float[Tensor, "b 3 h w"]:
-    """A picture of `size` (height, width) for each (prompt, seed), in [-1, 1] on the CPU.
-
-    `steps` is how many the sampler makes where that is not one for each of the times. `batch` has a row of
-    conditions for each picture, where prompts are not all.
-    """
-    if batch is None:
-        batch = numbers(model, cfg, size, len(wanted)) | {"caption": [prompt for prompt, _ in wanted]}
-    given: Batch = batch
-    told = model.conditioner.told_by(given)
-    guidance, weak = build(cfg.guidance), load_weak(cfg.weak, model, cfg.device)
-
-    def make(part: slice, progress: Progress) -> Tensor:
-        seeds = [seed for _, seed in wanted[part]]
-        rows: Any = {key: values[part] for key, values in given.items()}  # type: ignore[index]
-        negative: Batch | None = (
-            None if cfg.get("negative") is None else {"caption": [cfg.negative] * len(seeds)}
-        )
-        return model.generate(
-            rows, seeds, size, sampler, times, cfg.scale, negative, progress, guidance, weak, told
-        )
-
-    return in_batches(len(wanted), cfg.batch_size, steps or len(times) - 1, model, make)
 
 
 @torch.no_grad()
@@ -165,10 +151,11 @@ def in_batches(
     steps: int,
     model: LatentDiffusion,
     make: Callable[[slice, Progress], Tensor],
-) -> Float[Tensor, "b 3 h w"]:
+) -> Float[Tensor, "b c h w"]:
     """n pictures, `make(part, progress)` a batch, in [-1, 1] on the CPU, under one bar of n times `steps`."""
     device, images = next(model.denoiser.parameters()).device, []
-    bar = tqdm(total=n * steps, desc=f"{n} pictures", unit="step")
+    # It is shown after the first step, so that a mistake in what the model is told has its own line.
+    bar = tqdm(total=n * steps, desc=f"{n} pictures", unit="step", delay=1e-3)
     for start in range(0, n, batch_size):
         part = slice(start, min(start + batch_size, n))
 
@@ -184,46 +171,28 @@ def in_batches(
     return torch.cat(images)
 
 
-def save(
-    images: Float[Tensor, "b 3 h w"],
-    wanted: Sequence[tuple[str, int]],
-    cfg: DictConfig,
-    header: dict[str, str],
-    names: Sequence[str] | None = None,
-) -> None:
-    """One PNG a picture, its making inside as text, and `grid.png` with a row a prompt.
-
-    The files are named after the prompt's number and the seed where there are no `names`.
-    """
+def save(drawn: Drawn, cfg: DictConfig, header: dict[str, str]) -> None:
+    """One PNG a picture, its making inside as text, and `grid.png` with a row a prompt."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     rows, making = dict[str, list[Image.Image]](), _making(cfg, header)
-    for i, (image, (prompt, seed)) in enumerate(zip(images, wanted, strict=True)):
+    for image, (prompt, seed), name in zip(drawn.images, drawn.wanted, drawn.names, strict=True):
         info = PngInfo()
         info.add_text("prompt", prompt)
         info.add_text("parameters", json.dumps(making | {"prompt": prompt, "seed": seed}))
         picture = to_pil(image)
-        name = f"{i // cfg.n:04d}_{seed:06d}" if names is None else names[i]
         picture.save(out / f"{name}.png", pnginfo=info)
         rows.setdefault(prompt, []).append(picture)
     labelled_grid(list(rows.items()), cfg.grid_scale).save(out / "grid.png")
-    print(f"wrote {len(images)} pictures and {out / 'grid.png'}")
+    print(f"wrote {len(drawn.images)} pictures and {out / 'grid.png'}")
 
 
 def _making(cfg: DictConfig, header: dict[str, str]) -> dict[str, Any]:
     """What all pictures of a call have in common."""
-    return {
-        "negative": cfg.negative,
-        "steps": cfg.steps,
-        "scale": cfg.scale,
+    given: Any = OmegaConf.to_container(cfg)
+    return {key: given[key] for key in MAKING} | {
         "guidance": cfg.guidance._target_,
-        "weak": cfg.weak,
         "sampler": cfg.sampler._target_,
-        "task": OmegaConf.to_container(cfg.task),
-        "also": OmegaConf.to_container(cfg.also),
-        "original_size": cfg.original_size and list(cfg.original_size),
-        "crop": list(cfg.crop),
-        "aesthetic": cfg.aesthetic,
         "ckpt": str(cfg.ckpt),
         "trained_steps": header.get("step"),
     }

@@ -12,6 +12,9 @@ from PIL import Image
 from ldm.cli import checks, sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.composition import compose
+from ldm.cli.tasks.conditional import reader_of
+from ldm.conditioning.boxes import BoxTokens
+from ldm.conditioning.class_label import ClassLabel, ClassNumber
 from ldm.data import aligned
 from ldm.data.masks import Masked
 from ldm.data.reader import Sample
@@ -20,6 +23,7 @@ from ldm.errors import UserError
 from ldm.interop import safetensors
 from tests.cli import typed
 from tests.cli.test_sampling import TINY
+from tests.data.test_decode import header_of_a_png
 
 BARE = ["denoiser.context_channels=null"]
 MODELS = {
@@ -35,7 +39,17 @@ MODELS = {
     "inpaint_model_sd": ["conditioner=demo_inpainting", "denoiser.in_channels=72",
         "conditioner.conditioners.text.width=8", "+denoiser.vector_channels=8"],
     "super_resolution": ["conditioner=demo_super_resolution", "denoiser.in_channels=16", *BARE],
+    "upscaler": ["conditioner=demo_upscaler", "conditioner.conditioners.text.width=8",
+        "denoiser.in_channels=16", "+denoiser.vector_channels=136"],
+    "variation": ["conditioner=demo_picture", "conditioner.conditioners.picture.width=8",
+        "denoiser.in_channels=6", "+denoiser.vector_channels=8"],
+    "edges": ["conditioner=demo_edges", "denoiser.in_channels=68", *BARE],
+    "dit": ["conditioner=class_number", "conditioner.conditioners.label.num_classes=12", "denoiser=dit_b2",
+        "~denoiser.model_channels", "denoiser.num_labels=13", "denoiser.channels=16", "denoiser.depth=1",
+        "denoiser.num_heads=2", *BARE],
     "unconditional": BARE,
+    "one_band": [*BARE, "autoencoder.encoder.in_channels=1", "autoencoder.decoder.out_channels=1"],
+    "five_bands": [*BARE, "autoencoder.encoder.in_channels=5", "autoencoder.decoder.out_channels=5"],
 }  # fmt: skip
 """A tiny U-Net of each, on a first stage of factor 8."""
 
@@ -65,7 +79,7 @@ def files(tmp_path_factory) -> dict[str, str]:
     made = {}
     for name, words in MODELS.items():
         node = composed(*words)
-        if name == "unconditional":
+        if name in ("unconditional", "one_band", "five_bands"):
             node.conditioner.conditioners = {}
         if name.startswith("inpaint"):
             node.conditioner.conditioners.masked.channels = 4
@@ -88,6 +102,8 @@ def files(tmp_path_factory) -> dict[str, str]:
     Image.fromarray(labels.T[::-1] + 2).save(made["other"])
     Image.fromarray((labels > 0).astype(np.uint8) * 255).save(made["mask"])
     Image.fromarray(labels + 90).save(made["bad"])
+    made["huge"] = str(folder / "huge.png")
+    (folder / "huge.png").write_bytes(header_of_a_png(20_000, 20_000))
     made["boxes"] = str(folder / "boxes.json")
     (folder / "boxes.json").write_text(json.dumps([[3, 0.1, 0.1, 0.5, 0.5]]))
     return made
@@ -118,7 +134,15 @@ DRAWN = {
         ["task=super_resolution", "task.image={colours}"],
         ["task=super_resolution", "task.image={grey}"],
     ),
+    "upscaler": (
+        ["task=super_resolution", "task.image={colours}", "task.noise_level=350"],
+        ["task=super_resolution", "task.image={colours}", "task.noise_level=20"],
+    ),
+    "variation": (["task=variation", "task.image={colours}"], ["task=variation", "task.image={labels}"]),
+    "edges": (["task=edges", "task.map={grey}"], ["task=edges", "task.map={labels}"]),
+    "dit": (["task=class", "task.labels=3"], ["task=class", "task.labels=0"]),
     "unconditional": (["task=unconditional"], None),
+    "one_band": (["task=unconditional"], None),
 }
 
 
@@ -142,6 +166,45 @@ def test_classes_are_rows(shell) -> None:
     status, err, drawn = shell("class", "task=class", "task.labels=[3,4]")
     assert status == 0, err
     assert list(drawn) == [f"000{row}_00000{seed}.png" for row in (0, 1) for seed in (0, 1)]
+
+
+def test_noise_is_none_to_speak_of_unless_it_is_given(shell) -> None:
+    words = ["task=super_resolution", "task.image={colours}"]
+    status, err, drawn = shell("upscaler", *words)
+    assert status == 0, err
+    least = shell("upscaler", *words, "task.noise_level=1")[2]
+    assert all(np.array_equal(drawn[key], least[key]) for key in drawn)
+
+
+ANY_MODEL = {
+    "img2img": ["task=img2img", "task.image={colours}", "task.strength=0.5"],
+    "inpaint": ["task=inpaint", "task.image={colours}", "task.mask={mask}"],
+    "interpolate": ["task=interpolate"],
+    "invert": ["task=invert", "task.image={colours}"],
+}
+
+
+@pytest.mark.parametrize("task", ANY_MODEL)
+@pytest.mark.parametrize("name", ["unconditional", "one_band", "class"])
+def test_without_prompts_where_the_model_reads_none(shell, files, name, task) -> None:
+    status, err, drawn = shell(name, *ANY_MODEL[task])
+    assert status == 0, err
+    assert len(drawn) == (1 if task == "invert" else 2)
+    if task == "inpaint":
+        own, mask = Image.open(files["colours"]), np.array(Image.open(files["mask"])) > 0
+        own = np.array(own.convert("L").convert("RGB") if name == "one_band" else own)
+        assert all(np.array_equal(picture[~mask], own[~mask]) for picture in drawn.values())
+    status, err, _ = shell(name, *ANY_MODEL[task], "prompts=[a square]")
+    assert status == 2 and "no condition of this model reads prompts, it is told" in err, err
+
+
+def test_a_condition_of_another_kind_is_said(files) -> None:
+    model = sampling.load(files["class"], "cpu")[0]
+    assert reader_of(model, "label", ClassNumber, ClassLabel).num_classes == 12
+    with pytest.raises(
+        UserError, match="reads label by a ClassLabel, and the task knows what a BoxTokens takes"
+    ):
+        reader_of(model, "label", BoxTokens)
 
 
 @pytest.mark.parametrize("name", ["inpaint_model", "inpaint_model_sd"])
@@ -180,20 +243,15 @@ def test_all_of_the_small_picture_is_enlarged(shell, files) -> None:
     assert all(np.array_equal(drawn[key], same[key]) for key in drawn)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_depth_is_as_the_data_have_it(tmp_path, normalised) -> None:
+def test_depth_is_as_the_data_have_it(tmp_path) -> None:
     numbers, bytes_ = np.linspace(9000, 40000, 32 * 32).reshape(32, 32).astype(np.uint16), BytesIO()
     Image.fromarray(numbers).save(bytes_, "PNG")
     (tmp_path / "d.png").write_bytes(bytes_.getvalue())
     seen = BytesIO()
     Image.new("RGB", (32, 32)).save(seen, "PNG")
     sample = Sample(tmp_path, "0", {"png": seen.getvalue(), "depth.png": bytes_.getvalue()})
-    expected = aligned.Depth(Pictures(32, seed=0), normalised=normalised)(sample, 0)
-    words = ["ckpt=a", "task=depth", f"task.map={tmp_path}/d.png", f"task.normalised={normalised}"]
-    found = build(compose("sample", words).task).read((32, 32))
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
-    default = build(compose("sample", words[:-1]).task)
-    assert default.normalised is aligned.Depth(Pictures(32, seed=0)).normalised
+    found = tasks.files.read_numbers(str(tmp_path / "d.png"), "map", (32, 32))
+    torch.testing.assert_close(found[0], aligned.Depth(Pictures(32, seed=0))(sample, 0), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +274,35 @@ MISTAKES = [
         ["task=class", "task.labels=[12]"],
         "holds 12, and the model's classes are 0 to 11",
     ),
-    ("class", ["task=class", "task.labels=[]"], "task.labels is empty"),
+    ("class", ["task=class", "task.labels=[]"], "task.labels=[]: give the numbers of classes, as in"),
+    ("class", ["task=class", "task.labels=12"], "holds 12, and the model's classes are 0 to 11"),
+    ("class", ["task=class", "task.labels=circle"], "task.labels=circle: give the numbers of classes"),
+    (
+        "class",
+        ["task=class", "task.labels=3", "negative=a"],
+        "no condition of this model reads caption, to lead",
+    ),
+    ("unconditional", ["task=unconditional", "size=36"], "whose sides divide by 16: give size=[32,32], say"),
+    (
+        "five_bands",
+        ["task=img2img", "task.image={colours}"],
+        "this model's pictures have 5 channels, and a file is",
+    ),
+    (
+        "semantic",
+        ["task=semantic", "task.map={huge}"],
+        "cannot be read (Image size (400000000 pixels) exceeds",
+    ),
+    (
+        "upscaler",
+        ["task=super_resolution", "task.image={colours}", "task.noise_level=351"],
+        "task.noise_level is 1 to 350, as trained, not 351",
+    ),
+    (
+        "upscaler",
+        ["task=super_resolution", "task.image={colours}", "task.noise_level=0"],
+        "task.noise_level is 1 to 350, as trained, not 0",
+    ),
     ("class", ["task=semantic", "task.map={labels}"], "no condition of it reads segmentation, it has"),
     (
         "semantic",
@@ -249,11 +335,12 @@ MISTAKES = [
     ("class", ["prompts=[a square]"], "no condition of this model reads prompts, it is told label, coord"),
     ("class", ["task=unconditional", "prompts=[a square]"], "draws without captions: leave prompts out"),
     ("class", ["crop=[1,0]", "task=unconditional"], "no condition of this model reads sizes"),
-    ("class", [], "prompts is needed (a list of captions"),
+    ("class", [], "reads prompts, it is told label, coordinates: give the task=... that tells it, or task="),
+    ("inpaint_model_sd", ["task=img2img", "task.image={colours}"], "prompts is needed (a list of captions"),
     (
         "super_resolution",
         ["task=super_resolution", "task.image={grey}", "task.noise_level=5"],
-        "no noise: give 0",
+        "no noise: give null",
     ),
 ]
 

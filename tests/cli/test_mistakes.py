@@ -55,6 +55,7 @@ def place(tmp_path_factory):
     checkpoint = root / "ae" / "checkpoints" / "step00000005.ckpt"
     (root / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
     (root / "text.ckpt").write_text("not this")
+    (root / "latin.txt").write_bytes("ein grüner Kreis".encode("latin-1"))
     torch.save({"weight": torch.zeros(2)}, root / "foreign.ckpt")
     (root / "empty").mkdir()
     (root / "file").touch()
@@ -238,6 +239,7 @@ def test_a_sweep_in_one_process_over_several_ranks(shell, place, tmp_path):
     )
 
 
+DRAW = [f"ckpt={FIRST}", "prompts=[a]"]
 OTHERS = {
     "a first stage to sample from": (
         sample.main,
@@ -261,6 +263,33 @@ OTHERS = {
         "guidance is a config group, one of interval, interval_rescaled, nested, plain, rescaled, "
         "two_conditions; its strength is scale=2.0",
     ),
+    "no picture": (sample.main, [*DRAW, "n=0"], "n must be 1 or more, not 0"),
+    "a picture and a half": (sample.main, [*DRAW, "n=1.5"], "n must be a whole number, not 1.5"),
+    "batches of none": (sample.main, [*DRAW, "batch_size=0"], "batch_size must be 1 or more, not 0"),
+    "one side": (sample.main, [*DRAW, "size=[64]"], "size=[64] is no pair of pixels: give two whole numbers"),
+    "three sides": (sample.main, [*DRAW, "size=[64,64,3]"], "size=[64, 64, 3] is no pair of pixels"),
+    "half a corner": (sample.main, [*DRAW, "crop=8"], "crop=8 is no pair of pixels: give two whole numbers"),
+    "a device by another name": (sample.main, [*DRAW, "device=gpu"], "device=gpu is none that PyTorch knows"),
+    "scales without names": (
+        sample.main,
+        [*DRAW, "guidance=nested", "guidance.scales=1.5"],
+        "guidance.scales=1.5 names no condition: give each its number",
+    ),
+    "prompts of another encoding": (
+        sample.main,
+        [DRAW[0], "prompts={place}/latin.txt"],
+        "latin.txt is no text in UTF-8 (byte 6): save it as UTF-8",
+    ),
+    "pictures into a file": (
+        sample.main,
+        [*DRAW, "out={place}/file"],
+        "out={place}/file leads through {place}/file, which is a file: choose another folder",
+    ),
+    "pictures where none can be written": (
+        sample.main,
+        [*DRAW, "out=/proc/x"],
+        "out=/proc/x cannot be made, /proc is not writable",
+    ),
     "latents among pictures": (
         encode_latents.main,
         [f"first_stage={FIRST}", "shards={place}/pictures", "out={place}/pictures", "size=64"],
@@ -278,6 +307,7 @@ OTHERS = {
 def test_other_commands(shell, place, name):
     main, given, sentence = OTHERS[name]
     status, _, err = shell(main, *(word.replace("{place}", str(place)) for word in given))
+    sentence = sentence.replace("{place}", str(place))
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and sentence in err, err
 
 

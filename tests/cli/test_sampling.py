@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.sampling_file import SamplingFile
-from ldm.cli import sampling
+from ldm.cli import asked, sampling, tasks
 from ldm.cli.build import build
 from ldm.cli.composition import compose
 from ldm.diffusion.samplers.ddim import ddim
@@ -49,7 +49,10 @@ def settings(*words: str):
 
 
 def draw(model: LatentDiffusion, wanted=WANTED, *words: str):
-    return sampling.draw(model, wanted, settings(*words), (16, 16), ddim, TIMES)
+    cfg = settings(*words)
+    weak = sampling.load_weak(cfg.weak, model, "cpu")
+    inputs = tasks.Inputs(model, [tasks.Txt2Img()], cfg, (16, 16), weak)
+    return tasks.draw(inputs, [tasks.Wanted(prompt, seed) for prompt, seed in wanted], ddim, TIMES)
 
 
 def test_the_file_draws_what_the_stage_draws_with_its_average(trained):
@@ -109,10 +112,11 @@ def test_pictures_know_how_they_were_made(tmp_path):
     cfg = settings(f"out={tmp_path}", "n=2", "scale=3.5", "steps=7", "ckpt=runs/x.safetensors")
     images = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
     wanted = [("a red square, on grey", 5), ("a red square, on grey", 6), ("ü", 5), ("ü", 6)]
-    sampling.save(images, wanted, cfg, {"step": "3000", "size": "8"})
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["0000_000005.png", "0000_000006.png", "0001_000005.png", "0001_000006.png", "grid.png"]
-    for name, image, (prompt, seed) in zip(names, images, wanted, strict=False):
+    names = ["a5", "a6", "u5", "u6"]
+    sampling.save(sampling.Drawn(images, wanted, names), cfg, {"step": "3000", "size": "8"})
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["a5.png", "a6.png", "grid.png", "u5.png", "u6.png"]
+    for name, image, (prompt, seed) in zip([f"{n}.png" for n in names], images, wanted, strict=True):
         picture = Image.open(tmp_path / name)
         assert picture.tobytes() == to_pil(image).tobytes()
         assert picture.text["prompt"] == prompt
@@ -130,6 +134,7 @@ def test_pictures_know_how_they_were_made(tmp_path):
             "original_size": None,
             "crop": [0, 0],
             "aesthetic": 6.0,
+            "negative_aesthetic": None,
             "ckpt": "runs/x.safetensors",
             "trained_steps": "3000",
         }
@@ -142,17 +147,56 @@ def test_prompts_are_a_list_or_a_file(tmp_path):
     assert sampling.read_prompts(OmegaConf.create(["a red circle", 7])) == ["a red circle", "7"]
     with pytest.raises(UserError, match=r"there is no prompt file a red circle: give a file, or captions as"):
         sampling.read_prompts("a red circle")
-    assert sampling.read_prompts(None, needed=False) == [""]
-    with pytest.raises(UserError, match="prompts is needed"):
-        sampling.read_prompts(None)
+    for odd in (7, "a long caption " * 40):
+        with pytest.raises(UserError, match="there is no prompt file"):
+            sampling.read_prompts(odd)
+    assert sampling.read_prompts(None) is None
+    file.write_bytes("\ufeffein grüner Kreis\n".encode())
+    assert sampling.read_prompts(str(file)) == ["ein grüner Kreis"]
     file.write_text("\n")
     with pytest.raises(UserError, match="there is no prompt in"):
         sampling.read_prompts(str(file))
 
 
-def test_the_size_is_the_trained_one_unless_given():
-    assert sampling.picture_size(settings(), {"size": "64"}) == (64, 64)
-    assert sampling.picture_size(settings("size=[32,48]"), {"size": "64"}) == (32, 48)
+def test_the_size_is_the_trained_one_unless_given(trained):
+    model, header = trained[0].model, {"size": "64"}
+    for words, size in (([], (64, 64)), (["size=[32,48]"], (32, 48)), (["size=40"], (40, 40))):
+        assert sampling.picture_size(model, settings(*words), header) == size
+    said = r"size=\[36,60\], and this model draws pictures whose sides divide by 8: give size=\[32,64\], say"
+    with pytest.raises(UserError, match=said):  # 4 divides both, and the U-Net halves once
+        sampling.picture_size(model, settings("size=[36,60]"), header)
+
+
+def test_what_is_wrong_in_the_settings_is_said(tmp_path):
+    asked.sampling(settings(f"out={tmp_path}/new/er", "original_size=512", "guidance=nested"))
+    assert not (tmp_path / "new").exists()
+    for words, sentence in ASKED:
+        with pytest.raises(UserError) as error:
+            asked.sampling(settings(f"out={tmp_path}", *words))
+        assert str(error.value).startswith(sentence)
+
+
+ASKED = [
+    (["seed=1.5"], "seed must be a whole number, not 1.5"),
+    (["grid_scale=0"], "grid_scale must be 1 or more, not 0"),
+    (["steps=2.0"], "steps must be a whole number, not 2.0: write 2"),
+    (["scale=nan"], "scale must be a finite number, not nan"),
+    (["aesthetic=null"], "aesthetic must be a finite number, not null"),
+    (["negative_aesthetic=low"], "negative_aesthetic must be a finite number, not low"),
+    (
+        ["size=large"],
+        "size=large is no pair of pixels: give two whole numbers of 1 or more, as in size=[64,96]",
+    ),
+    (["size=[64.5,64]"], "size=[64.5, 64] is no pair of pixels"),
+    (["size=0"], "size=0 is no pair of pixels"),
+    (["crop=null"], "crop=None is no pair of pixels"),
+    (["also=depth"], "also=depth names no condition: write +task@also.NAME=depth"),
+    (
+        ["guidance=nested", "guidance.scales={depth: a}"],
+        "guidance.scales.depth must be a finite number, not a",
+    ),
+    (["out="], "out is empty: give it a folder"),
+]
 
 
 def test_the_wrong_kind_of_file_is_said(tmp_path):
@@ -171,5 +215,7 @@ def test_other_frozen_encoders_than_in_training_are_refused(trained, monkeypatch
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert sampling.pick_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="device=gpu is none that PyTorch knows: give auto, cpu or cuda"):
+        sampling.pick_device("gpu")
     with pytest.raises(UserError, match="no GPU that PyTorch can use: give device=cpu"):
         sampling.pick_device("cuda")

@@ -121,7 +121,32 @@ def test_every_task_tells_sizes_and_scores(shell, words) -> None:
 def test_a_pair_that_is_none(shell) -> None:
     for words in (["crop=[1]"], ["crop=[-1,0]"], ["original_size=[0,4]"]):
         status, err, _ = shell("told", "prompts=[a]", *words)
-        assert status == 2 and f"{words[0].replace(',', ', ')} is no pair of pixels: give two numbers" in err
+        assert status == 2 and f"{words[0].replace(',', ', ')} is no pair of pixels: give two whole" in err
+
+
+def test_one_number_is_a_square(shell) -> None:
+    drawn = [shell("told", "prompts=[a]", f"original_size={size}")[2] for size in ("512", "[512,512]")]
+    assert drawn[0] and near(drawn[0], np.stack(list(drawn[1].values())))
+
+
+@pytest.mark.parametrize("name", ["told", "dropped"])
+def test_a_score_to_lead_away_from(shell, files, name) -> None:
+    """The null is told of it: where training never drops the score in place of the picture's own."""
+    words = ["prompts=[a red circle]", "scale=3"]
+    status, err, drawn = shell(name, *words, "negative_aesthetic=2.5")
+    assert status == 0, err
+    model, _ = sampling.load(files[name], "cpu")
+    batch = {"caption": ["a red circle"] * 2, "sizes": sizes(32, 32, 0, 0, 32, 32), "aesthetic": sizes(6)}
+    keep = {"aesthetic"} if name == "dropped" else {"aesthetic", "sizes"}
+    null = model.condition({**batch, "aesthetic": sizes(2.5)}, size=(4, 4), keep={*keep, "coordinates"})
+    found = model.without(batch, 3.0, {"aesthetic": sizes(2.5)}, (4, 4))
+    assert torch.equal(found.vector, null.vector) and torch.equal(found.context, null.context)
+    plain = np.stack(list(shell(name, *words)[2].values()))
+    assert not near(drawn, plain)
+    if name == "told":
+        assert near(shell(name, *words, "negative_aesthetic=6")[2], plain), "the same is as none"
+    status, err, _ = shell("several", *words, *DEPTH, "negative_aesthetic=2.5")
+    assert status == 2 and "no condition of this model reads aesthetic, to lead away from one" in err
 
 
 def test_tasks_together_tell_one_model(shell, files) -> None:

@@ -1,6 +1,7 @@
 """sample.py's tasks on a model that has learned little: what each keeps, and mistakes in one sentence."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from PIL import Image
 from ldm.callbacks.sampling_file import SamplingFile
 from ldm.cli import sampling, tasks
 from ldm.cli.build import build
-from ldm.cli.composition import compose
+from ldm.cli.composition import CONFIGS, compose
 from ldm.grid import to_pil
 from tests import tiny
 from tests.cli import typed
 from tests.cli.test_sampling import TINY
+from tests.test_readme import commands
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,9 @@ def test_txt2img_is_what_there_was_before(shell, model_file) -> None:
     model, _ = sampling.load(model_file, "cpu")
     cfg = compose("sample", [f"ckpt={model_file}", "prompts=[p]", "steps=4", "scale=1", "device=cpu"])
     times = build(cfg.spacing)(model.schedule, 4)
-    wanted = [("a red square", seed) for seed in range(3)]
-    expected = sampling.draw(model, wanted, cfg, (16, 16), build(cfg.sampler), times)
+    inputs = tasks.Inputs(model, [tasks.Txt2Img()], cfg, (16, 16))
+    wanted = [tasks.Wanted("a red square", seed) for seed in range(3)]
+    expected = tasks.draw(inputs, wanted, build(cfg.sampler), times)
     for (name, got), x in zip(drawn(out).items(), expected, strict=True):
         assert got.numpy().tobytes() == to_pil(x).tobytes(), name
     assert list(drawn(out)) == ["0000_000000.png", "0000_000001.png", "0000_000002.png"]
@@ -91,7 +94,7 @@ def test_txt2img_is_what_there_was_before(shell, model_file) -> None:
 
 def test_img2img_stays_nearer_with_less_strength(shell, picture, model_file) -> None:
     model, _ = sampling.load(model_file, "cpu")
-    x = tasks.read_picture(picture, (16, 16))
+    x = tasks.read_picture(picture, (16, 16), 3)
     with torch.no_grad():
         own = model.first_stage.decode(tasks.latent(model, x))[0].clamp(-1, 1)
     gaps = []
@@ -109,7 +112,7 @@ def test_img2img_stays_nearer_with_less_strength(shell, picture, model_file) -> 
 def test_inpainting_keeps_every_pixel_outside_the_mask(shell, picture, mask, words) -> None:
     status, err, out = shell("task=inpaint", f"task.image={picture}", f"task.mask={mask}", *words)
     assert status == 0, err
-    x = ((tasks.read_picture(picture, (16, 16))[0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    x = ((tasks.read_picture(picture, (16, 16), 3)[0] + 1) * 127.5).round().byte().permute(1, 2, 0)
     pictures = list(drawn(out).values())
     assert len(pictures) == 3
     for p in pictures:
@@ -129,7 +132,7 @@ def test_inversion_gives_the_picture_back(shell, picture, model_file) -> None:
     assert status == 0, err
     model, _ = sampling.load(model_file, "cpu")
     with torch.no_grad():
-        own = model.first_stage.decode(tasks.latent(model, tasks.read_picture(picture, (16, 16))))[0]
+        own = model.first_stage.decode(tasks.latent(model, tasks.read_picture(picture, (16, 16), 3)))[0]
     same, other = drawn(out).values()
     assert list(drawn(out)) == ["0000_000000.png", "0001_000000.png"]
     gap = (same.permute(2, 0, 1) / 127.5 - 1 - own.clamp(-1, 1)).abs().max()
@@ -167,8 +170,15 @@ MISTAKES = [
         "is 8x8 and task.image is 20x16: give them one size",
     ),
     (["task=inpaint", "task.image={picture}", "task.mask={black}"], "has no white: paint white what"),
-    (["task=inpaint", "task.image={picture}", "task.mask={mask}", "task.jump=0"], "at least 1, not 1 and 0"),
-    (["task=invert", "task.image={picture}", "task.prompt=a", "task.refinements=-1"], "at least 0, not -1"),
+    (
+        ["task=inpaint", "task.image={picture}", "task.mask={mask}", "task.jump=0"],
+        "task.jump must be 1 or more, not 0",
+    ),
+    (
+        ["task=invert", "task.image={picture}", "task.prompt=a", "task.refinements=-1"],
+        "task.refinements must be 0 or more",
+    ),
+    (["task=invert", "task.image={picture}"], "task.prompt is needed (a caption of what task.image shows)"),
     (["task=interpolate", "prompts=[a,b,c]"], "one or two prompts, in n >= 2 pictures, not between 3 in 3"),
     (["task=interpolate", "n=1"], "not between 1 in 1"),
     (["task=paint"], "no task 'paint'"),
@@ -183,3 +193,15 @@ def test_a_mistake_is_one_sentence(shell, picture, mask, tmp_path, words, senten
     (tmp_path / "text.png").write_text("no picture")
     status, err, _ = shell(*(word.format(picture=picture, mask=mask, **files) for word in words))
     assert status == 2 and err.splitlines()[-1].startswith("error: ") and sentence in err, err
+
+
+def test_the_page_about_sampling_composes_and_has_every_task_and_guidance() -> None:
+    page = CONFIGS.parent / "docs" / "sampling.md"
+    typed_words = [shlex.split(command)[2:] for command in commands(page)]
+    for words in typed_words:
+        compose("sample", words)
+    tasks_, guidances = (sorted(p.stem for p in (CONFIGS / g).glob("*.yaml")) for g in ("task", "guidance"))
+    said = page.read_text()
+    assert [name for name in tasks_ if f"| `{name}`" not in said and f"`{name}` |" not in said] == []
+    assert [name for name in guidances if f"guidance={name}`" not in said and f"`{name}`" not in said] == []
+    assert {w for words in typed_words for w in words} >= {f"task={t}" for t in tasks_ if t != "txt2img"}

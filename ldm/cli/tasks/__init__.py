@@ -1,9 +1,8 @@
 """What sample.py does, by `task=NAME`: one class each, one file a kind."""
 
-from ldm.cli.tasks.base import Txt2Img, latent, others, picture_size
+from ldm.cli.tasks.base import Inputs, Txt2Img, Wanted, draw, latent, others, picture_size
 from ldm.cli.tasks.conditional import (
     Class,
-    Depth,
     FromMap,
     ImageVariation,
     InpaintingModel,
@@ -20,12 +19,12 @@ from ldm.cli.tasks.invert import Invert
 
 __all__ = [
     "Class",
-    "Depth",
     "FromMap",
     "ImageVariation",
     "Img2Img",
     "Inpaint",
     "InpaintingModel",
+    "Inputs",
     "Interpolate",
     "Invert",
     "Layout",
@@ -33,6 +32,8 @@ __all__ = [
     "SuperResolution",
     "Txt2Img",
     "Unconditional",
+    "Wanted",
+    "draw",
     "latent",
     "others",
     "picture_size",

@@ -1,8 +1,8 @@
 """What all tasks of sample.py share: n pictures a prompt, from noise, and what the model is told of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -10,11 +10,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ldm.cli import sampling
+from ldm.cli.build import build
 from ldm.cli.tasks.files import Size
 from ldm.diffusion.samplers import Sampler
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
+
+Finish: TypeAlias = Callable[[Tensor], Tensor]
+"""Pictures in [-1, 1] as they are decoded, b c h w, to those that are wanted."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +43,18 @@ class Txt2Img:
     """n pictures a prompt, from noise. The other tasks are this one with another sampler, or conditions."""
 
     needs_prompts: ClassVar[bool] = True
-    """Whether the user is to give prompts."""
+    """Whether the user is to give prompts, where the model reads them."""
     captioned: ClassVar[bool] = True
     """Whether the model is told the captions."""
 
     def __call__(
-        self,
-        model: LatentDiffusion,
-        prompts: Sequence[str],
-        cfg: DictConfig,
-        size: Size,
-        sampler: Sampler,
-        times: Float[Tensor, " s"],
-        also: "Sequence[Conditional]" = (),
+        self, inputs: "Inputs", prompts: Sequence[str], sampler: Sampler, times: Float[Tensor, " s"]
     ) -> sampling.Drawn:
-        """The pictures, in [-1, 1] on the CPU, and what each is; `also` tell the model more of them."""
-        inputs = Inputs(model, [self, *also], cfg, size)
-        wanted = inputs.each(self.wanted(prompts, cfg))
+        """The pictures, in [-1, 1] on the CPU, and what each is."""
+        wanted = inputs.each(self.wanted(prompts, inputs.cfg))
+        finishing = inputs.finishing()
         sampler, times, steps = self.changed(inputs, sampler, times)
-        batch, pairs = inputs.batch(wanted), [(w.caption, w.seed) for w in wanted]
-        images = sampling.draw(model, pairs, cfg, size, sampler, times, steps, batch)
-        for task in inputs.tasks:
-            images = task.finished(images, size)
+        images = finishing(draw(inputs, wanted, sampler, times, steps))
         columns = len({w.seed for w in wanted})
         names = [f"{i // columns:04d}_{w.seed:06d}" for i, w in enumerate(wanted)]
         return sampling.Drawn(images, [(w.title, w.seed) for w in wanted], names)
@@ -85,9 +79,9 @@ class Txt2Img:
         """The sampler and the times that the task needs, and how many steps they make."""
         return sampler, times, len(times) - 1
 
-    def finished(self, images: Tensor, size: Size) -> Tensor:
-        """What is done to the decoded pictures."""
-        return images
+    def finishing(self, model: LatentDiffusion, size: Size) -> Finish | None:
+        """What is to be done to the decoded pictures; its files are read before any is drawn."""
+        return None
 
 
 class Conditional(Txt2Img):
@@ -98,12 +92,39 @@ class Conditional(Txt2Img):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What several tasks tell one model of pictures of a size; the first of them draws."""
+    """What several tasks tell one model of pictures of a size; the first of them draws.
+
+    Args:
+        weak: a model to lead away from, see `LatentDiffusion.denoise`.
+    """
 
     model: LatentDiffusion
     tasks: Sequence[Txt2Img]
     cfg: DictConfig
     size: Size
+    weak: LatentDiffusion | None = None
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether captions alone can tell the model what to draw."""
+        task, *also = self.tasks
+        return task.needs_prompts and not also and "caption" in self.model.conditioner.keys
+
+    def captions(self, prompts: Sequence[str] | None) -> list[str]:
+        """The prompts, or the empty one where they can be left out. UserError where they cannot."""
+        if prompts is not None:
+            return list(prompts)
+        if self.needs_prompts:
+            raise UserError(
+                "prompts is needed (a list of captions, or a text file with one a line): give it as "
+                "prompts=..."
+            )
+        if [type(task) for task in self.tasks] == [Txt2Img]:
+            raise UserError(
+                f"no condition of this model reads prompts, it is told {self._told()}: give the task=... "
+                "that tells it, or task=unconditional"
+            )
+        return [""]
 
     def each(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """The pictures that all tasks together make of these."""
@@ -130,6 +151,25 @@ class Inputs:
             )
         return batch
 
+    def negative(self, n: int) -> Batch | None:
+        """The caption and the score that guidance is to lead n pictures away from, if one is given."""
+        caption, score = self.cfg.get("negative"), self.cfg.get("negative_aesthetic")
+        told: Any = {} if caption is None else {"caption": [str(caption)] * n}
+        if score is not None:
+            told["aesthetic"] = torch.full((n, 1), float(score))
+        return told or None
+
+    def finishing(self) -> Finish:
+        """What all tasks together are to do to the decoded pictures."""
+        found = [task.finishing(self.model, self.size) for task in self.tasks]
+
+        def finish(images: Tensor) -> Tensor:
+            for one in filter(None, found):
+                images = one(images)
+            return images
+
+        return finish
+
     def one(self, wanted: Wanted) -> Wanted:
         """The one picture that all tasks make of this. UserError where they make several."""
         first, *others = self.each([wanted])
@@ -143,8 +183,49 @@ class Inputs:
         if "caption" not in batch:
             raise UserError("the task draws without captions: leave prompts out")
         if "caption" not in self.model.conditioner.keys:
-            told = ", ".join(self.model.conditioner.conditioners) or "nothing"
-            raise UserError(f"no condition of this model reads prompts, it is told {told}: leave prompts out")
+            raise UserError(
+                f"no condition of this model reads prompts, it is told {self._told()}: leave prompts out"
+            )
+
+    def _told(self) -> str:
+        return ", ".join(self.model.conditioner.conditioners) or "nothing"
+
+
+def draw(
+    inputs: Inputs,
+    wanted: Sequence[Wanted],
+    sampler: Sampler,
+    times: Float[Tensor, " s"],
+    steps: int | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """The pictures, in [-1, 1] on the CPU.
+
+    Args:
+        steps: how many the sampler makes, where that is not one for each of the times.
+    """
+    model, cfg = inputs.model, inputs.cfg
+    batch: Any = inputs.batch(wanted)
+    told, guidance = model.conditioner.told_by(batch), build(cfg.guidance)
+
+    def make(part: slice, progress: sampling.Progress) -> Tensor:
+        seeds = [w.seed for w in wanted[part]]
+        rows: Any = {key: values[part] for key, values in batch.items()}
+        negative = inputs.negative(len(seeds))
+        return model.generate(
+            rows,
+            seeds,
+            inputs.size,
+            sampler,
+            times,
+            cfg.scale,
+            negative,
+            progress,
+            guidance,
+            inputs.weak,
+            told,
+        )
+
+    return sampling.in_batches(len(wanted), cfg.batch_size, steps or len(times) - 1, model, make)
 
 
 def others(built: Mapping[str, Any]) -> list[Conditional]:
@@ -163,11 +244,16 @@ def picture_size(
 ) -> Size:
     """(height, width) asked for, or of a task's own input, or the square that the model was trained at."""
     own = [size for task in tasks if (size := task.size(model)) is not None]
-    return own[0] if own and cfg.size is None else sampling.picture_size(cfg, header)
+    return own[0] if own and cfg.size is None else sampling.picture_size(model, cfg, header)
+
+
+def channels(model: LatentDiffusion) -> int:
+    """Of the model's pictures: 3 are RGB, 1 is grey."""
+    return model.first_stage.encoder.in_channels
 
 
 @torch.no_grad()
-def latent(model: LatentDiffusion, x: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 z h2 w2"]:
+def latent(model: LatentDiffusion, x: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 z h2 w2"]:
     """z_0 of a picture, the mean of its posterior."""
     first_stage, device = model.first_stage, next(model.denoiser.parameters()).device
     return first_stage.normalize(first_stage.posterior(x.to(device)).mean).float()

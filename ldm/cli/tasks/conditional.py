@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
-from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from ldm import keyed
-from ldm.cli.tasks.base import Conditional, Txt2Img, Wanted
+from ldm.cli.tasks.base import Conditional, Finish, Txt2Img, Wanted, channels
 from ldm.cli.tasks.files import (
     Size,
     fitted,
+    keeping,
     opened,
     read_boxes,
     read_labels,
@@ -25,13 +26,15 @@ from ldm.conditioning.boxes import BoxTokens
 from ldm.conditioning.class_label import ClassLabel, ClassNumber
 from ldm.conditioning.low_resolution import LowResolution
 from ldm.conditioning.spatial import Mask, SemanticMap
-from ldm.data.aligned import stretched
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
+C = TypeVar("C", bound=Conditioner)
+D = TypeVar("D", bound=Conditioner)
 
-def reader_of(model: LatentDiffusion, key: str) -> Conditioner:
+
+def check_read(model: LatentDiffusion, key: str) -> Conditioner:
     """The model's condition that reads an entry of the batch; UserError where it has none."""
     each = model.conditioner.conditioners
     for conditioner in each.values():
@@ -41,6 +44,26 @@ def reader_of(model: LatentDiffusion, key: str) -> Conditioner:
         f"this model was not trained for the task: no condition of it reads {key}, it has "
         f"{', '.join(each) or 'none'}; give another ckpt=... or task=..."
     )
+
+
+@overload
+def reader_of(model: LatentDiffusion, key: str, kind: type[C], /) -> C: ...
+
+
+@overload
+def reader_of(model: LatentDiffusion, key: str, kind: type[C], other: type[D], /) -> C | D: ...
+
+
+def reader_of(model: LatentDiffusion, key: str, *kinds: type[Conditioner]) -> Conditioner:
+    """As `check_read`; UserError where it is of none of the kinds, of which the task knows what they take."""
+    found = check_read(model, key)
+    if not isinstance(found, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(
+            f"this model reads {key} by a {type(found).__name__}, and the task knows what a {names} takes: "
+            "give a task of your own"
+        )
+    return found
 
 
 def rows(wanted: Sequence[Wanted], **entries: Tensor) -> Batch:
@@ -62,22 +85,21 @@ class Class(Conditional):
     """n pictures of each class, and of each prompt if there are any.
 
     Args:
-        labels: classes by their numbers.
+        labels: classes by their numbers, or one number.
     """
 
-    def __init__(self, labels: Sequence[int]) -> None:
-        if not labels:
-            raise UserError("task.labels is empty: give the numbers of classes, as in task.labels=[0,1]")
-        self.labels = list(labels)
+    def __init__(self, labels: Sequence[int] | int) -> None:
+        self.labels = list(labels) if isinstance(labels, list) else [labels]
+        if not self.labels or any(type(label) is not int for label in self.labels):
+            raise UserError(f"task.labels={labels}: give the numbers of classes, as in task.labels=[0,1]")
 
     def each(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         return [replace(w, choices={**w.choices, "class": label}) for label in self.labels for w in wanted]
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        conditioner = reader_of(model, "label")
-        assert isinstance(conditioner, ClassLabel | ClassNumber)
+        conditioner = reader_of(model, "label", ClassLabel, ClassNumber)
         for label in self.labels:
-            if not isinstance(label, int) or not 0 <= label < conditioner.num_classes:
+            if not 0 <= label < conditioner.num_classes:
                 raise UserError(
                     f"task.labels holds {label}, and the model's classes are "
                     f"0 to {conditioner.num_classes - 1}"
@@ -96,8 +118,7 @@ class Layout(Conditional):
         self.boxes = boxes
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        conditioner = reader_of(model, "boxes")
-        assert isinstance(conditioner, BoxTokens)
+        conditioner = reader_of(model, "boxes", BoxTokens)
         num_labels = conditioner.embedding.num_embeddings
         return rows(wanted, boxes=read_boxes(self.boxes, num_labels, conditioner.num_boxes))
 
@@ -113,13 +134,12 @@ class Semantic(Conditional):
         self.map = map
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        conditioner = reader_of(model, "segmentation")
-        assert isinstance(conditioner, SemanticMap)
+        conditioner = reader_of(model, "segmentation", SemanticMap)
         return rows(wanted, segmentation=read_labels(self.map, "map", size, conditioner.num_labels))
 
 
 class FromMap(Conditional):
-    """n pictures of a map of numbers, as edges.
+    """n pictures of a map of numbers: depth, edges.
 
     Args:
         map: a grey PNG of the pictures' size, of 8 or 16 bits, white is 1 and black -1.
@@ -130,30 +150,8 @@ class FromMap(Conditional):
         self.map, self.key = map, key
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        reader_of(model, self.key)
-        return rows(wanted, **{self.key: self.read(size)})
-
-    def read(self, size: Size) -> Float[Tensor, "1 1 h w"]:
-        """The map in [-1, 1]."""
-        return read_numbers(self.map, "map", size)
-
-
-class Depth(FromMap):
-    """n pictures of a depth map; white is near.
-
-    Args:
-        map: a grey PNG of the pictures' size, of 8 or 16 bits.
-        normalised: the map's nearest point is 1 and its farthest -1, as `ldm.data.aligned.Depth` was told in
-            training.
-    """
-
-    def __init__(self, map: str, normalised: bool = False) -> None:
-        super().__init__(map, "depth")
-        self.normalised = normalised
-
-    def read(self, size: Size) -> Float[Tensor, "1 1 h w"]:
-        depth = super().read(size)
-        return stretched(depth) if self.normalised else depth
+        check_read(model, self.key)
+        return rows(wanted, **{self.key: read_numbers(self.map, "map", size)})
 
 
 class InpaintingModel(Conditional):
@@ -172,21 +170,20 @@ class InpaintingModel(Conditional):
         self.image, self.mask, self.fill = image, mask, fill
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        reader_of(model, "masked")
-        conditioner = reader_of(model, "mask")
-        assert isinstance(conditioner, Mask)
+        check_read(model, "masked")
+        conditioner = reader_of(model, "mask", Mask)
         if self.fill not in (conditioner.low, None):
             raise UserError(
                 f"task.fill={self.fill:g}, and this model was trained with {conditioner.low:g} under "
                 "the mask: leave task.fill=null"
             )
-        mask, picture = read_mask(self.mask, self.image, size), read_picture(self.image, size)
+        mask = read_mask(self.mask, self.image, size)
+        picture = read_picture(self.image, size, channels(model))
         masked = torch.where(mask > 0, float(conditioner.low), picture)
         return rows(wanted, mask=(255 * mask).byte(), masked=masked)
 
-    def finished(self, images: Tensor, size: Size) -> Tensor:
-        mask = read_mask(self.mask, self.image, size)
-        return torch.where(mask > 0, images, read_picture(self.image, size))
+    def finishing(self, model: LatentDiffusion, size: Size) -> Finish:
+        return keeping(self.image, self.mask, size, channels(model))
 
 
 class SuperResolution(Conditional):
@@ -194,15 +191,15 @@ class SuperResolution(Conditional):
 
     Args:
         image: the small picture's file.
-        noise_level: t of the noise that is added to it, for a model that is told; 0 is none.
+        noise_level: t of the noise that is added to it, for a model that is told; None is its least, 1.
     """
 
-    def __init__(self, image: str, noise_level: int) -> None:
+    def __init__(self, image: str, noise_level: int | None) -> None:
         self.image, self.noise_level = image, noise_level
 
     def size(self, model: LatentDiffusion) -> Size:
         """That of the whole small picture, enlarged."""
-        factor, picture = self.reader(model).factor, opened(self.image, "image")
+        factor, picture = reader_of(model, "small", LowResolution).factor, self.small(model)
         unit = factor * model.denoiser.downsampling
         height, width = picture.height, picture.width
         if height % unit or width % unit:
@@ -215,8 +212,8 @@ class SuperResolution(Conditional):
         return height // factor * pixels, width // factor * pixels
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        conditioner, large = self.reader(model), self.size(model)
-        picture = opened(self.image, "image")
+        conditioner, large = reader_of(model, "small", LowResolution), self.size(model)
+        picture = self.small(model)
         if size != large:
             raise UserError(
                 f"size=[{size[0]},{size[1]}], and this model makes [{large[0]},{large[1]}] of "
@@ -228,22 +225,19 @@ class SuperResolution(Conditional):
         if conditioner.schedule is None:
             if self.noise_level:
                 raise UserError(
-                    f"task.noise_level is {self.noise_level}, and this model knows no noise: give 0"
+                    f"task.noise_level is {self.noise_level}, and this model knows no noise: give null"
                 )
             return entries
-        if not 0 <= self.noise_level <= conditioner.schedule.num_steps:
-            raise UserError(
-                f"task.noise_level is 0 to {conditioner.schedule.num_steps}, not {self.noise_level}"
-            )
-        noise = keyed.normal(0, [w.seed for w in wanted], "noise augmentation", (3, *low))
-        level = torch.full((len(wanted),), self.noise_level)
-        return {**entries, "noise_level": level, "noise": noise}
+        level = 1 if self.noise_level is None else self.noise_level
+        if type(level) is not int or not 1 <= level <= conditioner.most:
+            raise UserError(f"task.noise_level is 1 to {conditioner.most}, as trained, not {level}")
+        shape = (channels(model), *low)
+        noise = keyed.normal(0, [w.seed for w in wanted], "noise augmentation", shape)
+        return {**entries, "noise_level": torch.full((len(wanted),), level), "noise": noise}
 
-    def reader(self, model: LatentDiffusion) -> LowResolution:
-        """The model's condition of small pictures."""
-        conditioner = reader_of(model, "small")
-        assert isinstance(conditioner, LowResolution)
-        return conditioner
+    def small(self, model: LatentDiffusion) -> Image.Image:
+        """The small picture itself."""
+        return opened(self.image, "image", channels(model))
 
 
 class ImageVariation(Conditional):
@@ -257,6 +251,6 @@ class ImageVariation(Conditional):
         self.image = image
 
     def batch(self, model: LatentDiffusion, wanted: Sequence[Wanted], size: Size) -> Batch:
-        reader_of(model, "image")
-        picture = ((read_picture(self.image, size) + 1) * 127.5).round().byte()
+        check_read(model, "image")
+        picture = ((read_picture(self.image, size, channels(model)) + 1) * 127.5).round().byte()
         return rows(wanted, image=picture)

@@ -1,6 +1,7 @@
 """The user's own pictures, masks, maps and boxes: read, or refused in one sentence."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,26 @@ Size = tuple[int, int]
 BOXES = "[[label, left, top, right, bottom], ...]"
 
 
-def read_picture(path: str, size: Size) -> Float[Tensor, "1 3 h w"]:
+def read_picture(path: str, size: Size, channels: int) -> Float[Tensor, "1 c h w"]:
     """A picture in [-1, 1], scaled to cover `size`, its middle cut out."""
-    return fitted(opened(path, "image"), size) * 2 - 1
+    return fitted(opened(path, "image", channels), size) * 2 - 1
 
 
-def opened(path: str, name: str) -> Image.Image:
-    """The upright RGB picture in a file; UserError names `task.name`."""
+def opened(path: str, name: str, channels: int) -> Image.Image:
+    """The upright picture in a file, RGB of 3 channels and luma of 1; UserError names `task.name`."""
     file = Path(path)
+    if channels not in (1, 3):
+        raise UserError(
+            f"task.{name}: this model's pictures have {channels} channels, and a file is read as RGB or "
+            "grey: give a task without a picture"
+        )
     if not file.is_file():
         raise UserError(f"there is no picture task.{name}={path}: give the path of a picture's file")
     try:
-        return decode(file.read_bytes())
+        picture = decode(file.read_bytes())
     except Unreadable as error:
         raise UserError(f"task.{name}={path} cannot be read ({error}): give a PNG or JPEG, say") from error
+    return picture if channels == 3 else picture.convert("L")
 
 
 def fitted(picture: Image.Image, size: Size) -> Float[Tensor, "1 c h w"]:
@@ -50,7 +57,7 @@ def raw(path: str, name: str) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             return image
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # decoders of foreign bytes raise whatever they like
         raise UserError(f"task.{name}={path} cannot be read ({error}): give a PNG") from error
 
 
@@ -97,16 +104,22 @@ def read_numbers(path: str, name: str, size: Size) -> Float[Tensor, "1 1 h w"]:
 
 def read_mask(path: str, picture: str, size: Size) -> Float[Tensor, "1 1 h w"]:
     """1 where a mask of the picture's size is white."""
-    image, mask = opened(picture, "image"), opened(path, "mask")
+    image, mask = opened(picture, "image", 3), opened(path, "mask", 1)
     if image.size != mask.size:
         (w, h), (mask_w, mask_h) = image.size, mask.size
         raise UserError(
             f"task.mask={path} is {mask_w}x{mask_h} and task.image is {w}x{h}: give them one size"
         )
-    white = (fitted(mask.convert("L"), size) >= 0.5).float()
+    white = (fitted(mask, size) >= 0.5).float()
     if not white.any():
         raise UserError(f"task.mask={path} has no white: paint white what is to be drawn anew")
     return white
+
+
+def keeping(picture: str, mask: str, size: Size, channels: int) -> Callable[[Tensor], Tensor]:
+    """Puts a picture's own pixels where its mask is not white."""
+    white, own = read_mask(mask, picture, size), read_picture(picture, size, channels)
+    return lambda images: torch.where(white > 0, images, own)
 
 
 def read_boxes(path: str, num_labels: int, num_boxes: int) -> Float[Tensor, "1 n 5"]:

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ldm.cli.tasks.base import Inputs, Txt2Img, latent
+from ldm.cli.tasks.base import Inputs, Txt2Img, channels, latent
 from ldm.cli.tasks.files import read_picture
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.img2img import img2img, remaining
@@ -25,8 +25,6 @@ class Img2Img(Txt2Img):
         self.image, self.strength = image, strength
 
     def changed(self, inputs: Inputs, sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
-        z_0, times = (
-            latent(inputs.model, read_picture(self.image, inputs.size)),
-            remaining(times, self.strength),
-        )
+        picture = read_picture(self.image, inputs.size, channels(inputs.model))
+        z_0, times = latent(inputs.model, picture), remaining(times, self.strength)
         return partial(img2img, sampler=sampler, z_0=z_0, strength=1.0), times, len(times) - 1

@@ -2,15 +2,15 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ldm.cli.tasks.base import Inputs, Txt2Img, latent
-from ldm.cli.tasks.files import Size, read_mask, read_picture
+from ldm.cli.asked import whole
+from ldm.cli.tasks.base import Finish, Inputs, Txt2Img, channels, latent
+from ldm.cli.tasks.files import Size, keeping, read_mask, read_picture
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.inpaint import inpaint, resample
-from ldm.errors import UserError
+from ldm.model import LatentDiffusion
 
 
 class Inpaint(Txt2Img):
@@ -23,12 +23,12 @@ class Inpaint(Txt2Img):
     """
 
     def __init__(self, image: str, mask: str, repeats: int, jump: int) -> None:
-        if repeats < 1 or jump < 1:
-            raise UserError(f"task.repeats and task.jump are at least 1, not {repeats} and {jump}")
+        whole("task.repeats", repeats, 1)
+        whole("task.jump", jump, 1)
         self.image, self.mask, self.repeats, self.jump = image, mask, repeats, jump
 
     def changed(self, inputs: Inputs, sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
-        known = latent(inputs.model, read_picture(self.image, inputs.size))
+        known = latent(inputs.model, read_picture(self.image, inputs.size, channels(inputs.model)))
         # A place of the latent is drawn anew if any of its pixels is.
         white = read_mask(self.mask, self.image, inputs.size)
         mask = max_pool2d(white, inputs.model.first_stage.downsampling).to(known)
@@ -38,5 +38,5 @@ class Inpaint(Txt2Img):
         again: Sampler = partial(resample, sampler=keeping, repeats=self.repeats, jump=self.jump)
         return again, times, self.repeats * (len(times) - 1)
 
-    def finished(self, images: Tensor, size: Size) -> Tensor:
-        return torch.where(read_mask(self.mask, self.image, size) > 0, images, read_picture(self.image, size))
+    def finishing(self, model: LatentDiffusion, size: Size) -> Finish:
+        return keeping(self.image, self.mask, size, channels(model))

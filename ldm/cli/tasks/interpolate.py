@@ -5,19 +5,16 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from omegaconf import DictConfig
 from torch import Tensor
 
 from ldm import keyed
 from ldm.cli import sampling
 from ldm.cli.build import build
-from ldm.cli.tasks.base import Conditional, Inputs, Txt2Img, Wanted
-from ldm.cli.tasks.files import Size
+from ldm.cli.tasks.base import Inputs, Txt2Img, Wanted
 from ldm.diffusion.guidance import Denoise, Guidance, Nested
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.interpolate import between, blend
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.typing import Batch, Conditioning
 
 
@@ -32,21 +29,14 @@ class Interpolate(Txt2Img):
         self.other_seed = other_seed
 
     def __call__(
-        self,
-        model: LatentDiffusion,
-        prompts: Sequence[str],
-        cfg: DictConfig,
-        size: Size,
-        sampler: Sampler,
-        times: Float[Tensor, " s"],
-        also: Sequence[Conditional] = (),
+        self, inputs: Inputs, prompts: Sequence[str], sampler: Sampler, times: Float[Tensor, " s"]
     ) -> sampling.Drawn:
-        self.check(prompts, cfg)
-        inputs = Inputs(model, [self, *also], cfg, size)
+        self.check(inputs, prompts)
+        model, cfg, size = inputs.model, inputs.cfg, inputs.size
         ends = [inputs.one(Wanted(prompt, cfg.seed)) for prompt in (prompts[0], prompts[-1])]
         other = cfg.seed + 1 if self.other_seed is None else self.other_seed
         noise = keyed.normal(0, [other], "z_T", model.latent_shape(*size))
-        shares, guidance = torch.linspace(0, 1, cfg.n), build(cfg.guidance)
+        shares, guidance, finishing = torch.linspace(0, 1, cfg.n), build(cfg.guidance), inputs.finishing()
 
         def make(part: slice, progress: sampling.Progress) -> Tensor:
             share = shares[part]
@@ -56,20 +46,18 @@ class Interpolate(Txt2Img):
             *_, z_0 = progress(model.trajectory(denoise, [cfg.seed] * n, size, moving, times))
             return model.first_stage.decode(z_0).clamp(-1, 1)
 
-        images = sampling.in_batches(cfg.n, cfg.batch_size, len(times) - 1, model, make)
-        for task in inputs.tasks:
-            images = task.finished(images, size)
+        images = finishing(sampling.in_batches(cfg.n, cfg.batch_size, len(times) - 1, model, make))
         names = [f"{i:04d}_{share:.3f}" for i, share in enumerate(shares.tolist())]
         return sampling.Drawn(images, [(" to ".join(prompts), cfg.seed)] * cfg.n, names)
 
-    def check(self, prompts: Sequence[str], cfg: DictConfig) -> None:
+    def check(self, inputs: Inputs, prompts: Sequence[str]) -> None:
         """UserError for what there is no way between."""
-        if len(prompts) > 2 or cfg.n < 2:
+        if len(prompts) > 2 or inputs.cfg.n < 2:
             raise UserError(
                 "task=interpolate goes between one or two prompts, in n >= 2 pictures, "
-                f"not between {len(prompts)} in {cfg.n}"
+                f"not between {len(prompts)} in {inputs.cfg.n}"
             )
-        if cfg.weak is not None:
+        if inputs.weak is not None:
             raise UserError("task=interpolate cannot lead away from a weak model: leave weak=null")
 
 
@@ -82,7 +70,7 @@ def blended(inputs: Inputs, ends: Sequence[Batch], share: Float[Tensor, " b"], g
         first, last = (model.condition(end, size=size, keep=model.kept(keep)) for end in ends)
         return between(first, last, share)
 
-    negative: Batch | None = None if cfg.negative is None else {"caption": [cfg.negative] * len(share)}
+    negative = inputs.negative(len(share))
     first, last = (model.without(end, cfg.scale, negative, size) for end in ends)
     if isinstance(guidance, Nested):
         guidance = guidance.among([told(names) for names in guidance.subsets])

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli.tasks.base import Inputs, Txt2Img, Wanted, latent
+from ldm.cli.asked import whole
+from ldm.cli.tasks.base import Inputs, Txt2Img, Wanted, channels, latent
 from ldm.cli.tasks.files import read_picture
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
@@ -24,13 +25,13 @@ class Invert(Txt2Img):
 
     Args:
         image: the picture's file.
-        prompt: what it shows, for the way to its noise, which is not guided.
+        prompt: what it shows, for the way to its noise, which is not guided; None for a model that reads no
+            captions.
         refinements: evaluations a step that bring the way back nearer to the picture.
     """
 
-    def __init__(self, image: str, prompt: str, refinements: int) -> None:
-        if refinements < 0:
-            raise UserError(f"task.refinements is at least 0, not {refinements}")
+    def __init__(self, image: str, prompt: str | None, refinements: int) -> None:
+        whole("task.refinements", refinements, 0)
         self.image, self.prompt, self.refinements = image, prompt, refinements
 
     def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[Wanted]:
@@ -39,8 +40,12 @@ class Invert(Txt2Img):
     @torch.no_grad()
     def changed(self, inputs: Inputs, sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
         model, size = inputs.model, inputs.size
-        z_0 = latent(model, read_picture(self.image, size))
-        batch = inputs.batch([inputs.one(Wanted(self.prompt, inputs.cfg.seed))])
+        if self.prompt is None and inputs.needs_prompts:
+            raise UserError(
+                "task.prompt is needed (a caption of what task.image shows): give it as task.prompt=..."
+            )
+        z_0 = latent(model, read_picture(self.image, size, channels(model)))
+        batch = inputs.batch([inputs.one(Wanted(self.prompt or "", inputs.cfg.seed))])
         told = model.conditioner.told_by(batch)
         denoise = model.denoise(batch, scale=1.0, size=model.latent_shape(*size)[1:], keep=told)
         *_, z_T = invert(denoise, z_0, times, model.schedule, self.refinements)
