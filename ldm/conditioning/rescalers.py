@@ -48,6 +48,22 @@ class Resize(Rescaler):
         return F.interpolate(x, size, mode=self.mode, antialias=self.antialias)
 
 
+class Stretched(Rescaler):
+    """2 (x - min x) / (max x - min x) - 1 behind another rescaler, of each map by itself; of a flat one, -1.
+
+    Stable Diffusion 2's depth: its network knows near and far by this scale alone, whatever estimated them.
+    """
+
+    def __init__(self, rescaler: Rescaler) -> None:
+        super().__init__(rescaler.out_channels)
+        self.rescaler = rescaler
+
+    def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
+        x = self.rescaler(x, size)
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        return 2 * ((x - low) / (high - low).clamp(min=2e-6)) - 1
+
+
 class LearnedRescaler(Rescaler):
     """A 1x1 convolution, without bias, of the map halved until it has the latent's size.
 

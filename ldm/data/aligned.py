@@ -47,28 +47,16 @@ class StoredMask:
 
 @dataclass
 class Depth:
-    """Reads `depth.png`, 8 or 16 bits, white is near: [-1, 1].
-
-    Args:
-        normalised: each crop's nearest point is 1 and its farthest -1, as Stable Diffusion 2 has it.
-    """
+    """Reads `depth.png`, 8 or 16 bits, white is near: [-1, 1]."""
 
     pictures: Pictures
-    normalised: bool = False
     field = "depth"
     kind = "depth.png"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "1 h w"]:
         found = _plane(sample, self.kind, ("L", "I;16", "I", "I;16B"))
         depth = found.float() / (255 if found.dtype == torch.uint8 else 65535)
-        depth = 2 * aligned(self.pictures, depth, position, "bilinear") - 1
-        return stretched(depth) if self.normalised else depth
-
-
-def stretched(depth: Float[Tensor, "*b 1 h w"]) -> Float[Tensor, "*b 1 h w"]:
-    """2 (d - min d) / (max d - min d) - 1, of one map."""
-    low, high = depth.aminmax()
-    return 2 * ((depth - low) / (high - low).clamp(min=2e-6)) - 1
+        return 2 * aligned(self.pictures, depth, position, "bilinear") - 1
 
 
 @dataclass

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.conditioning.rescalers import Cover, LearnedRescaler, Resize, Unshuffle
+from ldm.conditioning.rescalers import Cover, LearnedRescaler, Resize, Stretched, Unshuffle
 
 
 def test_the_learned_one_is_a_mixture_of_the_means_of_squares():
@@ -41,3 +41,15 @@ def test_resize_leaves_its_own_size_alone():
     assert Resize(3, "area")(x, (4, 4)).shape == (1, 3, 4, 4) and Resize(3, "area").out_channels == 3
     fine = Resize(3, "bilinear", antialias=True)(x, (2, 2))
     assert not torch.allclose(fine, Resize(3, "bilinear")(x, (2, 2)))
+
+
+def test_each_map_is_stretched_by_itself_behind_its_resizing():
+    x = torch.rand(3, 1, 32, 32) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
+    rescaler = Stretched(Resize(1, "bicubic"))
+    y = rescaler(x, (4, 4))
+    assert y.shape == (3, 1, 4, 4) and rescaler.out_channels == 1
+    for one, plain in zip(y[:2], Resize(1, "bicubic")(x, (4, 4)), strict=False):
+        assert (one.min(), one.max()) == (-1, 1)
+        low, high = plain.aminmax()
+        torch.testing.assert_close(one, 2 * (plain - low) / (high - low) - 1)
+    assert (y[2] == -1).all(), "a flat map is far throughout"

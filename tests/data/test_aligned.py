@@ -50,12 +50,10 @@ def test_labels_are_never_mixed_when_a_map_is_reduced() -> None:
     assert set(Segmentation(Pictures(16, seed=0))(read, 0).unique().tolist()) == {0, 200}
 
 
-def test_sixteen_bits_of_depth_and_its_normalisation() -> None:
+def test_sixteen_bits_of_depth() -> None:
     read = sample(depth_png=png(np.linspace(1000, 30000, 24 * 40).reshape(24, 40).astype(np.uint16)))
     depth = Depth(Pictures(24, seed=0))(read, 0)
     assert -1 < depth.min() < depth.max() < 0
-    normal = Depth(Pictures(24, seed=0), normalised=True)(read, 0)
-    assert (normal.min(), normal.max()) == (-1, 1)
 
 
 def test_a_stored_mask_is_black_and_white() -> None:
