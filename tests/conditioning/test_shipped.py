@@ -6,6 +6,7 @@ from functools import cache
 from io import BytesIO
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ldm.cli.build import build, build_untrusted
 from ldm.cli.composition import CONFIGS, compose
+from ldm.conditioning import clip_tower
 from ldm.conditioning.rescalers import Cover, Resize, Unshuffle
 from ldm.data.shards import write_shard
 from ldm.diffusion.parameterization import Eps, V
@@ -202,3 +204,23 @@ def test_a_model_without_any_condition_trains_and_draws():
     assert stage.loss(tiny.batch(2), dropout=True).isfinite() and not model.guidable
     drawn = model.generate({"caption": [""]}, [0], (16, 16), ddim, trailing(model.schedule, 2), scale=1.0)
     assert drawn.shape == (1, 3, 16, 16)
+
+
+def test_the_null_of_the_refiner_is_the_encoded_empty_prompt(tmp_path, monkeypatch):
+    """It was published to be sampled so; SDXL's base has zeros there."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 2}
+    pictures = {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4}
+    config = {"embed_dim": 8, "vision_cfg": pictures, "text_cfg": text}
+    (tmp_path / "tiny-refiner.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-refiner.json")
+    node = leaf("conditioner", "sdxl_refiner").copy()
+    node.conditioners.text.name = "tiny-refiner"
+    conditioner = build(node)
+    for p in conditioner.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    monkeypatch.setattr(clip_tower, "fill", lambda *_: None)
+    conditioner.load_pretrained()
+    told, null = conditioner({"caption": [""]}, keep={"text"}), conditioner.null(1)
+    torch.testing.assert_close(null.context, told.context)
+    torch.testing.assert_close(null.vector, told.vector)
+    assert null.context.abs().min() > 0 and null.vector[:, :8].abs().min() > 0
