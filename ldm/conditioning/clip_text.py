@@ -22,6 +22,10 @@ class ClipText(Conditioner):
     Checkpoints hold `empty` alone; the tower is named by `identity`. A text in chunks is encoded chunk by
     chunk, and their tokens stand side by side.
 
+    Towers that do not read CLIP's byte pairs, or that read a token of their own behind them, are refused:
+    SigLIP's, CLIPA's, CoCa's, those of RoBERTa, mT5 and NLLB, and those for many languages. Two in three of
+    open_clip's models remain.
+
     | | name | skip_layers | final_norm | pooled |
     |---|---|---|---|---|
     | Stable Diffusion 1 | ViT-L-14-quickgelu | 0 | true | false |
@@ -31,7 +35,7 @@ class ClipText(Conditioner):
 
     Args:
         tokenizer: 77 tokens; padded with 49407 for Stable Diffusion, with 0 for open_clip.
-        name: of the architecture among open_clip's model configs.
+        name: of the architecture among open_clip's model configs, but for those said above.
         weights: their name in `ldm.pretrained`, or one of open_clip's tags.
         skip_layers: blocks at the end whose work the hidden states do without.
         final_norm: whether the tower's last layer norm follows.
@@ -59,8 +63,9 @@ class ClipText(Conditioner):
         tower = self.tower
         if (tokenizer.length, tokenizer.vocabulary) != (tower.context_length, tower.vocab_size):
             raise ValueError(
-                f"{name} reads {tower.context_length} tokens of {tower.vocab_size} kinds, "
-                f"but the tokenizer gives {tokenizer.length} of {tokenizer.vocabulary}"
+                f"{name} reads {tower.context_length} tokens of {tower.vocab_size} kinds, but the tokenizer "
+                f"gives {tokenizer.length} of {tokenizer.vocabulary}: give it length {tower.context_length} "
+                "and no words of its own"
             )
         blocks = tower.transformer.resblocks
         if not 0 <= skip_layers < len(blocks):

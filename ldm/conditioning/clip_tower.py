@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm import pretrained
+from ldm.conditioning.tokenizer import VOCABULARY
 from ldm.errors import UserError
 
 
@@ -28,12 +29,17 @@ def architecture(name: str) -> dict:
 def text_tower(name: str, projected: bool) -> TextTransformer:
     """A model's transformer over tokens, with the projection into the joint space if asked for.
 
-    ValueError for a text tower of another library, or one that reads a token of its own behind the text.
+    ValueError for a text tower of another library, one of other tokens than CLIP's byte pairs, or one that
+    reads a token of its own behind the text.
     """
     config = architecture(name)
     text = CLIPTextCfg(**config["text_cfg"])
-    if text.hf_model_name or text.embed_cls:
-        raise ValueError(f"the text tower of {name} is not a plain transformer over CLIP's tokens")
+    if text.hf_model_name or text.embed_cls or text.vocab_size != VOCABULARY:
+        raise ValueError(
+            f"the text tower of {name} is not a plain transformer over CLIP's {VOCABULARY} tokens: choose a "
+            "model whose is, such as ViT-L-14, ViT-H-14, ViT-bigG-14 or EVA02-L-14 (not SigLIP, CLIPA, CoCa, "
+            "nor those on RoBERTa, mT5, NLLB or for many languages: docs/networks.md)"
+        )
     projection = text.proj_type if projected else "none"
     text = replace(text, proj_type=projection, pool_type="none", output_tokens=False)
     return _build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
