@@ -6,8 +6,14 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.diffusion.parameterization import V
+from ldm.diffusion.samplers.ddim import ddim
+from ldm.diffusion.schedule import Cosine
+from ldm.diffusion.times import trailing
+from ldm.model import LatentDiffusion
 from ldm.networks.dit import DiT, positions
 from ldm.typing import Conditioning
+from tests import tiny
 from tests.networks.diffusers_names import dit_state
 from tests.networks.gradients import assert_same_gradients
 
@@ -126,6 +132,22 @@ def test_recomputing_blocks_changes_no_gradient() -> None:
         model(z_t, torch.ones(2), cond).square().mean().backward()
     for a, b in zip(kept.parameters(), recomputed.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+def test_it_trains_and_draws_in_a_unets_place() -> None:
+    dit = DiT(4, 4, patch=2, channels=32, depth=2, num_heads=2, context_channels=8, vector_channels=8)
+    conditioner = tiny.diffusion().conditioner
+    model = LatentDiffusion(dit, tiny.autoencoder(), conditioner, Cosine(100, 0.008, 0.999), V())
+    before = tiny.snapshot(model)
+    tiny.fit(tiny.second_stage(model), [tiny.batch(4)] * 4)
+    moved = tiny.changed(model, before)
+    for name in ("patches_in", "blocks.0.self_attention.qkv", "blocks.1.cross_attention.kv"):
+        assert f"denoiser.{name}.weight" in moved, name
+    assert not any(name.startswith("first_stage.") for name in moved)
+    drawn = model.generate(
+        {"caption": ["a red square"]}, [0], (16, 16), ddim, trailing(model.schedule, 2), scale=2.0
+    )
+    assert drawn.shape == (1, 3, 16, 16) and drawn.isfinite().all()
 
 
 def test_wrong_numbers_are_refused() -> None:
