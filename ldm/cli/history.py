@@ -22,8 +22,8 @@ class Training:
     """A run's length."""
 
     steps: int
-    seconds: float
-    """Of training, validation left out."""
+    seconds: float | None
+    """Of training, validation left out; None of a run too short to have logged its speed."""
     onset: Onset | None
 
 
@@ -33,17 +33,20 @@ def read(run: Path) -> Training | None:
         return None
     found = compare.read(run)
     steps, batch = (found.config[a][b] for a, b in (("trainer", "max_steps"), ("data", "global_batch_size")))
-    speeds = [value for _, value in found.columns["speed/images_per_second"]]
-    seconds = steps * batch * sum(1 / value for value in speeds) / len(speeds)
+    speeds = [value for _, value in found.columns.get("speed/images_per_second", [])]
+    seconds = steps * batch * sum(1 / value for value in speeds) / len(speeds) if speeds else None
     adversary = found.config["stage"].get("adversary")  # stage 2 has none
     psnr = found.columns.get("val/psnr", [])
-    return Training(steps, seconds, onset(psnr, adversary["start"]) if adversary and psnr else None)
+    return Training(steps, seconds, onset(psnr, adversary["start"]) if adversary else None)
 
 
-def onset(psnr: Sequence[tuple[float, float]], start: int) -> Onset:
-    """What PSNR, points of (step, dB), did behind step `start`."""
-    best = max(value for step, value in psnr if step <= start)
+def onset(psnr: Sequence[tuple[float, float]], start: int) -> Onset | None:
+    """What PSNR, points of (step, dB), did behind step `start`; None without points on both sides of it."""
+    before = [value for step, value in psnr if step <= start]
     later = [(step, value) for step, value in psnr if step > start]
+    if not before or not later:
+        return None
+    best = max(before)
     longest, since = 0.0, None
     for step, value in later:
         since = None if value >= best - 1 else step if since is None else since
@@ -59,7 +62,8 @@ def table(rows: dict[str, Training]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, r in rows.items():
+        length = "" if r.seconds is None else f"{r.seconds:.0f}"
         behind = "" if r.onset is None else f"{r.onset.fall:.2f}"
         below = "" if r.onset is None else f"{r.onset.steps_below}"
-        lines.append(f"| {name} | {r.steps:,} | {r.seconds:.0f} | {behind} | {below} |")
+        lines.append(f"| {name} | {r.steps:,} | {length} | {behind} | {below} |")
     return "\n".join(lines)

@@ -12,10 +12,25 @@ from ldm.cli.history import Onset, onset
 def test_a_fall_is_measured_from_the_best_before_the_onset() -> None:
     steady = [(100, 20.0), (200, 30.0), (300, 29.2), (400, 31.0)]
     found = onset(steady, 200)
-    assert found.fall == pytest.approx(0.8) and found.steps_below == 0
+    assert found is not None and found.fall == pytest.approx(0.8) and found.steps_below == 0
     fallen = [(100, 30.0), (200, 29.0), (300, 28.0), (400, 28.9), (500, 28.5), (600, 30.0), (700, 28.0)]
     assert onset(fallen, 200) == Onset(2.0, 200), "from step 300 to 500; a single point lasts no steps"
-    assert onset([(100, 20.0), (200, 25.0)], 100).fall == -5
+    assert onset([(100, 20.0), (200, 25.0)], 100) == Onset(-5.0, 0)
+
+
+@pytest.mark.parametrize("start", [1, 300])
+def test_a_fall_needs_points_on_both_sides(start: int) -> None:
+    """A discriminator from the first step on, as in ae_vq_f4, and a run that has not come to its own yet."""
+    assert onset([(100, 20.0), (300, 25.0)], start) is None and onset([], start) is None
+
+
+def test_a_run_too_short_for_a_speed_has_no_length(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,val/psnr\n2,20\n")
+    config = {"trainer": {"max_steps": 2}, "data": {"global_batch_size": 10}, "stage": {}}
+    record.write(config, tmp_path)
+    found = history.read(tmp_path)
+    assert found == history.Training(2, None, None)
+    assert history.table({"a": found}).splitlines()[2] == "| a | 2 |  |  |  |"
 
 
 @pytest.mark.parametrize("start", [None, 40])
