@@ -58,7 +58,7 @@ def test_from_a_folder_to_latents(shell, tmp_path, capsys, channels, bands):
     path, shards, run = files(tmp_path / "files", channels), tmp_path / "shards", tmp_path / "run"
     shell(pack.main, f"source.path={path}", f"out={shards}", f"channels={channels}", "workers=0")
     sizes = [f"autoencoder.encoder.in_channels={channels}", f"autoencoder.decoder.out_channels={channels}"]
-    settings = [f"data.channels={channels}", f"+perceptual.bands={bands}", *sizes, *SHORT, *HEARD]
+    settings = [f"data.channels={channels}", f"perceptual.bands={bands}", *sizes, *SHORT, *HEARD]
     data = [f"data.shards={shards}", f"data.val_shards={shards}", f"run={run}"]
     shell(train.main, "experiment=debug_ae", *data, *settings)
     assert len(tiny.column(run / "metrics.csv", "train/loss")) == 2

@@ -114,7 +114,15 @@ PARTS = {
 }
 """The published sizes, of LDM-1 in millions; kl_f2, kl_f8_16, the deep ones and ldm8_layout are our own."""
 GROUPS = {
-    "autoencoder": ["autoencoder", "perceptual", "adversary", "optimizer", "learning_rate"],
+    "autoencoder": [
+        "autoencoder",
+        "perceptual",
+        "adversary",
+        "optimizer",
+        "learning_rate",
+        "likelihood",
+        "equivariance",
+    ],
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
 }
 """The stage in which each group is chosen."""

@@ -6,7 +6,11 @@ from omegaconf import OmegaConf
 
 from ldm.cli.build import build
 from ldm.cli.composition import CONFIGS, compose
+from ldm.conditioning.clip_picture import MEAN, STD
+from ldm.losses.equivariance import Equivariance
 from ldm.losses.likelihood import LearnedScale
+from ldm.networks.bottleneck import KLBottleneck
+from ldm.networks.codebook import VQBottleneck
 
 TRAIN = ["name=x", "trainer.max_steps=1000", "data.shards=shards", "first_stage=weights.safetensors"]
 
@@ -61,3 +65,80 @@ def test_an_experiment_can_name_the_learned_scale(tmp_path):
     (configs / "experiment" / "mine.yaml").write_text(changed)
     cfg = compose("train", ["experiment=mine", "data.shards=shards"], configs)
     assert isinstance(build(cfg.stage.likelihood), LearnedScale)
+
+
+STAGE_1 = ["name=x", "trainer.max_steps=1000", "data.shards=shards", "stage=autoencoder"]
+CODES = {"beta": 0.5, "legacy": True, "weight": 2.0, "revive_after": 7}
+
+
+def moved(words: list[str], place: str, values: dict[str, object]) -> object:
+    """What stands there once each of these keys has been given, without a +, and what it says of it."""
+    given = [f"{place}.{key}={str(value).lower()}" for key, value in values.items()]
+    cfg = compose("train", [*words, *given])
+    node = OmegaConf.select(cfg, place)
+    assert {key: node[key] for key in values} == values
+    with torch.device("meta"):
+        return build(node)
+
+
+@pytest.mark.parametrize("name", options("autoencoder"))
+def test_every_bottlenecks_numbers_are_keys(name):
+    words = [*STAGE_1, f"autoencoder={name}"]
+    with torch.device("meta"):
+        bottleneck = build(compose("train", words).autoencoder.bottleneck)
+    if isinstance(bottleneck, KLBottleneck):
+        assert bottleneck.weight == 1e-6 or not name.startswith("kl_"), "as published"
+        assert moved(words, "autoencoder.bottleneck", {"weight": 0.5}).weight == 0.5
+    if isinstance(bottleneck, VQBottleneck):
+        assert (bottleneck.commitment, bottleneck.attraction, bottleneck.weight) == (0.25, 1, 1)
+        assert bottleneck.revive_after == 0
+        other = moved(words, "autoencoder.bottleneck", CODES)
+        assert (other.commitment, other.attraction, other.weight, other.revive_after) == (1, 0.5, 2, 7)
+
+
+@pytest.mark.parametrize("name", [n for n in options("experiment") if n.startswith("demo_ae_vq")])
+def test_a_demos_codebook_weighs_its_loss_as_the_full_sizes_do(name):
+    """It stands in the place of a KL bottleneck, whose weight is another's."""
+    words = [f"experiment={name}", "data.shards=shards"]
+    bottleneck = build(compose("train", words).autoencoder.bottleneck)
+    found = (bottleneck.commitment, bottleneck.attraction, bottleneck.weight, bottleneck.revive_after)
+    assert found == (0.25, 1, 1, 50)
+    assert moved(words, "autoencoder.bottleneck", CODES).weight == 2
+
+
+@pytest.mark.parametrize("name", ["lpips", "random_vgg"])
+def test_the_bands_that_stand_for_colours_are_a_key(name):
+    words = [*STAGE_1, f"perceptual={name}"]
+    assert compose("train", words).perceptual.bands is None
+    assert compose("train", [*words, "perceptual.bands=[2,1,0]"]).stage.perceptual.bands == [2, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["clip_vit_l14", "clip_vit_h14"])
+def test_a_text_can_come_in_chunks(name):
+    words = [*TRAIN, f"conditioner={name}"]
+    place = "conditioner.conditioners.text.tokenizer"
+    assert moved(words, place, {"chunks": 1}).chunks == 1
+    assert moved(words, place, {"chunks": 3}).chunks == 3
+
+
+def test_a_prompt_picture_can_fill_the_vector_or_be_its_patches():
+    words, place = [*TRAIN, "conditioner=clip_picture"], "conditioner.conditioners.picture"
+    with torch.device("meta"):
+        plain = build(OmegaConf.select(compose("train", words), place))
+    assert (plain.patches, plain.vector, plain.mean, plain.std) == (False, False, MEAN, STD)
+    other = moved(words, place, {"patches": True, "vector": True, "mean": [0.5] * 3, "std": [0.25] * 3})
+    assert (other.patches, other.vector, other.mean, other.std) == (True, True, (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("name", ["ae_kl_f8", "ae_vq_f4", "demo_ae"])
+def test_equivariance_is_one_word(name):
+    words = [f"experiment={name}", "data.shards=shards"]
+    assert compose("train", words).stage.equivariance is None
+    cfg = compose("train", [*words, "equivariance=eq_vae", "equivariance.smallest=0.75"])
+    found = build(cfg.stage.equivariance)
+    assert isinstance(found, Equivariance) and (found.probability, found.smallest) == (0.5, 0.75)
+
+
+def test_the_demo_learns_with_it():
+    found = build(compose("train", ["experiment=demo_ae_eq"]).stage.equivariance)
+    assert (found.probability, found.smallest) == (0.5, 0.5)
