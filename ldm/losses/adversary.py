@@ -1,6 +1,6 @@
 """The discriminator and when it is heard."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm.losses.adversarial import adaptive_weight, ramp
@@ -72,3 +72,8 @@ class Adversary(nn.Module):
             penalty = self.penalty(self.discriminator, x, real, fake)
             terms |= {"discriminator": terms["discriminator"] + penalty, "discriminator_penalty": penalty}
         return terms
+
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
+        """What the penalty keeps moves on, behind an optimizer step that was taken."""
+        if self.penalty is not None:
+            self.penalty.after_step(taken)

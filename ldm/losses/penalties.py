@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm.losses.adversarial import Logits
@@ -18,6 +18,9 @@ class Penalty(nn.Module, ABC):
         self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
     ) -> Float[Tensor, ""]:
         """The term, for pictures x whose logits are `real`."""
+
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
+        """What is to be done behind each optimizer step; nothing may move behind one that was not taken."""
 
 
 class R1(Penalty):
@@ -43,7 +46,8 @@ class R1(Penalty):
 class LeCam(Penalty):
     """weight (E (D(x) − a_fake)² + E (D(x_hat) − a_real)²), a logits' moving means (Tseng et al. 2021, 4).
 
-    Keeps logits between the two means: for little data.
+    Keeps logits between the two means: for little data. Each batch's own logits count in a already; of a step
+    in several micro-batches, each hears where its own would move the means, and they move once.
 
     Args:
         decay: of the moving means, a step.
@@ -57,6 +61,7 @@ class LeCam(Penalty):
         self.weight, self.decay = weight, decay
         self.register_buffer("real_mean", torch.zeros(()))
         self.register_buffer("fake_mean", torch.zeros(()))
+        self.seen: list[tuple[Tensor, int]] = []  # of this step: each micro-batch's two means, and its size
 
     def forward(
         self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
@@ -65,7 +70,24 @@ class LeCam(Penalty):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(means)
             means /= dist.get_world_size()
-        self.real_mean = torch.lerp(means[0], self.real_mean, self.decay)
-        self.fake_mean = torch.lerp(means[1], self.fake_mean, self.decay)
-        apart = (real - self.fake_mean).square().mean() + (fake - self.real_mean).square().mean()
+        self.seen.append((means, len(x)))
+        real_mean, fake_mean = self.moved(means)
+        apart = (real - fake_mean).square().mean() + (fake - real_mean).square().mean()
         return self.weight * apart
+
+    def moved(self, means: Float[Tensor, "2"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The moving means behind a step whose logits have these."""
+        return (
+            torch.lerp(means[0], self.real_mean, self.decay),
+            torch.lerp(means[1], self.fake_mean, self.decay),
+        )
+
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
+        """Move the means."""
+        if not self.seen:
+            return
+        total = sum(n for _, n in self.seen)
+        means = torch.stack([part * (n / total) for part, n in self.seen]).sum(0)
+        self.seen = []
+        moved = zip(self.moved(means), (self.real_mean, self.fake_mean), strict=True)
+        self.real_mean, self.fake_mean = (torch.where(taken, now, before) for now, before in moved)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 
@@ -51,8 +51,8 @@ class Bottleneck(nn.Module, ABC):
         What else there is to log stands beside it.
         """
 
-    def after_step(self) -> None:
-        """What is to be done behind each optimizer step."""
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
+        """What is to be done behind each optimizer step; nothing may move behind one that was not taken."""
 
     def usage(self) -> dict[str, Float[Tensor, ""]]:
         """What there is to log of all `terms` since the last call, over all ranks, which call it together.

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ldm.networks.blocks import autocast_off
@@ -52,8 +52,8 @@ class VQBottleneck(Bottleneck):
         self.counts: dict[
             bool, Tensor
         ] = {}  # in training or not: how often each code was chosen, for `usage`
-        self.chosen: Tensor | None = None  # how often each code was, in this step
-        self.latents: Tensor | None = None  # of this step's last pass
+        # of this step: how often each code was chosen, and the latents of its last pass
+        self.seen: tuple[Tensor, Tensor] | None = None
 
     def posterior(self, h: Float[Tensor, "b z h w"]) -> DiagonalGaussian:
         """The latent before it is quantised, in fp32 and without noise."""
@@ -89,12 +89,9 @@ class VQBottleneck(Bottleneck):
         before = self.counts.get(self.training, torch.zeros_like(chosen, dtype=torch.int64))
         self.counts[self.training] = before.to(chosen.device) + chosen.long()
         if self.training and self.revive_after and self.codebook.weight.requires_grad:
-            self.chosen = chosen if self.chosen is None else self.chosen + chosen
-            self.latents = rearrange(z.detach(), "b z h w -> (b h w) z")
-        return {
-            "codebook": distance.detach(),
-            "penalty": self.weight * distance,
-        }
+            chosen = chosen if self.seen is None else self.seen[0] + chosen
+            self.seen = (chosen, rearrange(z.detach(), "b z h w -> (b h w) z"))
+        return {"codebook": distance.detach(), "penalty": self.weight * distance}
 
     @torch.no_grad()
     def usage(self) -> dict[str, Float[Tensor, ""]]:
@@ -120,19 +117,19 @@ class VQBottleneck(Bottleneck):
         return counts
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
         """Move codes that were not chosen for `revive_after` steps to random latents, alike on all ranks."""
-        if self.chosen is None or self.latents is None:
+        if self.seen is None:
             return
-        fresh = self.latents[torch.randint(len(self.latents), (self.num_codes,), device=self.latents.device)]
+        (chosen, latents), self.seen = self.seen, None
+        fresh = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.chosen)
+            dist.all_reduce(chosen)
             dist.broadcast(fresh, src=0)
-        self.idle = torch.where(self.chosen > 0, 0, self.idle + 1)
-        dead = self.idle >= self.revive_after
+        idle = torch.where(chosen > 0, 0, self.idle + 1)
+        dead = taken & (idle >= self.revive_after)  # the latents of a step that was not may be NaN
         self.codebook.weight.copy_(torch.where(dead[:, None], fresh, self.codebook.weight))
-        self.idle = self.idle.masked_fill(dead, 0)
-        self.chosen = self.latents = None
+        self.idle = torch.where(taken, idle.masked_fill(dead, 0), self.idle)
 
 
 def count(codes: Int64[Tensor, "b h w"], num_codes: int) -> Float[Tensor, " n"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm import keyed
 from ldm.errors import UserError
+from ldm.evaluation.reconstruction import psnr
 from ldm.grid import to_pil
 from ldm.interop import safetensors
 from ldm.losses.adversary import Adversary
@@ -160,14 +161,15 @@ class AutoencoderStage(Stage):
         norms = {"gradient_norm": self.clip(self.trained_parameters())}
         if self.adversary is not None:
             norms["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
-        self.judged(*norms.values())
+        taken = self.judged(*norms.values())
         # The discriminator first: global_step moves with the generator's step. Without gradients it rests.
         if self.adversary is not None:
             discriminator.optimizer.step()
             discriminator.zero_grad()
+            self.adversary.after_step(taken)
         generator.step()
         generator.zero_grad()
-        self.model.bottleneck.after_step()
+        self.model.bottleneck.after_step(taken)
         for schedule in schedules:
             schedule.step()
         return logs | norms
@@ -193,8 +195,7 @@ class AutoencoderStage(Stage):
         posterior = self.model.posterior(x)
         x_hat = self.model.reconstruct(posterior.mean).float().clamp(-1, 1)
         terms = self.distances(x_hat, x)
-        mse = (x_hat - x).square().mean((1, 2, 3)) / 4
-        terms["psnr"] = (-10 * mse.clamp(min=1e-10).log10()).mean()
+        terms["psnr"] = psnr(x_hat, x).mean()
         terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
         logged = {f"val/{k}": v for k, v in terms.items()}
         self.log_dict(logged, batch_size=len(x), logger=False, sync_dist=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import PIL.Image
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -114,12 +114,17 @@ class Stage(LightningModule, ABC):
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
         return norm.to(self.device)  # without gradients it is a 0 on the CPU
 
-    def judged(self, *norms: Tensor) -> None:
-        """Have this step skipped if `judge` finds these gradients bad: on the device, by fused optimizers."""
-        if self.judge is not None:
-            verdict = self.judge(torch.stack(norms))
-            for optimizer in self.trainer.optimizers:
-                optimizer.found_inf = verdict  # type: ignore[attr-defined]
+    def judged(self, *norms: Tensor) -> Bool[Tensor, ""]:
+        """Whether the step is taken: not if `judge` finds these gradients bad, and fused optimizers skip it.
+
+        Nothing waits for the verdict, it stays on the device; what else moves with the weights heeds it, too.
+        """
+        if self.judge is None:
+            return torch.ones((), dtype=torch.bool, device=self.device)
+        verdict = self.judge(torch.stack(norms))
+        for optimizer in self.trainer.optimizers:
+            optimizer.found_inf = verdict  # type: ignore[attr-defined]
+        return verdict == 0
 
     @property
     def reports_next(self) -> bool:

@@ -8,6 +8,12 @@ import torch
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.guard import Guard
 from ldm.errors import UserError
+from ldm.losses.adversary import Adversary
+from ldm.losses.penalties import LeCam
+from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.codebook import VQBottleneck
+from ldm.networks.discriminator import PatchDiscriminator
+from ldm.networks.patch import PatchDecoder, PatchEncoder
 from tests import tiny
 from tests.ranks import Poison
 
@@ -33,13 +39,24 @@ class Keeper(Poison):
         self.weights.append(tiny.snapshot(stage) | moments)
 
 
+def with_means_and_codes():
+    """A stage 1 whose penalty and codebook move beside the optimizers; a code is revived at every step."""
+    encoder = PatchEncoder(patch=4, channels=16, num_res_blocks=1, out_channels=4)
+    decoder = PatchDecoder(patch=4, channels=16, num_res_blocks=1, in_channels=4)
+    model = Autoencoder(encoder, decoder, VQBottleneck(4, 64, revive_after=1))
+    discriminator = PatchDiscriminator(channels=4, num_layers=1)
+    adversary = Adversary(discriminator, 0.5, start=0, warmup=0, ramp_steps=0, penalty=LeCam(0.1))
+    return tiny.first_stage(model, adversary, FUSED)
+
+
 @pytest.mark.parametrize(
     "stage",
     [
+        with_means_and_codes,
         lambda: tiny.first_stage(adversary=tiny.adversary(start=0), optimizer=FUSED),
         lambda: tiny.second_stage(optimizer=FUSED),
     ],
-    ids=["first", "second"],
+    ids=["means and codes", "first", "second"],
 )
 def test_a_step_on_nan_changes_nothing_and_the_next_goes_on(stage, tmp_path):
     keeper, guard, rows = Keeper(2), Guard(str(tmp_path)), []

@@ -18,14 +18,43 @@ def test_r1_of_a_linear_discriminator_is_its_weight() -> None:
     torch.testing.assert_close(conv.weight.grad, 6.0 * conv.weight)
 
 
+TAKEN = torch.tensor(True)
+
+
 def test_le_cam_pulls_logits_to_the_other_kinds_moving_mean() -> None:
     penalty = LeCam(weight=0.5, decay=0.75)
     real, fake = torch.full((2, 1, 1, 1), 4.0), torch.full((2, 1, 1, 1), -2.0)
     first = penalty(nn.Identity(), real, real, fake)
-    assert penalty.real_mean == 1 and penalty.fake_mean == -0.5
     assert first == 0.5 * ((4 + 0.5) ** 2 + (-2 - 1) ** 2)
+    penalty.after_step(TAKEN)
+    assert penalty.real_mean == 1 and penalty.fake_mean == -0.5
     penalty(nn.Identity(), real, real, fake)
+    penalty.after_step(TAKEN)
     assert penalty.real_mean == 1.75 and set(penalty.state_dict()) == {"real_mean", "fake_mean"}
+
+
+def test_le_cams_means_move_once_a_step_in_any_micro_batches() -> None:
+    whole, parts = LeCam(weight=1.0, decay=0.75), LeCam(weight=1.0, decay=0.75)
+    real, fake = torch.tensor([1.0, 2, 6]).view(3, 1, 1, 1), torch.tensor([-4.0, -5, 0]).view(3, 1, 1, 1)
+    for _ in range(2):
+        whole(nn.Identity(), real, real, fake)
+        for i in (slice(0, 2), slice(2, 3)):
+            parts(nn.Identity(), real[i], real[i], fake[i])
+        whole.after_step(TAKEN)
+        parts.after_step(TAKEN)
+    assert whole.real_mean == 0.25 * 3 * 1.75 and parts.real_mean == whole.real_mean
+    assert parts.fake_mean == whole.fake_mean
+    parts.after_step(TAKEN)
+    assert parts.real_mean == whole.real_mean, "a step in which the discriminator rested"
+
+
+def test_le_cam_forgets_a_step_that_was_not_taken() -> None:
+    penalty = LeCam(weight=1.0, decay=0.75)
+    real, fake = torch.ones(2, 1, 1, 1), -torch.ones(2, 1, 1, 1)
+    for logits, taken in ((real, True), (real * torch.nan, False), (real, True)):
+        assert penalty(nn.Identity(), real, logits, fake).isfinite() == taken
+        penalty.after_step(torch.tensor(taken))
+    assert penalty.real_mean == 0.25 * 1.75
 
 
 @pytest.mark.parametrize("penalty", [R1(10.0), LeCam(0.5)], ids=["r1", "lecam"])

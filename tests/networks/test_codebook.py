@@ -129,10 +129,13 @@ def test_usage_is_of_all_ranks(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(one_of_two, (str(tmp_path / "store"),), 2, start_method="fork")
 
 
+TAKEN = torch.tensor(True)
+
+
 def step(bottleneck: VQBottleneck) -> None:
     for _ in range(2):  # micro-batches of one step
         bottleneck.terms(bottleneck.posterior(torch.randn(2, 3, 4, 4)), 1)
-    bottleneck.after_step()
+    bottleneck.after_step(TAKEN)
 
 
 def test_a_dead_code_moves_to_a_latent_when_its_time_has_come() -> None:
@@ -146,6 +149,19 @@ def test_a_dead_code_moves_to_a_latent_when_its_time_has_come() -> None:
     step(bottleneck)
     assert not bottleneck.idle.any() and bottleneck.codebook.weight.abs().max() < 50
     assert torch.equal(bottleneck.codebook.weight[0], alive)
+
+
+def test_no_code_moves_behind_a_step_that_was_not_taken() -> None:
+    """Its latents may be NaN, as those of a step that the guard skips; the next step's are taken."""
+    bottleneck = small(num_codes=4, revive_after=2)
+    bottleneck.codebook.weight.data += torch.tensor([0, 1e3, 1e3, 1e3])[:, None]
+    step(bottleneck)
+    before = bottleneck.codebook.weight.clone()
+    bottleneck.terms(bottleneck.posterior(torch.full((2, 3, 4, 4), torch.nan)), 1)
+    bottleneck.after_step(~TAKEN)
+    assert torch.equal(bottleneck.codebook.weight, before) and bottleneck.idle.tolist() == [0, 1, 1, 1]
+    step(bottleneck)
+    assert bottleneck.codebook.weight.abs().max() < 50 and not bottleneck.idle.any()
 
 
 def test_codes_do_not_move_in_validation_nor_frozen_nor_where_none_revive() -> None:
