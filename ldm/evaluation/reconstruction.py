@@ -1,6 +1,7 @@
 """How well a first stage brings pictures back, what its latents are like, and how long it takes."""
 
 import math
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.bottleneck import DiagonalGaussian
 from ldm.networks.codebook import VQBottleneck, count, perplexity
 from ldm.typing import Image
 
@@ -36,7 +38,7 @@ class Reconstruction:
     """Share of the codes that some place of these pictures chose; None without a codebook."""
     perplexity: float | None
     encode_ms: float
-    """Of one picture in its batch."""
+    """Of one picture in its batch, in the median batch; the first pass, which makes kernels, is not timed."""
     decode_ms: float
 
 
@@ -46,14 +48,13 @@ def measure(
 ) -> Reconstruction:
     """The measures of `model` on all pictures, from the posterior's mean."""
     device, bottleneck = model.latent_mean.device, model.bottleneck
-    quality, moments, chosen, seconds = [], [], [], torch.zeros(2)
+    quality, moments, chosen, seconds = [], [], [], []
     for bytes_ in pictures:
         x = bytes_.to(device).float() / 127.5 - 1
-        start = _now(device)
-        posterior = model.posterior(x)
-        middle = _now(device)
-        x_hat = model.reconstruct(posterior.mean).float().clamp(-1, 1)
-        seconds += torch.tensor([middle - start, _now(device) - middle])
+        if not seconds:
+            there_and_back(model, x)
+        posterior, x_hat, took = there_and_back(model, x)
+        seconds.append(took)
         distance = perceptual(x_hat, x)
         quality.append(torch.stack([psnr(x_hat, x), similarity(x_hat, x), distance], 1).cpu())
         mean, std = posterior.mean.double(), posterior.std.double()
@@ -66,6 +67,7 @@ def measure(
     mean, square = torch.cat(moments).mean(0)  # z
     std = (square - mean.square()).clamp(min=1e-20).sqrt()
     codes = torch.stack(chosen).sum(0) if chosen else None
+    encode_ms, decode_ms = (1000 * statistics.median(part) for part in zip(*seconds, strict=True))
     return Reconstruction(
         pictures=n,
         latent=(model.downsampling, model.latent_channels, sum(p.numel() for p in model.parameters())),
@@ -77,9 +79,20 @@ def measure(
         latent_std=(std.min().item(), std.max().item()),
         codes_used=None if codes is None else (codes > 0).float().mean().item(),
         perplexity=None if codes is None else perplexity(codes).item(),
-        encode_ms=1000 * seconds[0].item() / n,
-        decode_ms=1000 * seconds[1].item() / n,
+        encode_ms=encode_ms,
+        decode_ms=decode_ms,
     )
+
+
+def there_and_back(model: Autoencoder, x: Image) -> tuple[DiagonalGaussian, Image, tuple[float, float]]:
+    """The posterior, the picture of its mean, and the seconds that each took for one picture of the batch."""
+    device = model.latent_mean.device
+    start = _now(device)
+    posterior = model.posterior(x)
+    middle = _now(device)
+    x_hat = model.reconstruct(posterior.mean)
+    end = _now(device)
+    return posterior, x_hat.float().clamp(-1, 1), ((middle - start) / len(x), (end - middle) / len(x))
 
 
 def psnr(x_hat: Image, x: Image) -> Float[Tensor, " b"]:
@@ -99,7 +112,8 @@ def table(rows: dict[str, Reconstruction]) -> str:
     """A Markdown table, one first stage a row."""
     head = (
         "| first stage | latent | parameters | compression | PSNR, dB | SSIM | perceptual "
-        "| latent std | latent mean/std | codes used | perplexity | encode, ms | decode, ms |"
+        "| latent std | latent mean/std | codes used | perplexity | encode, ms a picture "
+        "| decode, ms a picture |"
     )
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for name, r in rows.items():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.evaluation import reconstruction
 from ldm.evaluation.reconstruction import Reconstruction, measure, psnr, similarity, table
 from ldm.losses.perceptual import RandomVGG
 from ldm.networks.autoencoder import Autoencoder
@@ -37,6 +38,17 @@ def test_a_codebook_is_measured_over_all_pictures() -> None:
     found = measure(Autoencoder(PixelEncoder(), PixelDecoder(), bottleneck), pictures(), RandomVGG([4], [1]))
     assert found.codes_used == 0.5 and 3.9 < found.perplexity <= 4
     assert "| 50 % | 4 |" in table({"corners": found})
+
+
+def test_a_time_is_the_median_batchs_after_one_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first pass of 90 s, then 4, 8 and 20 s to encode 4, 4 and 2 pictures, half of it to decode them."""
+    took = [90.0, 90, 4, 2, 8, 4, 20, 10]
+    ends = [[sum(took[:i]), sum(took[: i + 1]), sum(took[: i + 2])] for i in range(0, 8, 2)]
+    clock = iter(sum(ends, []))
+    monkeypatch.setattr(reconstruction, "_now", lambda _: next(clock))
+    model = Autoencoder(PixelEncoder(), PixelDecoder(), NoBottleneck(3))
+    found = measure(model, pictures(10), RandomVGG([4], [1]))
+    assert (found.encode_ms, found.decode_ms) == (2000, 1000)
 
 
 def test_psnr_and_ssim_of_a_known_error() -> None:
