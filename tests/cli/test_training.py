@@ -4,6 +4,7 @@ import resource
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.ema import EMA
@@ -54,6 +55,18 @@ def test_null_switches_a_callback_off(tmp_path):
     made = training.trainer(config(f"run={tmp_path}", "~callbacks.checkpoint", "callbacks.ema=null"))
     kinds = [type(callback) for callback in made.callbacks]
     assert Checkpoint not in kinds and EMA not in kinds and SamplingFile in kinds
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("gpu", SingleDeviceStrategy), ("ddp", DDPStrategy)])
+def test_one_gpu_is_one_process_and_ddp_bears_two_optimizers(tmp_path, name, strategy):
+    """On the CPU, for a machine without a GPU."""
+    words = ["experiment=ae_kl_f8", "data.shards=shards", f"run={tmp_path}", f"trainer={name}"]
+    cfg = compose("train", words)
+    assert (cfg.trainer.accelerator, cfg.trainer.devices) == ("gpu", 1 if name == "gpu" else "auto")
+    made = training.trainer(compose("train", [*words, "trainer.accelerator=cpu", "trainer.devices=1"]))
+    assert type(made.strategy) is strategy and made.world_size == 1
+    if isinstance(made.strategy, DDPStrategy):
+        assert made.strategy._ddp_kwargs["find_unused_parameters"] is True
 
 
 def test_more_files_may_be_opened(monkeypatch):
