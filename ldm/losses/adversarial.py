@@ -1,23 +1,12 @@
-"""The discriminator's loss, the generator's, and how the latter is weighed against the reconstruction."""
+"""How the generator's adversarial loss is weighed against the reconstruction, and from when on."""
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import relu
 
 Logits = Float[Tensor, "b 1 h w"]
 """A discriminator's verdict on each patch; positive says real."""
-
-
-def hinge_discriminator(real: Logits, fake: Logits) -> Float[Tensor, ""]:
-    """L_D = (E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2   (Lim and Ye 2017; Esser et al. 2021)."""
-    return 0.5 * (relu(1 - real).mean() + relu(1 + fake).mean())
-
-
-def hinge_generator(fake: Logits) -> Float[Tensor, ""]:
-    """L_G = -E D(x_hat)   (Lim and Ye 2017)."""
-    return -fake.mean()
 
 
 def adaptive_weight(

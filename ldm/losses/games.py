@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
-from ldm.losses.adversarial import Logits, hinge_discriminator, hinge_generator
+from ldm.losses.adversarial import Logits
 
 
 class Game(ABC):
@@ -25,12 +25,12 @@ class Hinge(Game):
     """Logits beyond ±1 are good enough (Lim and Ye 2017): what the published first stages played."""
 
     def discriminator(self, real: Logits, fake: Logits) -> Float[Tensor, ""]:
-        """(E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2."""
-        return hinge_discriminator(real, fake)
+        """(E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2   (Lim and Ye 2017; Esser et al. 2021)."""
+        return 0.5 * (relu(1 - real).mean() + relu(1 + fake).mean())
 
     def generator(self, fake: Logits) -> Float[Tensor, ""]:
         """-E D(x_hat)."""
-        return hinge_generator(fake)
+        return -fake.mean()
 
 
 class NonSaturating(Game):

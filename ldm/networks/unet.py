@@ -85,7 +85,7 @@ def count_heads(channels: int, num_heads: int | None, head_channels: int | None)
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Layers:
     """Builds a U-Net's layers from the numbers that they share; arguments as in `UNet`."""
 
@@ -220,10 +220,12 @@ class UNet(Denoiser):
         super().__init__(in_channels, context_channels, vector_channels, num_labels, factor)
         check_levels(attention_levels, len(widths))
         check_levels(cross_only_levels, len(widths))
-        depths = per_level(transformer_depth, len(widths))
-        numbers = (time_channels, attention_levels, num_heads, head_channels, context_channels, depths)
-        switches = (dropout, scale_shift_norm, cross_only_levels, resample_in_blocks)
-        layers = Layers(*numbers, *switches, activation_checkpointing)
+        layers = Layers(
+            depths=per_level(transformer_depth, len(widths)), time_channels=time_channels, dropout=dropout,
+            attention_levels=attention_levels, context_channels=context_channels, head_channels=head_channels,
+            cross_only_levels=cross_only_levels, resample_in_blocks=resample_in_blocks, num_heads=num_heads,
+            scale_shift_norm=scale_shift_norm, recompute=activation_checkpointing,
+        )  # fmt: skip
         self.model_channels = model_channels
         self.time_embedding = Embed(model_channels, time_channels)
         self.vector_embedding = embed_vector(vector_channels, num_labels, time_channels)

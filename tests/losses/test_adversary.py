@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.losses.adversarial import adaptive_weight, hinge_discriminator
+from ldm.losses.adversarial import adaptive_weight
 from ldm.losses.adversary import Adversary
+from ldm.losses.games import Hinge
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_the_discriminator_learns_from_both_kinds(adversary):
     x, x_hat = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     terms = adversary.discriminator_terms(x, x_hat)
     real, fake = adversary.discriminator(x), adversary.discriminator(x_hat)
-    torch.testing.assert_close(terms["discriminator"], hinge_discriminator(real, fake))
+    torch.testing.assert_close(terms["discriminator"], Hinge().discriminator(real, fake))
     torch.testing.assert_close(terms["logits_real"], real.mean())
     torch.testing.assert_close(terms["logits_fake"], fake.mean())
     assert not terms["logits_real"].requires_grad and not terms["logits_fake"].requires_grad

@@ -6,6 +6,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 
 from ldm.losses.games import Game, Hinge, NonSaturating
 
+REAL, FAKE = torch.tensor([2.0, 0.5]).view(2, 1, 1, 1), torch.tensor([-3.0, 1.0]).view(2, 1, 1, 1)
+
+
+def test_hinge_by_hand() -> None:
+    assert Hinge().discriminator(REAL, FAKE).item() == 0.5 * ((0 + 0.5) / 2 + (0 + 2) / 2)
+    assert Hinge().generator(FAKE).item() == 1.0
+
+
+def test_with_hinge_the_discriminator_learns_within_its_margin_only() -> None:
+    real, fake = REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()
+    Hinge().discriminator(real, fake).backward()
+    assert real.grad.flatten().tolist() == [0.0, -0.25]
+    assert fake.grad.flatten().tolist() == [0.0, 0.25]
+
 
 def test_non_saturating_is_cross_entropy() -> None:
     real, fake = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
