@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ldm.networks.attention import CrossAttention, SelfAttention
-from ldm.networks.blocks import autocast_off, zeroed
+from ldm.networks.blocks import Recomputed, autocast_off, zeroed
 from ldm.networks.denoiser import Denoiser, Embed, embed_vector, sinusoid
 from ldm.typing import Conditioning
 
@@ -34,7 +33,7 @@ def positions(height: int, width: int, channels: int, device: torch.device) -> F
     return torch.cat(places, dim=2).flatten(0, 1)
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(Recomputed):
     """x + g₁ attention(adaLN(x)), then x + g₂ mlp(adaLN(x)), shifts, scales and gates g from time and vector.
 
     The gates start at zero: adaLN-Zero (Peebles & Xie 2023, 3.2). With a context, cross-attention that starts
@@ -42,22 +41,13 @@ class DiTBlock(nn.Module):
     """
 
     def __init__(self, channels: int, num_heads: int, context_channels: int | None, recompute: bool) -> None:
-        super().__init__()
-        self.recompute = recompute
-        self.modulation = zeroed(nn.Linear(channels, 6 * channels))
+        super().__init__(recompute)
+        self.modulation = nn.Linear(channels, 6 * channels)
         self.self_attention = SelfAttention(channels, num_heads, bias=True)
-        self.cross_attention: nn.Module | None = None
+        self.cross_attention: CrossAttention | None = None
         if context_channels is not None:
             self.cross_attention = CrossAttention(channels, context_channels, num_heads)
-            zeroed(self.cross_attention.out)
         self.widen, self.narrow = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
-
-    def forward(
-        self, x: Float[Tensor, "b l c"], e: Float[Tensor, "b c"], context: Float[Tensor, "b m d"] | None
-    ) -> Float[Tensor, "b l c"]:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.compute, x, e, context, use_reentrant=False)
-        return self.compute(x, e, context)
 
     def compute(
         self, x: Float[Tensor, "b l c"], e: Float[Tensor, "b c"], context: Float[Tensor, "b m d"] | None
@@ -81,7 +71,7 @@ class DiT(Denoiser):
         context_channels: of cond.context; None for no cross-attention, as published.
         vector_channels: of cond.vector; None for no vector.
         num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1, the last the null.
-        activation_checkpointing: see `ldm.networks.unet.Block`.
+        activation_checkpointing: see `ldm.networks.blocks.Recomputed`.
     """
 
     title = "the DiT"
@@ -109,8 +99,9 @@ class DiT(Denoiser):
         self.blocks = nn.ModuleList(
             DiTBlock(channels, num_heads, context_channels, activation_checkpointing) for _ in range(depth)
         )
-        self.modulation_out = zeroed(nn.Linear(channels, 2 * channels))
-        self.patches_out = zeroed(nn.Linear(channels, patch**2 * out_channels))
+        self.modulation_out = nn.Linear(channels, 2 * channels)
+        self.patches_out = nn.Linear(channels, patch**2 * out_channels)
+        self.apply(initialize)
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
@@ -128,3 +119,25 @@ class DiT(Denoiser):
             x = block(x, e, cond.context)
         x = self.patches_out(modulated(x, *self.modulation_out(e).chunk(2, dim=1)))
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
+
+
+def initialize(module: nn.Module) -> None:
+    """Xavier's uniform weights, zero biases; N(0, 0.02²) of time and vector; zeros where adaLN-Zero has them.
+
+    As published with DiT (Peebles & Xie 2023): a patch's convolution counts as the linear layer that it is,
+    queries, keys and values as one. `apply` comes to a module behind its own layers.
+    """
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.xavier_uniform_(module.weight.detach().flatten(1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Embed):
+        for layer in (module.linear_in, module.linear_out):
+            nn.init.normal_(layer.weight, std=0.02)
+    elif isinstance(module, DiTBlock):
+        zeroed(module.modulation)
+        if module.cross_attention is not None:
+            zeroed(module.cross_attention.out)
+    elif isinstance(module, DiT):
+        zeroed(module.modulation_out)
+        zeroed(module.patches_out)

@@ -96,6 +96,24 @@ def test_it_starts_at_zero_and_every_block_as_the_identity() -> None:
     assert torch.equal(y, torch.zeros(2, 4, 8, 8))
 
 
+def test_it_begins_as_published() -> None:
+    """Xavier's weights, a patch's as a linear layer's, zero biases, N(0, 0.02²) of time and vector."""
+    model = small(context_channels=12, vector_channels=10)
+    block, xavier = model.blocks[1], {}
+    for layer in (model.patches_in, block.self_attention.qkv, block.self_attention.out, block.widen):
+        xavier[layer] = (2 / sum(layer.weight.flatten(1).shape)) ** 0.5
+    xavier |= {block.narrow: (2 / 160) ** 0.5, block.cross_attention.kv: (2 / (12 + 64)) ** 0.5}
+    embeddings = (model.time_embedding, model.vector_embedding)
+    narrow = {layer: 0.02 for embed in embeddings for layer in (embed.linear_in, embed.linear_out)}
+    for layer, std in (xavier | narrow).items():
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.15)
+        assert layer.weight.mean().abs() < 0.2 * std and (layer.bias is None or not layer.bias.any())
+        limit = 3**0.5 * std if layer in xavier else torch.inf
+        assert layer.weight.abs().max() <= limit
+    for layer in (block.modulation, block.cross_attention.out, model.modulation_out, model.patches_out):
+        assert not any(p.any() for p in layer.parameters())
+
+
 def test_every_place_has_its_own_position() -> None:
     table = positions(3, 5, 32, torch.device("cpu"))
     assert torch.cdist(table, table).add(torch.eye(15)).min() > 0.1
