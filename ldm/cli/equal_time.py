@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.cli import compare
+from ldm.cli import compare, history
 from ldm.cli.composition import compose
 from ldm.cli.entry import sentences
 from ldm.cli.training import kind
@@ -22,6 +22,8 @@ TRIAL = 60
 """Steps over which an experiment's speed is measured, and the fewest that it trains."""
 TRIAL_ROW = 10
 """Steps to a row of a trial's log."""
+PLAN = "equal_time.json"
+"""In a run's folder: how many steps were planned, and for what."""
 MOMENTS = (
     "trainer.val_check_interval",
     "learning_rate.warmup_steps",
@@ -52,39 +54,59 @@ def main() -> None:
             raise UserError("name experiments, and give them --seconds above 0")
         if args.trial < 2 * TRIAL_ROW:
             raise UserError(f"a --trial of {args.trial} steps measures nothing: give {2 * TRIAL_ROW} or more")
-        for name in experiments:  # every mistake before the first step
-            compose("train", [f"experiment={name}", *given])
-        for name in experiments:
-            train(name, Path(args.out), given, args.seconds, args.trial)
+        equally(experiments, Path(args.out), given, args.seconds, args.trial)
 
 
-def train(name: str, out: Path, given: list[str], seconds: float, trial: int) -> None:
-    """One experiment into `out`/`name`, from where it stands."""
+def equally(experiments: list[str], out: Path, given: list[str], seconds: float, trial: int) -> None:
+    """All trials one after another, so that they meet the same machine, then the trainings."""
+    for name in experiments:  # every mistake before the first step
+        compose("train", [f"experiment={name}", *given])
+        known(out / name, given, seconds)
+    steps = {name: planned(name, out, given, seconds, trial) for name in experiments}
+    for name, n in steps.items():
+        train(name, out / name, given, n)
+    for name, n in steps.items():
+        found = history.read(out / name)
+        took = "an unknown time" if found is None or found.seconds is None else f"{found.seconds:.0f} s"
+        print(f"{name}: {n:,} steps took {took} by its log, {seconds:g} s were planned", flush=True)
+
+
+def train(name: str, run: Path, given: list[str], steps: int) -> None:
+    """One experiment's `steps` steps, from where it stands."""
     cfg = compose("train", [f"experiment={name}", *given])
-    steps, run = planned(name, out, given, seconds, trial), out / name
     file = run / f"{kind(cfg)}.safetensors"
-    if file.is_file() and int(safetensors.load(str(file), kind(cfg))[2]["step"]) >= steps:
+    if file.is_file() and int(safetensors.read_header(file, kind(cfg))["step"]) >= steps:
         print(f"{name}: {steps:,} steps are done", flush=True)
         return
     start(name, run, given, lengthened(cfg, steps) | {"resume": "auto"})
 
 
+def known(run: Path, given: list[str], seconds: float) -> int | None:
+    """The steps that were planned before, None of a new run; UserError where it was planned otherwise."""
+    plan = run / PLAN
+    if not plan.is_file():
+        return None
+    before = json.loads(plan.read_text())
+    if before["seconds"] != seconds:
+        raise UserError(
+            f"{run} was planned for {before['seconds']:g} seconds, not {seconds:g}: give another --out"
+        )
+    if before.get("given", given) != given:  # the first plans did not note it
+        was, now = (" ".join(words) or "nothing" for words in (before["given"], given))
+        raise UserError(f"{run} was planned with {was} given, not {now}: give another --out")
+    return int(before["steps"])
+
+
 def planned(name: str, out: Path, given: list[str], seconds: float, trial: int) -> int:
     """Steps that take `seconds`, as they were measured when the run was first asked for."""
-    plan = out / name / "equal_time.json"
-    if plan.is_file():
-        known = json.loads(plan.read_text())
-        if known["seconds"] != seconds:
-            raise UserError(
-                f"{out / name} was planned for {known['seconds']:g} seconds, not {seconds:g}: "
-                "give another --out"
-            )
-        return int(known["steps"])
+    before = known(out / name, given, seconds)
+    if before is not None:
+        return before
     cfg, run = compose("train", [f"experiment={name}", *given]), out / "trials" / name
     try_out(name, run, given, cfg, trial)
     steps = max(trial, round(seconds * pictures_a_second(run) / cfg.data.global_batch_size))
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps({"seconds": seconds, "steps": steps}) + "\n")
+    (out / name).mkdir(parents=True, exist_ok=True)
+    (out / name / PLAN).write_text(json.dumps({"seconds": seconds, "given": given, "steps": steps}) + "\n")
     return steps
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.cli import equal_time
+from ldm.cli import equal_time, record
 from ldm.cli.composition import compose
 from ldm.errors import UserError
 from ldm.interop import safetensors
@@ -37,6 +37,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         runs.append({"name": name, **settings})
         run.mkdir(parents=True, exist_ok=True)
         (run / "metrics.csv").write_text("step,speed/images_per_second\n10,1\n20,32\n30,96\n")
+        config = {
+            "trainer": {"max_steps": settings["trainer.max_steps"]},
+            "data": {"global_batch_size": 16},
+            "stage": {},
+        }
+        record.write(config, run)
         identity = {"step": str(settings["trainer.max_steps"])}
         safetensors.save(run / "autoencoder.safetensors", {}, {}, "autoencoder", identity)
 
@@ -59,17 +65,39 @@ def test_steps_follow_from_a_trial_and_nothing_is_done_twice(tmp_path, monkeypat
     assert [each["trainer.max_steps"] for each in started[2:]] == [20, 20], "no fewer than the trial's"
     started[2:] = []
     run(monkeypatch, tmp_path, "demo_ae", *GIVEN, "--seconds", "100")
-    assert len(started) == 2 and "demo_ae: 300 steps are done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert len(started) == 2 and "demo_ae: 300 steps are done" in said
+    assert "demo_ae: 300 steps took 1667 s by its log, 100 s were planned" in said, "of rows at 1, 32 and 96"
     assert json.loads((tmp_path / "demo_ae" / "equal_time.json").read_text()) == {
         "seconds": 100,
+        "given": GIVEN,
         "steps": 300,
     }
+
+
+def test_all_trials_come_before_any_training(tmp_path, monkeypatch, started) -> None:
+    run(monkeypatch, tmp_path, "demo_ae", "demo_ae_gan", *GIVEN, "--seconds", "100")
+    found = [(each["name"], each["trainer.max_steps"]) for each in started]
+    trials = [("demo_ae", equal_time.TRIAL), ("demo_ae_gan", equal_time.TRIAL)]
+    assert found == [*trials, ("demo_ae", 300), ("demo_ae_gan", 300)]
+
+
+def test_no_trial_begins_where_a_later_run_was_planned_otherwise(tmp_path, monkeypatch, started) -> None:
+    run(monkeypatch, tmp_path, "demo_ae", *GIVEN, "--seconds", "100")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "demo_ae_gan", "demo_ae", *GIVEN, "--seconds", "90")
+    assert len(started) == 2
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["demo_ae", "--seconds", "90"], "was planned for 100 seconds, not 90: give another --out"),
+        (["demo_ae", *GIVEN, "--seconds", "90"], "planned for 100 seconds, not 90: give another --out"),
+        (
+            ["demo_ae", *GIVEN, "seed=1", "--seconds", "100"],
+            "was planned with data.shards=shards given, not data.shards=shards seed=1: give another --out",
+        ),
+        (["demo_ae", "--seconds", "100"], "with data.shards=shards given, not nothing: give another --out"),
         (["demo_ae", "--seconds", "90", "--trial", "19"], "a --trial of 19 steps measures nothing: give 20"),
         (["data=emoji", "--seconds", "90"], "name experiments, and give them --seconds above 0"),
         (["demo_aee", "--seconds", "100"], "demo_ae"),
