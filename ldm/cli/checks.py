@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm.cli import record
@@ -132,6 +133,8 @@ def fits(stage: Stage, data: ShardDataModule) -> None:
             f"data.size={data.size} does not divide by the autoencoder's factor {factor}: "
             f"give data.size={max(data.size // factor, 1) * factor}, say"
         )
+    if isinstance(stage, AutoencoderStage):
+        _sizes(stage, data)
     if isinstance(stage, LatentDiffusionStage):
         stage.model.latent_shape(data.size, data.size)
         masks(stage.model, data.derived)
@@ -158,15 +161,45 @@ def _channels(stage: Stage, data: ShardDataModule) -> None:
     taken = first.encoder.in_channels
     data.check_channels(taken)
     if isinstance(stage, AutoencoderStage):
-        weights = {name: value.to("meta") for name, value in first.decoder.state_dict().items()}
         z = torch.empty(1, first.decoder.in_channels, 8, 8, device="meta")
-        given = functional_call(first.decoder, weights, z).shape[1]
+        given = _on_meta(first.decoder, z).shape[1]
         if given != taken:  # a distance would spread the one over the other
             raise UserError(
                 f"the first stage takes pictures of {taken} channels and gives {given}: give "
                 f"autoencoder.decoder.out_channels={taken}"
             )
         stage.perceptual.check(taken)
+
+
+def _sizes(stage: AutoencoderStage, data: ShardDataModule) -> None:
+    """UserError where pictures, or what equivariance makes of them, are too small for a part of the loss."""
+    factor, shrinking = stage.model.downsampling, stage.equivariance
+    buckets = [] if data.arrangement.buckets is None else data.arrangement.buckets.shapes
+    for height, width in [(data.size, data.size), *buckets]:
+        h, w = height, width
+        if shrinking is not None:
+            h, w = (factor * shrinking.shrunk(side // factor) for side in (height, width))
+        x = torch.empty(2, stage.model.encoder.in_channels, h, w, device="meta")
+        parts: list[tuple[str, nn.Module, tuple[Tensor, ...]]] = [("perceptual", stage.perceptual, (x, x))]
+        if stage.adversary is not None:
+            parts.append(("adversary", stage.adversary.discriminator, (x,)))
+        for group, network, given in parts:
+            try:
+                _on_meta(network, *given)
+            except (RuntimeError, ValueError) as error:
+                shrunk = f", to which equivariance shrinks those of {height}x{width}"
+                smaller = (h, w) != (height, width)
+                raise UserError(
+                    f"{group} cannot take pictures of {h}x{w} ({' '.join(str(error).split())})"
+                    f"{shrunk if smaller else ''}: raise {'equivariance.smallest or ' if smaller else ''}"
+                    f"data.size, or choose another {group}=..."
+                ) from error
+
+
+def _on_meta(network: nn.Module, *given: Tensor) -> Tensor:
+    """What it gives in shape alone, wherever its weights are."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    return functional_call(network, {name: value.to("meta") for name, value in named}, given)
 
 
 def masks(model: LatentDiffusion, derived: Sequence[object]) -> None:

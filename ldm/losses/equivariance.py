@@ -34,10 +34,13 @@ class Equivariance:
         if apply >= self.probability:
             return z, x
         factor = x.shape[-1] // z.shape[-1]
-        share = self.smallest + (1 - self.smallest) * shrink
-        height, width = (max(1, round(side * share)) for side in z.shape[-2:])
+        height, width = (self.shrunk(side, shrink) for side in z.shape[-2:])
         turns = int(4 * turn)
         return transformed(z, height, width, turns), transformed(x, factor * height, factor * width, turns)
+
+    def shrunk(self, side: int, u: float = 0.0) -> int:
+        """A latent's side after shrinking, for a uniform number u: at 0 the least."""
+        return max(1, round(side * (self.smallest + (1 - self.smallest) * u)))
 
 
 def transformed(

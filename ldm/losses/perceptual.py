@@ -13,6 +13,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from ldm import pretrained
 from ldm.errors import UserError
+from ldm.networks.blocks import autocast_off
 from ldm.typing import Image
 
 HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
@@ -170,7 +171,7 @@ class MultiScaleSSIM(Perceptual):
             raise ValueError(
                 f"{len(self.betas)} scales of MS-SSIM need {least} pixels a side, got {height}x{width}"
             )
-        with torch.autocast(x.device.type, enabled=False):  # variances are small differences of squares
+        with autocast_off(x):  # variances are small differences of squares
             a, b = (x_hat.float() + 1) / 2, (x.float() + 1) / 2
             similarity = ms_ssim(a, b, reduction="none", data_range=1.0, betas=self.betas, normalize="relu")
         return 1 - similarity

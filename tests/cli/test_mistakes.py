@@ -168,6 +168,16 @@ TRAINING = {
         [*AE, "data.size=60"],
         "data.size=60 does not divide by the autoencoder's",
     ),
+    "a size too small for the discriminator": (
+        [*AE, "data.size=8"],
+        "adversary cannot take pictures of 8x8 (8x8 pixels: this discriminator needs 12 a side): raise "
+        "data.size, or choose another adversary=...",
+    ),
+    "pictures that shrink too far": (
+        [*AE, "equivariance=eq_vae", "equivariance.smallest=0.1"],
+        "this discriminator needs 12 a side), to which equivariance shrinks those of 64x64: raise "
+        "equivariance.smallest or data.size, or choose another adversary=...",
+    ),
     "no such GPU": ([*AE, "trainer=gpu"], "the trainer wants a GPU and PyTorch sees none here"),
     "an unknown precision": (
         [*AE, "trainer.precision=fp8"],

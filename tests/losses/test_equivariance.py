@@ -26,6 +26,13 @@ def test_it_shrinks_both_and_keeps_their_means() -> None:
     torch.testing.assert_close(picture.mean((2, 3)), x.mean((2, 3)), atol=0.15, rtol=0)
 
 
+def test_its_least_side_is_known() -> None:
+    equivariance = Equivariance(1.0, smallest=0.25)
+    assert [equivariance.shrunk(side) for side in (8, 7, 1)] == [2, 2, 1]
+    x = equivariance(torch.randn(1, 3, 8, 7), torch.randn(1, 3, 32, 28), torch.zeros(3))[1]
+    assert x.shape == (1, 3, 8, 8)
+
+
 def test_it_leaves_the_other_steps_alone() -> None:
     z, x = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 16, 16)
     same = Equivariance(probability=0.5)(z, x, torch.tensor([0.5, 0.2, 0.9]))
