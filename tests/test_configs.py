@@ -44,6 +44,7 @@ COUNTS = {
     "sdxl_text256": {"denoiser": 2_567_463_684, "first_stage": 83_653_863, "conditioner": 810_632_448},
     "sdxl_text512": {"denoiser": 2_567_463_684, "first_stage": 83_653_863, "conditioner": 810_632_448},
     "sdxl_text1024": {"denoiser": 2_567_463_684, "first_stage": 83_653_863, "conditioner": 810_632_448},
+    "sdxl_refiner1024": {"denoiser": 2_259_526_660, "first_stage": 83_653_863, "conditioner": 694_659_840},
     "ldm4_semantic256": {"denoiser": 215_229_315, "first_stage": 55_322_782, "conditioner": 182 * 3},
     "ldm4_semantic_tokens256": {
         "denoiser": 400_920_579,
@@ -54,6 +55,7 @@ COUNTS = {
     "ldm8_layout_coco256": {"denoiser": 312_241_540, "first_stage": 67_717_295, "conditioner": 52_739_584},
     "ldm4_inpainting256": {"denoiser": 387_245_827, "first_stage": 53_219_486, "conditioner": 0},
     "sd15_inpainting512": {"denoiser": 859_535_364, "first_stage": 83_653_863, "conditioner": 123_060_480},
+    "sd2_inpainting512": {"denoiser": 865_925_124, "first_stage": 83_653_863, "conditioner": 340_387_840},
     "ldm4_super_resolution256": {"denoiser": 113_622_563, "first_stage": 55_322_782, "conditioner": 0},
     "ldm4_super_resolution_bsr256": {"denoiser": 113_622_563, "first_stage": 55_322_782, "conditioner": 0},
     "sd2_x4_upscaler512": {"denoiser": 473_398_020, "first_stage": 55_325_927, "conditioner": 340_387_840},

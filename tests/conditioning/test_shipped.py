@@ -40,6 +40,7 @@ FITTING = {
     "edges": ["denoiser.in_channels=68"],
     "inpainting_ldm": ["denoiser=ldm4_inpainting", "autoencoder=vq_f4_noattn"],
     "inpainting_sd": ["denoiser=sd15_inpainting"],
+    "inpainting_sd2": ["denoiser=sd2_inpainting"],
     "layout": ["denoiser=ldm4_layout", "autoencoder=vq_f4"],
     "sdxl": ["denoiser=sdxl"],
     "sdxl_refiner": ["denoiser=sdxl_refiner"],
@@ -52,6 +53,7 @@ FITTING = {
     "unconditional": ["denoiser=ldm4_faces", "autoencoder=vq_f4"],
     "x4_upscaler": ["denoiser=sd2_x4_upscaler", "autoencoder=kl_f4_upscaler"],
     "demo_class": DEMO,
+    "demo_class_depth": [*DEMO, "denoiser.in_channels=72"],
     "demo_depth": [*DEMO, "denoiser.in_channels=72", *MAPS],
     "demo_edges": [*DEMO, "denoiser.in_channels=72", *MAPS],
     "demo_inpainting": [*DEMO, "denoiser.in_channels=80"],
@@ -70,6 +72,7 @@ PUBLISHED = {
     "class_label": (512, None, None),
     "inpainting_ldm": (None, None, 4),
     "inpainting_sd": (768, None, 5),
+    "inpainting_sd2": (1024, None, 5),
     "sdxl": (2048, 2816, None),
     "sdxl_refiner": (1280, 2560, None),
     "semantic": (None, None, 3),
@@ -140,6 +143,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(words, message):
     [
         ("inpainting_ldm", ["masked", "mask"], -1, Resize),
         ("inpainting_sd", ["text", "mask", "masked"], 0, Resize),
+        ("inpainting_sd2", ["text", "mask", "masked"], 0, Resize),
         ("demo_inpainting_ldm", ["masked", "mask"], -1, Cover),
         ("demo_inpainting", ["text", "mask", "masked"], 0, Unshuffle),
     ],
@@ -169,11 +173,13 @@ def whole_shard(tmp_path_factory):
         Image.fromarray(rng.integers(0, 180, shape, np.uint8)).save(file, "PNG")
         return file.getvalue()
 
-    known = {"boxes": [[3, 0.1, 0.1, 0.9, 0.8], [7, 0.3, 0.3, 0.7, 0.7]], "width": WIDTH, "height": HEIGHT}
+    known = {"boxes": [[3, 0.1, 0.1, 0.9, 0.8], [7, 0.3, 0.3, 0.7, 0.7]], "aesthetic": 5.5}
+    known |= {"width": WIDTH, "height": HEIGHT}
     samples = []
     for row in range(8):
         members = {"png": png(HEIGHT, WIDTH, 3), "txt": b"a red circle", "cls": b"3"}
         maps = {"seg.png": png(HEIGHT, WIDTH), "depth.png": png(HEIGHT, WIDTH)}
+        maps["mask.png"] = png(HEIGHT, WIDTH)
         samples.append((f"{row:09d}", {**members, **maps, "json": json.dumps(known).encode()}))
     write_shard(folder / "00000.tar", samples)
     return str(folder)

@@ -5,12 +5,14 @@ triangle, green circle, and so on in the order of COLOURS and SHAPES.
 """
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from ldm import keyed
 from ldm.data.demo.drawing import CANVAS, COLOURS, SHAPES, SUPERSAMPLING, Place, Scene, Thing, outline
 
 KINDS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
@@ -35,6 +37,21 @@ def depth(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> UInt8[np
     return _painted(scene, places, size, [DEPTHS[thing.size] for thing in scene.things])
 
 
+def mask(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> UInt8[np.ndarray, "h w"]:
+    """255 in a box somewhere, each side a quarter to a half of the picture's, and 0 around it.
+
+    It is drawn by the scene: a picture has the same mask wherever it is packed.
+    """
+    number = blake2b(f"{scene} {places}".encode(), digest_size=4).digest()
+    u = keyed.uniform(0, [int.from_bytes(number, "little")], "mask", (2, 2))[0]
+    sides = ((u[0] + 1) * size / 4).round()
+    top, left = (u[1] * (size - sides + 1)).floor().int().tolist()
+    height, width = sides.int().tolist()
+    found = np.zeros((size, size), np.uint8)
+    found[top : top + height, left : left + width] = 255
+    return found
+
+
 def boxes(scene: Scene, places: Sequence[Place]) -> list[list[float]]:
     """[kind, left, top, right, bottom] of each object, in [0, 1] of the picture."""
     return [
@@ -54,6 +71,7 @@ def members(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> dict[s
         "cls": str(kind(scene.things[0])).encode(),
         "seg.png": _png(segmentation(scene, places, size)),
         "depth.png": _png(depth(scene, places, size)),
+        "mask.png": _png(mask(scene, places, size)),
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.data.demo.drawing import BACKGROUNDS, COLOURS
-from ldm.data.demo.maps import DEPTHS, KINDS, SCORES, boxes, depth, kind, segmentation
+from ldm.data.demo.maps import DEPTHS, KINDS, SCORES, boxes, depth, kind, mask, segmentation
 from ldm.data.demo.scenes import DemoScenes
 
 SCENES = DemoScenes("train", 40)
@@ -37,6 +37,19 @@ def test_depth_tells_the_sizes_apart() -> None:
             assert set(np.unique(found[labels == 1 + kind(thing)])) <= {DEPTHS[t.size] for t in scene.things}
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_mask_is_a_box_of_its_own_scene(size: int) -> None:
+    masks = [mask(*SCENES.scene(index), size) for index in range(40)]
+    for index, found in enumerate(masks):
+        rows, columns = (np.flatnonzero(found.any(axis)) for axis in (1, 0))
+        sides = [len(rows), len(columns)]
+        assert size / 4 <= min(sides) and max(sides) <= size / 2
+        assert (found == 255).sum() == len(rows) * len(columns) and set(np.unique(found)) == {0, 255}
+        assert (found == mask(*SCENES.scene(index), size)).all()
+    covered = np.mean([found > 0 for found in masks], axis=0)
+    assert covered.max() < 0.6 and (covered > 0).mean() > 0.8, "they lie all over the picture"
+
+
 def test_boxes_are_the_extent_of_their_labels() -> None:
     for index in range(40):
         scene, places = SCENES.scene(index)
@@ -54,6 +67,6 @@ def test_a_record_carries_all_of_it() -> None:
     assert int(record.members["cls"]) == kind(scene.things[0])
     assert record.metadata["boxes"] == boxes(scene, places)
     assert record.metadata["aesthetic"] == sum(SCORES[t.size] for t in scene.things) / len(scene.things)
-    for name, made in (("seg.png", segmentation), ("depth.png", depth)):
+    for name, made in (("seg.png", segmentation), ("depth.png", depth), ("mask.png", mask)):
         stored = np.asarray(Image.open(BytesIO(record.members[name])))
         assert (stored == made(scene, places)).all()
