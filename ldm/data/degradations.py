@@ -1,7 +1,7 @@
 """Small and spoilt versions of a picture, for super-resolution, and its edges."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -53,22 +53,30 @@ class Degraded:
         draw = keyed.generator(self.seed, position, "degradation")
         size = _reduced(row["image"], self.factor)
         x = row["image"].float()
-        ways: list[Callable[[Tensor, Generator], Tensor]] = [
-            lambda x, g: blurred(x, width := self._width(g, x, size), width, 0.0),
-            lambda x, g: blurred(x, self._width(g, x, size), self._width(g, x, size), math.pi * _u(g)),
-            lambda x, g: resized(x, size, RESAMPLINGS[int(3 * _u(g))]),
-            lambda x, g: x + self.noise * _u(g) * torch.randn(x.shape, generator=g),
-            lambda x, g: self._coded(x, g),
-        ]
+        ways = (self._blurred_evenly, self._blurred_askew, self._resized, self._noised, self._coded)
         for i in torch.randperm(len(ways), generator=draw).tolist():
-            x = ways[i](x, draw)
-        return {"small": self._coded(x, draw).round().clamp(0, 255).to(torch.uint8)}
+            x = ways[i](x, size, draw)
+        return {"small": self._coded(x, size, draw).round().clamp(0, 255).to(torch.uint8)}
+
+    def _blurred_evenly(self, x: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+        width = self._width(draw, x, size)
+        return blurred(x, width, width, 0.0)
+
+    def _blurred_askew(self, x: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+        across, along = self._width(draw, x, size), self._width(draw, x, size)
+        return blurred(x, across, along, math.pi * _u(draw))
+
+    def _resized(self, x: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+        return resized(x, size, RESAMPLINGS[int(3 * _u(draw))])
+
+    def _noised(self, x: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+        return x + self.noise * _u(draw) * torch.randn(x.shape, generator=draw)
 
     def _width(self, draw: Generator, x: Tensor, size: tuple[int, int]) -> float:
         # after the reduction the same blur is a smaller number of pixels
         return max(0.1, self.blur * _u(draw) * (1 / self.factor if x.shape[1] == size[0] else 1))
 
-    def _coded(self, x: Tensor, draw: Generator) -> Tensor:
+    def _coded(self, x: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
         quality = self.quality + int(_u(draw) * (96 - self.quality))
         return jpeg(x.round().clamp(0, 255).to(torch.uint8), quality).float()
 
