@@ -3,9 +3,9 @@
 import copy
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.cli import equal_time, record, sampling
+from ldm.cli import equal_time, history, record, sampling
 from ldm.cli.build import build
 from ldm.cli.compare_first_stages import pictures
 from ldm.cli.compare_samplers import drawn_scenes
@@ -43,16 +43,11 @@ QUIET = "callbacks.latents=null"
 def main(cfg: DictConfig) -> None:
     """Speed and score of spaces, their U-Nets equally large and equally long trained: tables and plots."""
     out = Path(cfg.out)
-    seconds = trained(Path(cfg.runs), list(cfg.experiments))
-    spaces = {name: found(name, cfg, seconds) for name in cfg.experiments}
-    size = {
-        int(safetensors.read_header(file(cfg, name), "latent_diffusion")["size"]) for name in spaces
-    }.pop()
-    real, as_many = (
-        drawn_scenes(cfg.reference, (size, size)),
-        drawn_scenes(cfg.n, (size, size), cfg.reference),
-    )
-    floor = frechet_distance(demo_features(as_many), demo_features(real))
+    names = list(cfg.experiments)
+    seconds, size = trained(Path(cfg.runs), names), picture_size(Path(cfg.runs), names)
+    real = demo_features(drawn_scenes(cfg.reference, size))
+    spaces = {name: found(name, cfg, seconds, real) for name in names}
+    floor = frechet_distance(demo_features(drawn_scenes(cfg.n, size, cfg.reference)), real)
     text = report(spaces, cfg.steps, floor)
     (out / "factors.md").write_text(text)
     plain = {name: asdict(space) for name, space in spaces.items()}
@@ -85,15 +80,34 @@ def trained(runs: Path, names: list[str]) -> float:
             raise UserError(
                 f"{name} stands at step {step:,} of {plan['steps']:,}: {again} --seconds {plan['seconds']:g}"
             )
-    seconds = {float(plan["seconds"]) for plan in planned.values()}
-    if len(seconds) > 1:
-        said = ", ".join(f"{name} {plan['seconds']:g}" for name, plan in planned.items())
-        raise UserError(f"the runs were not trained equally long: {said} seconds; give them another --out")
-    return seconds.pop()
+    seconds = {name: float(plan["seconds"]) for name, plan in planned.items()}
+    said = "the runs were not trained equally long, in seconds"
+    return agreed(seconds, said, "give them another --out")
 
 
-def found(name: str, cfg: DictConfig, seconds: float) -> Space:
-    """What was measured of a run before, where all that was asked is as it was; else it is measured now."""
+def picture_size(runs: Path, names: list[str]) -> tuple[int, int]:
+    """(height, width) that every run draws; UserError where they differ."""
+    headers = {name: safetensors.read_header(runs / name / FILE, "latent_diffusion") for name in names}
+    sizes = {name: int(header["size"]) for name, header in headers.items()}
+    side = int(agreed(sizes, "the runs draw pictures of several sizes", "train them with one data.size"))
+    return side, side
+
+
+def agreed(values: Mapping[str, float], fault: str, mend: str) -> float:
+    """The one value of all runs; UserError where there are several."""
+    if len(set(values.values())) > 1:
+        listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        raise UserError(f"{fault}: {listed}; {mend}")
+    return next(iter(values.values()))
+
+
+def found(name: str, cfg: DictConfig, seconds: float, real: Float[Tensor, "n d"]) -> Space:
+    """What was measured of a run before, where all that was asked is as it was; else it is measured now.
+
+    How long it was trained is read from its log each time.
+    """
+    log = history.read(file(cfg, name).parent)
+    took = None if log is None else log.seconds
     kept = Path(cfg.out) / name / "found.json"
     stat = file(cfg, name).stat()
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -103,16 +117,16 @@ def found(name: str, cfg: DictConfig, seconds: float) -> Space:
         if known["asked"] == asked:
             print(f"{name}: measured before", flush=True)
             scores = {key: AlignmentScore(**known[key]) for key in ("samples", "reconstructions")}
-            return Space(**{**known["space"], **scores})
-    space = measured(name, cfg, seconds)
+            return replace(Space(**{**known["space"], **scores}), took=took)
+    space = replace(measured(name, cfg, seconds, real), took=took)
     plain = asdict(space)
     scores = {key: plain.pop(key) for key in ("samples", "reconstructions")}
     kept.write_text(json.dumps({"asked": asked, "space": plain, **scores}, indent=1) + "\n")
     return space
 
 
-def measured(name: str, cfg: DictConfig, seconds: float) -> Space:
-    """All of one run; the samples' first pictures beside."""
+def measured(name: str, cfg: DictConfig, seconds: float, real: Float[Tensor, "n d"]) -> Space:
+    """All of one run, its Fréchet distance from features of real pictures; its first samples beside."""
     out = Path(cfg.out) / name
     out.mkdir(parents=True, exist_ok=True)
     model, header = sampling.load(str(file(cfg, name)), cfg.device)
@@ -120,11 +134,10 @@ def measured(name: str, cfg: DictConfig, seconds: float) -> Space:
     factor, latent_channels = model.first_stage.downsampling, model.first_stage.latent_channels
     cached = training_speed(name, cfg, out / "trial")
     batch = record.read(file(cfg, name).parent)["data"]["global_batch_size"]
-    wanted, clock = captions("train", cfg.n), Clock()
-    images = draw(model, wanted, cfg, size, clock)
+    wanted = captions("train", cfg.n)
+    images, clock = draw(model, wanted, cfg, size)
     for i, image in enumerate(images[: cfg.shown]):
         to_pil(image).save(out / f"{i:02d}.png")
-    real = demo_features(drawn_scenes(cfg.reference, size))
     return Space(
         factor=factor,
         channels=latent_channels,
@@ -195,11 +208,12 @@ class Clock:
 
 
 def draw(
-    model: LatentDiffusion, wanted: list[str], cfg: DictConfig, size: tuple[int, int], clock: Clock
-) -> Float[Tensor, "b 3 h w"]:
-    """A picture a caption, as sample.py draws it; where the time went goes into `clock`."""
+    model: LatentDiffusion, wanted: list[str], cfg: DictConfig, size: tuple[int, int]
+) -> tuple[Float[Tensor, "b 3 h w"], Clock]:
+    """A picture a caption, as sample.py draws it, and where the time went."""
     sampler, guidance, spacing = build(cfg.sampler), build(cfg.guidance), build(cfg.spacing)
     times, device = spacing(model.schedule, cfg.steps), next(model.denoiser.parameters()).device
+    clock = Clock()
 
     def make(part: slice, progress: sampling.Progress) -> Tensor:
         start = middle = now(device)
@@ -219,7 +233,7 @@ def draw(
     warm: Any = {"caption": wanted[: cfg.batch_size]}
     once = spacing(model.schedule, 1)  # kernels are made in the first pass
     model.generate(warm, range(len(warm["caption"])), size, sampler, once, cfg.scale, guidance=guidance)
-    return sampling.in_batches(len(wanted), cfg.batch_size, len(times) - 1, model, make)
+    return sampling.in_batches(len(wanted), cfg.batch_size, len(times) - 1, model, make), clock
 
 
 def shown(folder: Path, n: int) -> list[Image.Image]:

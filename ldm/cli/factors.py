@@ -48,6 +48,8 @@ class Space:
     """Fréchet distance of the samples."""
     reconstructions: AlignmentScore
     """The ceiling."""
+    took: float | None = None
+    """Seconds of training, by its log; None without one."""
 
     @property
     def sampling(self) -> float:
@@ -73,8 +75,8 @@ def report(spaces: Mapping[str, Space], steps: int, floor: float) -> str:
             "",
             *speed_table(spaces),
             "",
-            f"What {seconds:g} s of training each brought, in {n} samples of each; the Fréchet distance of "
-            f"as many drawn scenes is {floor:.3f}:",
+            f"What training brought, planned for {seconds:g} s each, in {n} samples of each; the Fréchet "
+            f"distance of as many drawn scenes is {floor:.3f}:",
             "",
             *score_table(spaces),
             "",
@@ -108,13 +110,14 @@ def speed_table(spaces: Mapping[str, Space]) -> list[str]:
 def score_table(spaces: Mapping[str, Space]) -> list[str]:
     """What was learned."""
     lines = [
-        "| | steps | pictures seen | all right | 95 % | Fréchet distance | reconstructions all right |",
-        "|---|---|---|---|---|---|---|",
+        "| | steps | pictures seen | trained, s | all right | 95 % | Fréchet distance "
+        "| reconstructions all right |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, s in spaces.items():
-        a = s.samples
+        a, took = s.samples, "" if s.took is None else f"{s.took:.0f}"
         lines.append(
-            f"| {name} | {s.steps:,} | {s.pictures:,} | {100 * a.passed:.1f} % "
+            f"| {name} | {s.steps:,} | {s.pictures:,} | {took} | {100 * a.passed:.1f} % "
             f"| {100 * a.low:.1f} – {100 * a.high:.1f} | {s.distance:.3f} "
             f"| {100 * s.reconstructions.passed:.1f} % |"
         )

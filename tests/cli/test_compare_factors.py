@@ -59,21 +59,21 @@ def test_the_experiments_differ_only_in_what_the_space_demands() -> None:
         assert odd <= {"conditioner.conditioners.coordinates.size", "stage.first_stage_weights"}
 
 
-def leave_run(runs: Path, name: str, step: int = 20, seconds: float = 9) -> None:
+def leave_run(runs: Path, name: str, step: int = 20, seconds: float = 9, size: int = 64) -> None:
     """What equal_time leaves, of a model as it is built."""
     torch.manual_seed(0)
     cfg = compose("train", [*SMALL[name], "denoiser.model_channels=8"])
     model, config = build(cfg.stage.model), OmegaConf.to_container(cfg.stage.model, resolve=True)
-    header = {"step": str(step), "size": "64", **model.identity()}
+    header = {"step": str(step), "size": str(size), **model.identity()}
     run = runs / name
     safetensors.save(run / compare_factors.FILE, model.state_dict(), config, "latent_diffusion", header)
     (run / "equal_time.json").write_text(json.dumps({"seconds": seconds, "steps": 20}))
     record.write({"data": {"global_batch_size": 4}, "trainer": {"max_steps": 20}, "stage": {}}, run)
 
 
-def leave_log(run: Path, speed: float) -> None:
+def leave_log(run: Path, speed: float, first: float = 1) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    (run / "metrics.csv").write_text(f"step,speed/images_per_second\n10,1\n20,{speed}\n")
+    (run / "metrics.csv").write_text(f"step,speed/images_per_second\n10,{first}\n20,{speed}\n")
 
 
 @pytest.fixture
@@ -106,6 +106,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *typed: str) -> int:
 def test_tables_plots_and_nothing_measured_twice(tmp_path, monkeypatch, capsys, trials) -> None:
     for name in SMALL:
         leave_run(tmp_path / "runs", name)
+    leave_log(tmp_path / "runs" / "demo_pixels", 8, first=8)
     assert run(monkeypatch, tmp_path, "given=['seed=3']") == 0, capsys.readouterr().err
     pixels = [f"data.shards={tmp_path / 'pictures'}", "data.val_shards=null", "callbacks.latents=null"]
     quiet = ["seed=3", "callbacks.latents=null"]
@@ -124,12 +125,19 @@ def test_tables_plots_and_nothing_measured_twice(tmp_path, monkeypatch, capsys, 
     assert pixel["reconstructions"]["passed"] == 1 and latent["encoding"] > 0 and latent["denoising"] > 0
     text = (tmp_path / "out" / "factors.md").read_text()
     assert "| 40.0 | 4.0 | 30.0 | 3.0 |" in text and "| 0.32 | 2.9 | 0.97 | 3.7 | 15.21 | 1.6 |" in text
-    assert "What 9 s of training each brought, in 113 samples of each" in text
+    assert "What training brought, planned for 9 s each, in 113 samples of each" in text
+    assert "| demo_pixels | 20 | 80 | 10 | " in text and "| demo_text_f4 | 20 | 80 |  | " in text
     with Image.open(tmp_path / "out" / "factors_samples.png") as sheet:
         assert sheet.height == 2 * (64 + 4) + 4
     assert (tmp_path / "out" / "factors.png").is_file()
     assert run(monkeypatch, tmp_path, "given=['seed=3']") == 0 and len(trials) == 3
     assert capsys.readouterr().out.count("measured before") == 2
+    assert json.loads((tmp_path / "out" / "factors.json").read_text()) == found
+    kept = tmp_path / "out" / "demo_pixels" / "found.json"
+    known = json.loads(kept.read_text())
+    del known["space"]["took"]  # as files of before have it
+    kept.write_text(json.dumps(known))
+    assert run(monkeypatch, tmp_path, "given=['seed=3']") == 0 and len(trials) == 3
     assert json.loads((tmp_path / "out" / "factors.json").read_text()) == found
 
 
@@ -144,7 +152,10 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys, trials) -> None:
     assert "demo_text_f4 stands at step 10 of 20: python -m" in capsys.readouterr().err
     leave_run(tmp_path / "runs", "demo_text_f4", seconds=8)
     assert run(monkeypatch, tmp_path) == 2 and not trials
-    assert "not trained equally long: demo_pixels 9, demo_text_f4 8 seconds" in capsys.readouterr().err
+    assert "equally long, in seconds: demo_pixels 9, demo_text_f4 8; give them" in capsys.readouterr().err
+    leave_run(tmp_path / "runs", "demo_text_f4", size=128)
+    assert run(monkeypatch, tmp_path) == 2 and not trials
+    assert "several sizes: demo_pixels 64, demo_text_f4 128; train them" in capsys.readouterr().err
 
 
 def test_the_papers_numbers_bear_its_claim() -> None:
