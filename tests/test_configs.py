@@ -1,6 +1,7 @@
 """Every shipped config composes, resolves and builds."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,21 @@ from ldm.stages.base import Stage
 from ldm.typing import Conditioning
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+SMALL = ("debug_", "demo_", "emoji_")
+"""How the names begin of those whose size was published nowhere."""
 GIVEN = ["data.shards=shards", "init=weights.safetensors", "first_stage=weights.safetensors"]
 """What a user must say, for some experiments."""
 COUNTS = {
+    "ae_kl_f4": {"": 55_312_063},
     "ae_kl_f8": {"": 83_653_863},
     "ae_kl_f8_finetune": {"": 83_653_863},
+    "ae_kl_f16": {"": 69_610_963},
+    "ae_kl_f32": {"": 103_880_131},
+    "ae_vq_f4": {"": 55_322_782},
+    "ae_vq_f4_noattn": {"": 53_219_486},
+    "ae_vq_f8": {"": 67_717_295},
+    "ae_vq_f8_n256": {"": 67_652_783},
+    "ae_vq_f16": {"": 69_593_371},
     "ldm_f8_text": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
     "ldm_f8_text_512": {"denoiser": 859_520_964, "first_stage": 83_653_863, "conditioner": 123_060_480},
     "ldm1_imagenet256": {"denoiser": 396_835_971, "first_stage": 0, "conditioner": 1001 * 512},
@@ -128,6 +139,15 @@ GROUPS = {
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
 }
 """The stage in which each group is chosen."""
+TOLD = {
+    (group, name): int(number.replace(",", ""))
+    for group, name, number in re.findall(
+        r"^\| `(\w+)=(\w+)` \|.*\| ([\d,]+) \|$",
+        (CONFIGS.parent / "docs" / "networks.md").read_text(),
+        flags=re.MULTILINE,
+    )
+}
+"""What docs/networks.md says of each option's size."""
 LEAVES = [
     (stage, group, path.stem)
     for stage, groups in GROUPS.items()
@@ -151,7 +171,7 @@ def test_an_experiment_builds(name):
     with torch.device("meta"):
         stage = build(cfg.stage)
     assert isinstance(stage, Stage) and isinstance(build(cfg.data), ShardDataModule)
-    for part, expected in COUNTS.get(name, {}).items():
+    for part, expected in ({} if name.startswith(SMALL) else COUNTS[name]).items():
         assert count(stage.model.get_submodule(part)) == expected, part
     frozen = isinstance(stage, LatentDiffusionStage)
     assert not frozen or not any(p.requires_grad for p in stage.model.first_stage.parameters())
@@ -190,6 +210,8 @@ def test_a_leaf_builds(stage, group, name):
         made = build(cfg[group])
     if name in PARTS.get(group, {}):
         assert count(made) == PARTS[group][name]
+    if group in ("autoencoder", "denoiser", "conditioner"):
+        assert TOLD.get((group, name)) == count(made), "as docs/networks.md says"
     if group == "optimizer":
         made([torch.nn.Parameter(torch.zeros(1))])
 

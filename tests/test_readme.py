@@ -1,4 +1,4 @@
-"""The README tells the truth: its paths and names exist, its commands compose, and docs/cluster.md's do."""
+"""The README tells the truth: its paths and names exist, its commands compose, and some pages' of docs do."""
 
 import ast
 import re
@@ -14,6 +14,7 @@ from ldm.cli.composition import compose, sweep_points
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CLUSTER = ROOT / "docs" / "cluster.md"
+NETWORKS = ROOT / "docs" / "networks.md"
 PLACES = ("ldm/", "configs/", "docs/", "tests/", "slurm/", ".ci/")
 
 
@@ -81,7 +82,7 @@ def test_every_task_stands_in_a_command():
     assert {task for task in tasks if f"task={task}" not in shown} == set()
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
+@pytest.mark.parametrize("command", sorted({*commands(), *commands(NETWORKS)}))
 def test_every_command_composes(command):
     words = shlex.split(command)
     if words[0] == "make":
@@ -94,6 +95,23 @@ def test_every_command_composes(command):
         overrides = [w for w in words[words.index(script.name if match[2] else f"ldm.cli.{match[1]}") + 1 :]]
         if not any(w.startswith("-") for w in overrides):
             compose(match[1] or match[2], overrides)
+
+
+def words_of(section: str) -> list[list[str]]:
+    """The overrides that stand together in a section's table of what can be said."""
+    found = re.search(rf"## {section}\n.*?\| what \| words \|\n(.*?)\n\n", text(NETWORKS), flags=re.DOTALL)
+    assert found is not None, section
+    return [span.split() for span in re.findall(r"`([^`]+)`", found[1]) if "=" in span]
+
+
+@pytest.mark.parametrize(
+    ("section", "base"),
+    [("First stages", "ae_vq_f8"), ("Denoisers", "ldm_f8_text"), ("Conditions", "ldm_f8_text")],
+)
+def test_the_words_of_networks_are_keys(section, base):
+    for words in words_of(section):
+        experiment = [] if words[0].startswith("experiment=") else [f"experiment={base}"]
+        compose("train", [*experiment, "data.shards=a", "first_stage=b", *words])
 
 
 JOBS = {"train": "train", "encode_latents": "encode_latents", "evaluate": "evaluate"}
