@@ -31,10 +31,11 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     names = unique([Path(file) for file in cfg.files])
-    perceptual = build(cfg.perceptual)
+    channels, perceptual = common_channels(list(cfg.files)), build(cfg.perceptual)
+    perceptual.check(channels)
     perceptual.load_pretrained()
     perceptual = perceptual.to(pick_device(cfg.device))
-    batches = list(pictures(cfg.shards, cfg.size, cfg.n, cfg.batch_size))
+    batches = list(pictures(cfg.shards, cfg.size, cfg.n, cfg.batch_size, channels))
     shown = batches[0][: cfg.columns]
     rows = [("pictures", [to_pil(x) for x in shown.float() / 127.5 - 1])]
     measured: dict[str, Reconstruction] = {}
@@ -53,11 +54,22 @@ def main(cfg: DictConfig) -> None:
     print(f"wrote {out}/first_stages.md, .json and .png")
 
 
-def pictures(shards: str, size: int, n: int, batch_size: int) -> Iterator[UInt8[Tensor, "_ 3 h w"]]:
+def common_channels(files: list[str]) -> int:
+    """How many the pictures have that every first stage takes; UserError where they do not take the same."""
+    found = {file: load_first_stage(file, "cpu").encoder.in_channels for file in files}
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{file} {channels}" for file, channels in found.items())
+        raise UserError(f"these first stages take pictures of different channels, {said}: compare them apart")
+    return next(iter(found.values()))
+
+
+def pictures(
+    shards: str, size: int, n: int, batch_size: int, channels: int = 3
+) -> Iterator[UInt8[Tensor, "_ c h w"]]:
     """The first n pictures, as they lie."""
     opened = open_shards(shards)
     left = min(n, int(opened.counts.sum()))
-    for batch in one_pass(opened, [Pictures(size, seed=0)], batch_size):
+    for batch in one_pass(opened, [Pictures(size, seed=0, channels=channels)], batch_size):
         yield batch["image"][:left]
         left -= len(batch["image"])
         if left <= 0:
@@ -65,7 +77,7 @@ def pictures(shards: str, size: int, n: int, batch_size: int) -> Iterator[UInt8[
 
 
 @torch.no_grad()
-def reconstructed(model: Autoencoder, x: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:
+def reconstructed(model: Autoencoder, x: UInt8[Tensor, "b c h w"]) -> list[Image.Image]:
     """Pictures there and back."""
     posterior = model.posterior(x.to(model.latent_mean.device).float() / 127.5 - 1)
     return [to_pil(x_hat) for x_hat in model.reconstruct(posterior.mean)]
