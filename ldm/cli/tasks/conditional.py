@@ -85,10 +85,10 @@ class Class(Conditional):
     """n pictures of each class, and of each prompt if there are any.
 
     Args:
-        labels: classes by their numbers, or one number.
+        labels: a list of classes by their numbers, or one number; UserError for whatever else was given.
     """
 
-    def __init__(self, labels: Sequence[int] | int) -> None:
+    def __init__(self, labels: Any) -> None:
         self.labels = list(labels) if isinstance(labels, list) else [labels]
         if not self.labels or any(type(label) is not int for label in self.labels):
             raise UserError(f"task.labels={labels}: give the numbers of classes, as in task.labels=[0,1]")
