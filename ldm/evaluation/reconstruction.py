@@ -48,7 +48,8 @@ def measure(
 ) -> Reconstruction:
     """The measures of `model` on all pictures, from the posterior's mean."""
     device, bottleneck = model.latent_mean.device, model.bottleneck
-    quality, moments, chosen, seconds = [], [], [], []
+    quality, moments, chosen = [], [], []
+    seconds: list[tuple[float, float]] = []
     for bytes_ in pictures:
         x = bytes_.to(device).float() / 127.5 - 1
         if not seconds:
