@@ -1,4 +1,4 @@
-"""Pictures side by side, with words."""
+"""Images side by side, with words."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ FONT_SIZE = 12
 
 
 def to_pil(x: Float[Tensor, "c h w"]) -> Image.Image:
-    """A picture in [-1, 1] as 8-bit RGB, clamped: of many channels the first three, of two the first."""
+    """A image in [-1, 1] as 8-bit RGB, clamped: of many channels the first three, of two the first."""
     colours = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
     bytes_ = ((colours.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
 
 
 def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 1) -> Image.Image:
-    """One row a label: the words at the left, its pictures beside them, each enlarged `scale` times."""
+    """One row a label: the words at the left, its images beside them, each enlarged `scale` times."""
     width, height = (side * scale for side in rows[0][1][0].size)
-    columns = max(len(pictures) for _, pictures in rows)
+    columns = max(len(images) for _, images in rows)
     font = ImageFont.load_default(FONT_SIZE)
     sheet = Image.new(
         "RGB",
@@ -30,11 +30,11 @@ def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int 
         (245, 245, 245),
     )
     pen = ImageDraw.Draw(sheet)
-    for i, (label, pictures) in enumerate(rows):
+    for i, (label, images) in enumerate(rows):
         top = MARGIN + i * (height + MARGIN)
         lines = textwrap.wrap(label, LABEL_WIDTH // (FONT_SIZE // 2 + 1))
         pen.multiline_text((MARGIN, top + 2), "\n".join(lines), fill=(20, 20, 20), font=font)
-        for j, picture in enumerate(pictures):
-            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+        for j, image in enumerate(images):
+            enlarged = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (LABEL_WIDTH + j * (width + MARGIN), top))
     return sheet

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm import keyed
+from ldm import rng
 from ldm.conditioning.base import Compose, Size
 from ldm.diffusion.guidance import Denoise, Guidance, Nested, guided
 from ldm.diffusion.parameterization import Parameterization
@@ -54,7 +54,7 @@ class LatentDiffusion(nn.Module):
         return {f"{name}.{k}": v for name, entry in named.items() for k, v in entry.items()}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of pictures of a size in pixels."""
+        """(channels, height, width) of the latents of images of a size in pixels."""
         factor = self.first_stage.downsampling
         if height % factor or width % factor or height < factor or width < factor:
             raise UserError(f"the size {height}x{width} does not divide by the first stage's factor {factor}")
@@ -65,18 +65,18 @@ class LatentDiffusion(nn.Module):
         batch: Batch,
         u: Float[Tensor, "b n"] | None = None,
         size: Size | None = None,
-        keep: Collection[str] | None = None,
+        active: Collection[str] | None = None,
     ) -> Conditioning:
-        """The conditions of a batch, its pictures through the first stage where one wants a latent.
+        """The conditions of a batch, its images through the first stage where one wants a latent.
 
         Args:
             u, keep: see `Compose`.
             size: of the latents, (height, width); None is as the batch's maps have it.
         """
-        return self.conditioner(batch, u, keep, size, self.encode)
+        return self.conditioner(batch, u, active, size, self.encode)
 
     @property
-    def guidable(self) -> bool:
+    def supports_guidance(self) -> bool:
         """Whether training drops a condition, so that guidance can lead away from its absence."""
         return len(self.conditioner.never_dropped) < len(self.conditioner)
 
@@ -86,7 +86,7 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z h2 w2"]:
-        """The latent of pictures in [-1, 1]: the mean of its posterior, normalised as z_0."""
+        """The latent of images in [-1, 1]: the mean of its posterior, normalised as z_0."""
         self.latent_shape(*x.shape[-2:])
         return self.first_stage.normalize(self.first_stage.posterior(x).mean).float()
 
@@ -98,19 +98,19 @@ class LatentDiffusion(nn.Module):
         sampler: Sampler,
         times: Float[Tensor, " s"],
     ) -> Iterator[Float[Tensor, "b z h w"]]:
-        """z_T, then every z_t of the sampler. A picture's noise depends on its own seed alone.
+        """z_T, then every z_t of the sampler. A image's noise depends on its own seed alone.
 
         Args:
             denoise: see ldm.diffusion.guidance.
-            seeds: one a picture.
+            seeds: one a image.
             size: (height, width) in pixels.
             times: falling, ending in 0; see ldm.diffusion.times.
         """
         shape, device = self.latent_shape(*size), next(self.denoiser.parameters()).device
-        z_T = keyed.normal(0, seeds, "z_T", shape).to(device)
+        z_T = rng.normal(0, seeds, "z_T", shape).to(device)
 
         def noise(step: int) -> Tensor:
-            return keyed.normal(0, seeds, f"sampler/{step}", shape)
+            return rng.normal(0, seeds, f"sampler/{step}", shape)
 
         yield z_T
         yield from sampler(denoise, z_T, times, self.schedule, noise)
@@ -123,7 +123,7 @@ class LatentDiffusion(nn.Module):
         guidance: Guidance = guided,
         weak: "LatentDiffusion | None" = None,
         size: Size | None = None,
-        keep: Collection[str] | None = None,
+        active: Collection[str] | None = None,
     ) -> Denoise:
         """What a sampler calls, for the conditions of a batch.
 
@@ -141,14 +141,14 @@ class LatentDiffusion(nn.Module):
         """
         if negative is not None and weak is not None:
             raise UserError("a weak model takes the negative prompt's place: give one of the two")
-        cond = self.condition(batch, size=size, keep=self.kept(keep))
+        cond = self.condition(batch, size=size, active=self.kept(active))
         if weak is None:
             null = self.without(batch, scale, negative, size)
         else:
-            null = weak.condition(batch, size=size, keep=weak.kept(keep))
+            null = weak.condition(batch, size=size, active=weak.kept(active))
         if isinstance(guidance, Nested):
             subsets = [self.kept(names) for names in guidance.subsets]
-            guidance = guidance.among([self.condition(batch, size=size, keep=names) for names in subsets])
+            guidance = guidance.among([self.condition(batch, size=size, active=names) for names in subsets])
         network = None if weak is None else weak.denoiser
         return guidance(self.denoiser, self.schedule, self.parameterization, cond, null, scale, network)
 
@@ -159,19 +159,19 @@ class LatentDiffusion(nn.Module):
     def without(self, batch: Batch, scale: float, negative: Batch | None, size: Size | None) -> Conditioning:
         """What guidance leads away from: the negative's conditions, and of the others those never dropped."""
         if negative is None:
-            if scale != 1 and not self.guidable:
+            if scale != 1 and not self.supports_guidance:
                 raise UserError(
                     f"guidance of scale {scale} leads away from dropped conditions, and this model was "
                     "trained with none dropped: give scale=1"
                 )
-            return self.condition(batch, size=size, keep=self.kept(()))
+            return self.condition(batch, size=size, active=self.kept(()))
         if unread := sorted(negative.keys() - self.conditioner.keys):
             raise UserError(
                 f"no condition of this model reads {', '.join(unread)}, to lead away from one: leave the "
                 "negative out"
             )
-        told = self.kept(self.conditioner.told_by(negative))
-        return self.condition({**batch, **negative}, size=size, keep=told)
+        told = self.kept(self.conditioner.conditions_in(negative))
+        return self.condition({**batch, **negative}, size=size, active=told)
 
     @torch.no_grad()
     def generate(
@@ -186,14 +186,14 @@ class LatentDiffusion(nn.Module):
         progress: Callable[[Iterator[Tensor]], Iterator[Tensor]] = iter,
         guidance: Guidance = guided,
         weak: "LatentDiffusion | None" = None,
-        keep: Collection[str] | None = None,
+        active: Collection[str] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Pictures in [-1, 1]; the arguments as in `denoise` and `trajectory`.
+        """Images in [-1, 1]; the arguments as in `denoise` and `trajectory`.
 
         `progress` wraps the iteration over steps, e.g. in a bar.
         """
         latent = self.latent_shape(*size)[1:]
-        denoise = self.denoise(batch, scale, negative, guidance, weak, latent, keep)
+        denoise = self.denoise(batch, scale, negative, guidance, weak, latent, active)
         z_0 = deque(progress(self.trajectory(denoise, seeds, size, sampler, times)), maxlen=1).pop()
         return self.first_stage.decode(z_0).clamp(-1, 1)
 

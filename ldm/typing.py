@@ -19,7 +19,7 @@ Tokens: TypeAlias = Int64[Tensor, "b l"]
 class Batch(TypedDict, total=False):
     """What a loader yields: one global batch's share of one rank. A batch holds what was asked for.
 
-    Pictures and maps of a sample share one crop and one flip; c is `data.channels`. A table in docs/data.md
+    Images and maps of a sample share one crop and one flip; c is `data.channels`. A table in docs/data.md
     says where each is read from, and by which condition.
     """
 
@@ -47,11 +47,11 @@ class Batch(TypedDict, total=False):
     edges: Float[Tensor, "b 1 h w"]
     """[-1, 1], 1 is a full step from black to white."""
     mask: UInt8[Tensor, "b 1 h w"]
-    """255 where the picture is to be drawn anew, 0 where it stays."""
+    """255 where the image is to be drawn anew, 0 where it stays."""
     masked: Float[Tensor, "b c h w"]
-    """The picture in [-1, 1], one stated number where the mask is."""
+    """The image in [-1, 1], one stated number where the mask is."""
     small: UInt8[Tensor, "b c h2 w2"]
-    """The picture at a fraction of its size, perhaps spoilt, 0..255."""
+    """The image at a fraction of its size, perhaps spoilt, 0..255."""
     noise_level: Int64[Tensor, " b"]
     """Time of the noise that `small` gets, 0 for none."""
     noise: Float[Tensor, "b c h2 w2"]
@@ -59,7 +59,7 @@ class Batch(TypedDict, total=False):
     sizes: Float[Tensor, "b 6"]
     """In pixels: height and width as stored, the crop's top and left, height and width drawn."""
     aesthetic: Float[Tensor, "b 1"]
-    """A score of the picture, commonly 1..10."""
+    """A score of the image, commonly 1..10."""
 
 
 @dataclass

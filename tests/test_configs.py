@@ -9,9 +9,9 @@ import torch
 from lightning import Trainer
 from omegaconf import OmegaConf
 
-from ldm.cli.build import build
-from ldm.cli.composition import CONFIGS, choices, compose
-from ldm.data.module import ShardDataModule
+from ldm.cli.config.compose import CONFIGS, choices, compose
+from ldm.cli.config.instantiate import instantiate
+from ldm.data.datamodule import ShardDataModule
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.parameterization import Eps
 from ldm.diffusion.schedule import ScaledLinear
@@ -20,9 +20,10 @@ from ldm.errors import UserError
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
 from ldm.typing import Conditioning
+from tests.support.configs import options
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-SMALL = ("debug_", "demo_", "emoji_")
+EXPERIMENTS = options("experiment")
+SMALL = ("debug/", "demo/", "emoji/")
 """How the names begin of those whose size was published nowhere."""
 GIVEN = ["data.shards=shards", "init=weights.safetensors", "first_stage=weights.safetensors"]
 """What a user must say, for some experiments."""
@@ -121,7 +122,7 @@ PARTS = {
         "clip_vit_l14": 123_060_480,
         "clip_vit_h14": 340_387_840,
         "sdxl_text": 810_632_448,
-        "clip_picture": 303_966_208,
+        "clip_image": 303_966_208,
         "transformer_text_1280": 567_069_440,  # published 581,994,042: BERT's words, an unused output layer
     },
 }
@@ -133,7 +134,7 @@ GROUPS = {
         "adversary",
         "optimizer",
         "learning_rate",
-        "likelihood",
+        "logvar",
         "equivariance",
     ],
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
@@ -149,15 +150,8 @@ TOLD = {
 }
 """What docs/networks.md says of each option's size."""
 LEAVES = [
-    (stage, group, path.stem)
-    for stage, groups in GROUPS.items()
-    for group in groups
-    for path in sorted((CONFIGS / group).glob("*.yaml"))
+    (stage, group, name) for stage, groups in GROUPS.items() for group in groups for name in options(group)
 ]
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def count(module: torch.nn.Module) -> int:
@@ -169,18 +163,18 @@ def test_an_experiment_builds(name):
     cfg = compose("train", [f"experiment={name}", *GIVEN])
     assert cfg.name == name and cfg.run == f"runs/{name}"
     with torch.device("meta"):
-        stage = build(cfg.stage)
-    assert isinstance(stage, Stage) and isinstance(build(cfg.data), ShardDataModule)
+        stage = instantiate(cfg.stage)
+    assert isinstance(stage, Stage) and isinstance(instantiate(cfg.data), ShardDataModule)
     for part, expected in ({} if name.startswith(SMALL) else COUNTS[name]).items():
         assert count(stage.model.get_submodule(part)) == expected, part
     frozen = isinstance(stage, LatentDiffusionStage)
     assert not frozen or not any(p.requires_grad for p in stage.model.first_stage.parameters())
     assert stage.averaged_parameters()
     for callback in cfg.callbacks.values():
-        build(callback)
+        instantiate(callback)
     for logger in cfg.logger.values():
-        build(logger)
-    optimizer = build(cfg.stage.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+        instantiate(logger)
+    optimizer = instantiate(cfg.stage.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
 
 
@@ -190,7 +184,7 @@ def test_the_published_recipes():
     cfg = compose("train", ["experiment=ldm_f8_text", *GIVEN])
     assert (cfg.data.global_batch_size, cfg.optimizer.lr, cfg.data.size) == (2048, 1e-4, 256)
     assert text.learning_rate(4999) == 0.5 and text.learning_rate(9999) == text.learning_rate(10**6) == 1
-    schedule = build(cfg.schedule)
+    schedule = instantiate(cfg.schedule)
     beta = 1 - (schedule.alpha(torch.tensor([1.0, 1000.0])) / schedule.alpha(torch.tensor([0.0, 999.0]))) ** 2
     torch.testing.assert_close(beta.flatten(), torch.tensor([0.00085, 0.012]), rtol=2e-3, atol=0)
     assert cfg.conditioner.conditioners.text.dropout == 0.1 and cfg.callbacks.ema.decay == 0.9999
@@ -200,14 +194,14 @@ def test_the_published_recipes():
 
 def build_stage(name: str) -> Stage:
     with torch.device("meta"):
-        return build(compose("train", [f"experiment={name}", *GIVEN]).stage)
+        return instantiate(compose("train", [f"experiment={name}", *GIVEN]).stage)
 
 
 @pytest.mark.parametrize(("stage", "group", "name"), LEAVES, ids=[f"{g}/{n}" for _, g, n in LEAVES])
 def test_a_leaf_builds(stage, group, name):
     cfg = compose("train", ["name=x", "trainer.max_steps=1000", f"stage={stage}", f"{group}={name}", *GIVEN])
     with torch.device("meta"):
-        made = build(cfg[group])
+        made = instantiate(cfg[group])
     if name in PARTS.get(group, {}):
         assert count(made) == PARTS[group][name]
     if group in ("autoencoder", "denoiser", "conditioner"):
@@ -218,13 +212,13 @@ def test_a_leaf_builds(stage, group, name):
 
 @pytest.mark.parametrize("name", options("data"))
 def test_a_data_config_builds(name):
-    cfg = compose("train", ["experiment=debug_ae", f"data={name}", "data.shards=shards"])
-    assert build(cfg.data).steps == cfg.trainer.max_steps
+    cfg = compose("train", ["experiment=debug/ae", f"data={name}", "data.shards=shards"])
+    assert instantiate(cfg.data).steps == cfg.trainer.max_steps
 
 
 @pytest.mark.parametrize("name", options("trainer"))
 def test_a_trainer_config_has_arguments_of_the_trainer(name):
-    settings = compose("train", ["experiment=debug_ae", f"trainer={name}"]).trainer
+    settings = compose("train", ["experiment=debug/ae", f"trainer={name}"]).trainer
     known = inspect.signature(Trainer).parameters
     assert {key for key in settings if key != "_target_"} <= set(known)
     assert settings.use_distributed_sampler is False and settings.enable_checkpointing is False
@@ -232,13 +226,13 @@ def test_a_trainer_config_has_arguments_of_the_trainer(name):
 
 @pytest.mark.parametrize("name", options("logger"))
 def test_a_logger_builds(name):
-    for logger in compose("train", ["experiment=debug_ae", f"logger={name}"]).logger.values():
-        build(logger)
+    for logger in compose("train", ["experiment=debug/ae", f"logger={name}"]).logger.values():
+        instantiate(logger)
 
 
 @pytest.mark.parametrize("names", ["csv", "tensorboard", "[wandb,tensorboard]", "wandb"])
 def test_several_loggers_at_once_and_the_csv_always(names):
-    found = compose("train", ["experiment=debug_ae", f"logger={names}"]).logger
+    found = compose("train", ["experiment=debug/ae", f"logger={names}"]).logger
     assert set(found) == {"csv", *names.strip("[]").split(",")}
 
 
@@ -249,7 +243,7 @@ def test_a_source_builds(name, tmp_path):
     given = [] if path is None else [f"source.path={path}"]
     cfg = compose("pack", [f"source={name}", "out=out", *given])
     try:
-        build(cfg.source)
+        instantiate(cfg.source)
     except UserError as error:
         assert "font" in str(error), "only the emoji's font may be missing here"
 
@@ -257,15 +251,15 @@ def test_a_source_builds(name, tmp_path):
 @pytest.mark.parametrize("name", options("spacing"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_sampling_builds(sampler, name):
-    cfg = compose("sample", ["ckpt=a", "prompts=[a]", f"sampler={sampler}", f"spacing={name}"])
-    assert callable(build(cfg.sampler))
-    times = build(cfg.spacing)(ScaledLinear(), cfg.steps)
+    cfg = compose("sample", ["ckpt=a", "prompts=[a]", f"sampler={sampler}", f"timestep_spacing={name}"])
+    assert callable(instantiate(cfg.sampler))
+    times = instantiate(cfg.timestep_spacing)(ScaledLinear(), cfg.steps)
     assert len(times) == cfg.steps + 1 == len(trailing(1000, cfg.steps))
 
 
 @pytest.mark.parametrize("name", options("guidance"))
 def test_guidance_builds(name):
-    guidance = build(compose("sample", ["ckpt=a", "prompts=[a]", f"guidance={name}"]).guidance)
+    guidance = instantiate(compose("sample", ["ckpt=a", "prompts=[a]", f"guidance={name}"]).guidance)
     assert isinstance(guidance, Guidance)
     cond = Conditioning(torch.ones(2, 1, 4), None, torch.ones(2, 1, 3, 3))
     denoise = guidance(lambda z, t, c: z * c.context.mean(), ScaledLinear(), Eps(), cond, cond, 1.5)
@@ -277,7 +271,7 @@ def test_guidance_builds(name):
 @pytest.mark.parametrize("parameterization", options("parameterization"))
 def test_any_schedule_goes_with_any_prediction_but_eps_with_pure_noise(schedule, parameterization):
     y, noise = (
-        build(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+        instantiate(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
         for group, name in (("parameterization", parameterization), ("schedule", schedule))
     )
     if (schedule, parameterization) == ("rectified_flow", "eps"):
@@ -300,8 +294,8 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_known_recipe_is_a_line_of_overrides(name):
-    cfg = compose("train", ["experiment=debug_text", "data.shards=shards", *RECIPES[name]])
-    assert isinstance(build(cfg.stage), LatentDiffusionStage)
+    cfg = compose("train", ["experiment=debug/text", "data.shards=shards", *RECIPES[name]])
+    assert isinstance(instantiate(cfg.stage), LatentDiffusionStage)
 
 
 @pytest.mark.parametrize("name", options("task"))
@@ -309,7 +303,7 @@ def test_a_task_builds(name):
     words = ["ckpt=a", "prompts=[a]", f"task={name}"]
     wanted = compose("sample", words, complete=False).task
     given = {k: "[0]" if k == "labels" else "a" for k in wanted if OmegaConf.is_missing(wanted, k)}
-    build(compose("sample", [*words, *(f"task.{k}={v}" for k, v in given.items())]).task)
+    instantiate(compose("sample", [*words, *(f"task.{k}={v}" for k, v in given.items())]).task)
 
 
 @pytest.mark.parametrize(

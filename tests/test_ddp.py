@@ -14,24 +14,24 @@ import train
 from ldm.callbacks.checkpoint import newest_checkpoint
 from ldm.callbacks.preemption import REQUEUE
 from ldm.data.demo.scenes import DemoScenes
-from ldm.data.shards import write_shards
-from tests import ranks, tiny
+from ldm.data.prepare.write_shards import write_shards
+from tests.support import ranks, tiny
 
 STEPS = 30
 EXACT = [
     "trainer.precision=64-true",
     f"trainer.max_steps={STEPS}",
     "callbacks.ema=null",  # fp32 by design
-    "callbacks.pictures=null",
+    "callbacks.images=null",
     "callbacks.checkpoint.every_n_steps=1000",
-    "+callbacks.poison={_target_: tests.ranks.Poison, step: 7}",
+    "+callbacks.poison={_target_: tests.support.ranks.Poison, step: 7}",
 ]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     """A dozen drawn scenes in a shard."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_shards(DemoScenes("train", 12), folder)
     return folder
 
@@ -41,11 +41,11 @@ def in_double() -> None:
     torch.Tensor.float = torch.Tensor.double
 
 
-def both_stages(pictures: Path, folder: Path, first: Path) -> None:
+def both_stages(images: Path, folder: Path, first: Path) -> None:
     """Stage 1, and stage 2 on a first stage that is rounded to fp32 where it is loaded."""
-    shards = f"data.shards={pictures}"
+    shards = f"data.shards={images}"
     for name, more in (("ae", []), ("text", [f"first_stage={first}"])):
-        sys.argv = ["train.py", f"experiment=debug_{name}", shards, f"run={folder / name}", *EXACT, *more]
+        sys.argv = ["train.py", f"experiment=debug/{name}", shards, f"run={folder / name}", *EXACT, *more]
         train.main()
 
 
@@ -67,15 +67,15 @@ def compare(one: Path, many: Path) -> None:
         assert skipped[0] == skipped[1] and skipped[0][7] == 0 and skipped[0][8] == skipped[0][STEPS] == 1
 
 
-def check(world: int, pictures: Path, folder: Path, monkeypatch) -> None:
+def check(world: int, images: Path, folder: Path, monkeypatch) -> None:
     """`world` ranks under torchrun against this process."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(sys, "argv", [])
     first = folder / "one" / "ae" / "autoencoder.safetensors"
-    both_stages(pictures, folder / "one", first)
+    both_stages(images, folder / "one", first)
     words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", __file__]
     done = subprocess.run(
-        [sys.executable, *words, str(pictures), str(folder / "many"), str(first)],
+        [sys.executable, *words, str(images), str(folder / "many"), str(first)],
         cwd=ranks.ROOT,
         env={**os.environ, "PYTHONPATH": str(ranks.ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -88,13 +88,13 @@ def check(world: int, pictures: Path, folder: Path, monkeypatch) -> None:
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_equal_one_process(pictures, tmp_path, monkeypatch):
-    check(2, pictures, tmp_path, monkeypatch)
+def test_two_ranks_equal_one_process(images, tmp_path, monkeypatch):
+    check(2, images, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_four_ranks_equal_one_process(pictures, tmp_path, monkeypatch):
-    check(4, pictures, tmp_path, monkeypatch)
+def test_four_ranks_equal_one_process(images, tmp_path, monkeypatch):
+    check(4, images, tmp_path, monkeypatch)
 
 
 def alone(monkeypatch, *words: str) -> None:
@@ -104,12 +104,12 @@ def alone(monkeypatch, *words: str) -> None:
 
 
 @pytest.mark.multiprocess
-def test_told_to_stop_and_killed(pictures, tmp_path, monkeypatch):
+def test_told_to_stop_and_killed(images, tmp_path, monkeypatch):
     """SIGTERM to one rank and its loader: all save and exit for requeueing. kill -9 to one rank: all end."""
     run, straight = tmp_path / "run", tmp_path / "straight"
-    words = ["experiment=debug_ae", f"data.shards={pictures}", "callbacks.checkpoint.every_n_steps=5"]
+    words = ["experiment=debug/ae", f"data.shards={images}", "callbacks.checkpoint.every_n_steps=5"]
     words += ["optimizer.lr=1e-5"]  # what two ranks' order of sums makes of a gradient of 0, Adam blows up
-    slow = ["+callbacks.slow={_target_: tests.ranks.Slow, seconds: 0.05}", "data.num_workers=1"]
+    slow = ["+callbacks.slow={_target_: tests.support.ranks.Slow, seconds: 0.05}", "data.num_workers=1"]
     endless = [*words, *slow, f"run={run}", "trainer.max_steps=100000", "resume=auto"]
 
     both = ranks.srun(2, *endless)
@@ -139,10 +139,10 @@ def test_told_to_stop_and_killed(pictures, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_four_ranks_go_on_in_the_same_bits(pictures, tmp_path):
+def test_four_ranks_go_on_in_the_same_bits(images, tmp_path):
     """Stopped and gone on: DDP's buckets, and so the order of sums, are those of the start."""
-    words = ["experiment=debug_ae", f"data.shards={pictures}", "trainer.max_steps=16"]
-    slow = "+callbacks.slow={_target_: tests.ranks.Slow, seconds: 0.2}"
+    words = ["experiment=debug/ae", f"data.shards={images}", "trainer.max_steps=16"]
+    slow = "+callbacks.slow={_target_: tests.support.ranks.Slow, seconds: 0.2}"
     assert set(ranks.ended(ranks.srun(4, *words, f"run={tmp_path / 'straight'}"), 400)) == {0}
     four = ranks.srun(4, *words, slow, f"run={tmp_path / 'run'}")
     ranks.wait(four, ranks.passed(tmp_path / "run", 6))

@@ -1,4 +1,4 @@
-"""Pictures side by side."""
+"""Images side by side."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_to_pil_undoes_what_the_stage_does_to_bytes():
     assert list(to_pil(stored.float() / 127.5 - 1).getdata(1)) == list(range(256))
 
 
-def test_every_picture_stands_in_its_place():
+def test_every_image_stands_in_its_place():
     colours = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255)]]
     rows = [(f"row {i}", [Image.new("RGB", (8, 6), c) for c in row]) for i, row in enumerate(colours)]
     sheet = labelled_grid(rows, scale=2)
@@ -35,14 +35,14 @@ def test_every_picture_stands_in_its_place():
             for corner in ((left, top), (left + 15, top + 11)):
                 assert sheet.getpixel(corner) == colour
     ground = sheet.getpixel((0, 0))
-    assert sheet.getpixel((LABEL_WIDTH + 16 + MARGIN, MARGIN + 12 + MARGIN)) == ground, "no fourth picture"
+    assert sheet.getpixel((LABEL_WIDTH + 16 + MARGIN, MARGIN + 12 + MARGIN)) == ground, "no fourth image"
     labels = sheet.crop((0, 0, LABEL_WIDTH, sheet.height))
     assert len(labels.getcolors()) > 1, "the words are drawn"
 
 
-def test_long_labels_stay_beside_their_pictures():
+def test_long_labels_stay_beside_their_images():
     label = "a small blue square left of a large yellow triangle on a black background"
     sheet = labelled_grid([(label, [Image.new("RGB", (64, 64))])])
     assert sheet.size == (LABEL_WIDTH + 64 + MARGIN, 64 + 2 * MARGIN)
     column = sheet.crop((LABEL_WIDTH - 2, 0, LABEL_WIDTH, sheet.height))
-    assert len(column.getcolors()) == 1, "no word reaches the pictures"
+    assert len(column.getcolors()) == 1, "no word reaches the images"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trials.job import Job, kill, until
-from tests.trials.kill import ASKED, CLOSE, ELASTIC, KILLS, Trial, words
+from tests.support.trials.job import Job, kill, until
+from tests.support.trials.kill import ASKED, CLOSE, ELASTIC, KILLS, Trial, words
 
 
 @pytest.mark.multiprocess
@@ -16,7 +16,7 @@ def test_two_ranks_killed_while_saving_end_with_the_same_weights(tmp_path: Path)
 
 @pytest.mark.multiprocess
 def test_a_rank_that_hangs_ends_the_job_with_every_ranks_stack(tmp_path: Path) -> None:
-    hang = ("+callbacks.hang={_target_: tests.ranks.Hang, step: 3}",)
+    hang = ("+callbacks.hang={_target_: tests.support.ranks.Hang, step: 3}",)
     hang += ("callbacks.watchdog.seconds=10", "+callbacks.watchdog.grace=2")
     job = Job((*words("ae", tmp_path, 1000), *hang), tmp_path / "run", 2)
     started = job.start()

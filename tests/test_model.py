@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldm.conditioning.base import Compose, Conditioner
-from ldm.conditioning.rescalers import Unshuffle
-from ldm.conditioning.spatial import LatentPicture, NumberMap
+from ldm.conditioning.rescalers import PixelUnshuffle
+from ldm.conditioning.spatial import LatentImage, ScalarMap
 from ldm.diffusion.guidance import Nested, guided, interval, two_conditions
 from ldm.diffusion.parameterization import Eps, V
 from ldm.diffusion.samplers.ddim import ddim
@@ -17,7 +17,7 @@ from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.networks.unet import UNet
 from ldm.typing import Conditioning
-from tests import tiny
+from tests.support import tiny
 
 CAPTIONS = ["a red square", "a green square", "a blue square"]
 
@@ -33,8 +33,8 @@ def model():
     return model
 
 
-class Picture(Conditioner):
-    """One channel beside the latent, of the value that the batch's `picture` has; its null is 0."""
+class Image(Conditioner):
+    """One channel beside the latent, of the value that the batch's `image` has; its null is 0."""
 
     def forward(self, values):
         return Conditioning(concat=torch.stack([torch.full((1, 4, 4), float(v)) for v in values]))
@@ -45,10 +45,10 @@ class Picture(Conditioner):
 
 @pytest.fixture(scope="module")
 def edits():
-    """A model of a picture (concat) and a text (context)."""
+    """A model of a image (concat) and a text (context)."""
     torch.manual_seed(0)
     text = tiny.diffusion().conditioner.conditioners["text"]
-    conditioner = Compose({"text": text, "picture": Picture("picture", 0.1)})
+    conditioner = Compose({"text": text, "image": Image("image", 0.1)})
     unet = UNet(5, 4, 16, (1, 2), 1, (1,), 2, None, 8, 8)
     model = LatentDiffusion(unet, tiny.autoencoder(), conditioner, Cosine(100), V()).eval()
     for p in model.denoiser.parameters():
@@ -58,19 +58,19 @@ def edits():
 
 
 def edited(model, scale, guidance, pictures=(0.5, -0.5)):
-    """(Pictures, the sizes of the batches that the network was given.)"""
+    """(Images, the sizes of the batches that the network was given.)"""
     sizes = []
     hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    batch = {"caption": CAPTIONS[:2], "picture": list(pictures)}
+    batch = {"caption": CAPTIONS[:2], "image": list(pictures)}
     times = trailing(model.schedule, 4)
     drawn = model.generate(batch, [0, 1], (16, 16), ddim, times, scale, guidance=guidance)
     hook.remove()
     return drawn, sizes
 
 
-def test_a_picture_and_a_text_guide_with_a_scale_each(edits):
+def test_a_image_and_a_text_guide_with_a_scale_each(edits):
     both, sizes = edited(edits, 3.0, partial(two_conditions, image_scale=1.5))
-    assert sizes == [6] * 4, "null, picture, and picture with text, in one pass"
+    assert sizes == [6] * 4, "null, image, and image with text, in one pass"
     same, sizes = edited(edits, 3.0, partial(two_conditions, image_scale=3.0))
     one, guided_sizes = edited(edits, 3.0, guided)
     torch.testing.assert_close(same, one, rtol=0, atol=1e-5)  # one scale for both is the plain guidance
@@ -90,7 +90,7 @@ def test_scale_1_passes_the_batch_once_as_it_is(edits, guidance):
 def test_outside_the_interval_the_batch_passes_once_as_it_is(edits):
     times = trailing(edits.schedule, 4)[:4]
     ratio = (-edits.schedule.lam(times)).exp().flatten()
-    within = partial(interval, low=ratio[3].item(), high=ratio[1].item(), guidance=two_conditions)
+    within = partial(interval, low=ratio[3].item(), high=ratio[1].item(), guidance=instruct_pix2pix)
     _, sizes = edited(edits, 3.0, within)
     assert sizes == [2, 6, 6, 2], "low is outside and high is inside"
 
@@ -102,7 +102,7 @@ def draw(model, seeds, captions=None, scale=2.0, eta=0.0, negative=None, size=(1
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_picture_depends_on_its_own_seed_alone(model, eta):
+def test_a_image_depends_on_its_own_seed_alone(model, eta):
     order = [6, 2, 5, 0, 3, 1, 4]
     together = draw(model, order, eta=eta)
     for place, seed in enumerate(order):
@@ -118,7 +118,7 @@ def test_seed_and_caption_each_matter(model):
     assert torch.equal(one, draw(model, [0, 1], CAPTIONS[:1] * 2)[0])
 
 
-def test_pictures_are_pixels_of_the_size_asked_for(model):
+def test_images_are_pixels_of_the_size_asked_for(model):
     wide = draw(model, [0, 1], size=(8, 24))
     assert wide.shape == (2, 3, 8, 24) and wide.abs().max() <= 1
 
@@ -174,11 +174,11 @@ def test_a_parameterization_that_the_schedule_does_not_allow_is_refused():
 
 
 def conditioned(**dropouts):
-    """By text, a map beside the latent and a picture's latent, each dropped by its own probability."""
+    """By text, a map beside the latent and a image's latent, each dropped by its own probability."""
     parts = {
         "text": tiny.diffusion().conditioner.conditioners["text"],
-        "depth": NumberMap("depth", 0.2, 4, Unshuffle(1, 4)),
-        "picture": LatentPicture(4, 0.2, 4, key="image"),
+        "depth": ScalarMap("depth", 0.2, 4, PixelUnshuffle(1, 4)),
+        "image": LatentImage(4, 0.2, 4, key="image"),
     }
     for name, dropout in dropouts.items():
         parts[name].dropout = dropout
@@ -205,7 +205,7 @@ def eps_of(denoise, side=4, n=2):
         return denoise(z_t, torch.tensor(50.0))[1]
 
 
-def test_a_pictures_latent_is_the_posteriors_mean_normalised():
+def test_a_images_latent_is_the_posteriors_mean_normalised():
     model, batch = conditioned(), given()
     model.first_stage.set_latent_statistics([0.1] * 4, [2.0] * 4)
     x = batch["image"].float() / 127.5 - 1
@@ -217,10 +217,10 @@ def test_a_pictures_latent_is_the_posteriors_mean_normalised():
 
 
 def test_guidance_keeps_what_training_never_drops():
-    model, batch = conditioned(depth=0.0, picture=0.0), given()
-    y, null = (eps_of(model.denoise(batch, 1.0, keep=keep)) for keep in (None, ()))
+    model, batch = conditioned(depth=0.0, image=0.0), given()
+    y, null = (eps_of(model.denoise(batch, 1.0, active=active)) for active in (None, ()))
     torch.testing.assert_close(eps_of(model.denoise(batch, 3.0)), null + 3 * (y - null), rtol=1e-3, atol=1e-4)
-    kept = eps_of(model.denoise({**batch, "depth": -batch["depth"]}, 1.0, keep=()))
+    kept = eps_of(model.denoise({**batch, "depth": -batch["depth"]}, 1.0, active=()))
     assert (kept - null).norm() > 1e-3, "the depth is in the null, for the network knows no absence of it"
     away = model.denoise(batch, 3.0, negative={"caption": ["a red square"] * 2})
     other = eps_of(model.denoise({**batch, "caption": ["a red square"] * 2}, 1.0))
@@ -230,8 +230,8 @@ def test_guidance_keeps_what_training_never_drops():
 def test_a_negative_prompt_leaves_the_other_conditions_null():
     model, batch = conditioned(), given()
     y, other = (
-        eps_of(model.denoise({**batch, "caption": words}, 1.0, keep=keep))
-        for words, keep in ((batch["caption"], None), (["a red square"] * 2, {"text"}))
+        eps_of(model.denoise({**batch, "caption": words}, 1.0, active=active))
+        for words, active in ((batch["caption"], None), (["a red square"] * 2, {"text"}))
     )
     away = eps_of(model.denoise(batch, 3.0, negative={"caption": ["a red square"] * 2}))
     torch.testing.assert_close(away, other + 3 * (y - other), rtol=1e-3, atol=1e-4)
@@ -239,15 +239,15 @@ def test_a_negative_prompt_leaves_the_other_conditions_null():
 
 def test_several_conditions_are_guided_by_a_scale_each():
     model, batch = conditioned(), given()
-    guidance = Nested({"picture": 1.5, "depth": 2.0})
+    guidance = Nested({"image": 1.5, "depth": 2.0})
     e0, e1, e2, e3 = (
-        eps_of(model.denoise(batch, 1.0, keep=keep))
-        for keep in ((), {"picture"}, {"picture", "depth"}, {"picture", "depth", "text"})
+        eps_of(model.denoise(batch, 1.0, active=active))
+        for active in ((), {"image"}, {"image", "depth"}, {"image", "depth", "text"})
     )
     expected = e0 + 1.5 * (e1 - e0) + 2.0 * (e2 - e1) + 4.0 * (e3 - e2)
     got = eps_of(model.denoise(batch, 4.0, guidance=guidance))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(UserError, match="no condition pose: the model's are text, depth, picture"):
+    with pytest.raises(UserError, match="no condition pose: the model's are text, depth, image"):
         model.denoise(batch, 4.0, guidance=Nested({"pose": 2.0}))
 
 
@@ -260,7 +260,7 @@ def test_it_draws_beyond_the_training_size_and_says_what_has_another():
 
 
 def test_guidance_without_a_dropped_condition_is_refused():
-    model = conditioned(text=0.0, depth=0.0, picture=0.0)
+    model = conditioned(text=0.0, depth=0.0, image=0.0)
     with pytest.raises(UserError, match="trained with none dropped: give scale=1"):
         model.denoise(given(), 2.0)
     assert eps_of(model.denoise(given(), 1.0)).isfinite().all()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm.cli import submit
-from ldm.cli.composition import compose, sweep_points
+from ldm.cli.config.compose import compose, sweep_points
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -11,9 +11,9 @@ from wandb.sdk.launch.sweeps import utils as agent
 
 import train
 from ldm.cli import compare
-from ldm.cli.composition import CONFIGS, compose, sweep_points
+from ldm.cli.config.compose import CONFIGS, compose, sweep_points
 from ldm.data.demo.scenes import DemoScenes
-from ldm.data.shards import write_shards
+from ldm.data.prepare.write_shards import write_shards
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
 
@@ -57,17 +57,17 @@ def test_bayes_ends_hopeless_points_early():
 
 
 def test_a_multirun_gives_every_point_a_folder():
-    words = ["experiment=demo_text", "optimizer.lr=1e-3,2e-3,4e-3", "times.std=1.0,1.5"]
+    words = ["experiment=demo/text", "optimizer.lr=1e-3,2e-3,4e-3", "times.std=1.0,1.5"]
     points = sweep_points([*words, "run=runs/sweep/${optimizer.lr}_${times.std}"])
     assert len({compose("train", point).run for point in points}) == 3
 
 
 def test_two_points_by_multirun(tmp_path, monkeypatch, capsys):
     """Each trains into a folder of its own, and one table shows them."""
-    write_shards(DemoScenes("train", 12), tmp_path / "pictures")
-    words = ["experiment=debug_ae", f"data.shards={tmp_path}/pictures", "trainer.max_steps=5"]
+    write_shards(DemoScenes("train", 12), tmp_path / "images")
+    words = ["experiment=debug/ae", f"data.shards={tmp_path}/images", "trainer.max_steps=5"]
     words += [
-        "callbacks.pictures=null",
+        "callbacks.images=null",
         "optimizer.lr=1e-4,1e-3",
         f"run={tmp_path}/runs/" + "${optimizer.lr}",
     ]
@@ -113,11 +113,11 @@ def test_six_points_by_the_agent_itself(tmp_path):
         "stage.perceptual_weight": {"values": [0.5, 1.0]},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    write_shards(DemoScenes("train", 12), tmp_path / "pictures")
+    write_shards(DemoScenes("train", 12), tmp_path / "images")
     tiny = [
-        "experiment=debug_ae",
-        f"data.shards={tmp_path}/pictures",
-        f"data.val_shards={tmp_path}/pictures",
+        "experiment=debug/ae",
+        f"data.shards={tmp_path}/images",
+        f"data.val_shards={tmp_path}/images",
         "trainer.max_steps=4",
         "adversary.start=2",
         "trainer.val_check_interval=2",
@@ -131,7 +131,7 @@ def test_six_points_by_the_agent_itself(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    python("tests.agent", str(tmp_path / "sweep.yaml"), *tiny)
+    python("tests.support.wandb_agent", str(tmp_path / "sweep.yaml"), *tiny)
     runs = sorted(str(path) for path in (tmp_path / "runs").iterdir())
     assert [Path(run).name for run in runs] == [f"point{i}" for i in range(6)]
     assert all(list(Path(run).glob("wandb/offline-run-*/run-point*.wandb")) for run in runs)

@@ -19,10 +19,10 @@ from ldm.callbacks.ema import EMA
 from ldm.cli import encode_latents, evaluate
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.latents import read_header
-from ldm.data.shards import write_shards
+from ldm.data.prepare.write_shards import write_shards
 from ldm.diffusion.weighting import LearnedUncertainty, Uniform
-from ldm.interop import safetensors
-from tests import tiny
+from ldm.interop import model_file
+from tests.support import tiny
 
 ROOT = Path(__file__).parents[1]
 CAPTION = "a large red circle on a white background"
@@ -97,9 +97,9 @@ def test_a_finished_run_can_be_made_longer(build, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     """A dozen drawn scenes in a shard."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_shards(DemoScenes("train", 12), folder)
     return folder
 
@@ -121,28 +121,28 @@ def shell(monkeypatch, capsys):
     return run
 
 
-def test_the_main_job_from_pictures_to_a_score(shell, pictures, tmp_path):
+def test_the_main_job_from_images_to_a_score(shell, images, tmp_path):
     first, second = tmp_path / "ae", tmp_path / "text"
-    words = ("experiment=debug_ae", f"data.shards={pictures}", "trainer.max_steps=5")
-    status, out, err = shell(train.main, *words, f"run={first}", f"data.val_shards={pictures}")
+    words = ("experiment=debug/ae", f"data.shards={images}", "trainer.max_steps=5")
+    status, out, err = shell(train.main, *words, f"run={first}", f"data.val_shards={images}")
     assert status == 0, err
     assert "debug_ae: " in out and "batch 4 over 1 process(es), 5 steps, rate 0.0001 (never rescaled)" in out
     assert {p.name for p in first.iterdir()} == {
-        "autoencoder.safetensors", "checkpoints", "config.yaml", "metrics.csv", "pictures",
+        "autoencoder.safetensors", "checkpoints", "config.yaml", "metrics.csv", "images",
     }  # fmt: skip
 
     weights, latents = first / "autoencoder.safetensors", tmp_path / "latents"
-    where = (f"first_stage={weights}", f"shards={pictures}", f"out={latents}", "size=64")
+    where = (f"first_stage={weights}", f"shards={images}", f"out={latents}", "size=64")
     status, out, err = shell(encode_latents.main, *where)
-    assert status == 0 and f"latents of 12 pictures to {latents}" in out, err
+    assert status == 0 and f"latents of 12 images to {latents}" in out, err
     autoencoder = encode_latents.load_first_stage(str(weights), "cpu")
     header = read_header([latents / "00000.tar"])
-    assert header.autoencoder == safetensors.content_hash(autoencoder) and header.shape == (8, 8, 8)
+    assert header.autoencoder == model_file.content_hash(autoencoder) and header.shape == (8, 8, 8)
 
-    words = ("experiment=debug_text", f"data.shards={latents}", "trainer.max_steps=3", f"run={second}")
+    words = ("experiment=debug/text", f"data.shards={latents}", "trainer.max_steps=3", f"run={second}")
     status, out, err = shell(train.main, *words, f"first_stage={weights}")
     assert status == 0, err
-    assert (second / "pictures" / "step00000003.png").is_file()
+    assert (second / "images" / "step00000003.png").is_file()
 
     status, _, err = shell(train.main, *words, f"first_stage={weights}")
     assert status == 2 and "already holds checkpoints: go on from them with resume=auto" in err
@@ -152,49 +152,49 @@ def test_the_main_job_from_pictures_to_a_score(shell, pictures, tmp_path):
     ckpt, out_folder = second / "latent_diffusion.safetensors", tmp_path / "samples"
     asked = (f"ckpt={ckpt}", f"prompts=['{CAPTION}']", "n=2", "steps=2", f"out={out_folder}")
     status, out, err = shell(sample.main, *asked)
-    assert status == 0 and "wrote 2 pictures" in out, err
+    assert status == 0 and "wrote 2 images" in out, err
     assert Image.open(out_folder / "0000_000001.png").size == (64, 64)
 
     scored = (f"ckpt={ckpt}", "n=2", "steps=2", "batch_size=2", f"out={tmp_path / 'score'}")
     status, out, err = shell(evaluate.main, *scored)
-    assert status == 0 and "drawn pictures (ceiling)" in out, err
+    assert status == 0 and "drawn images (ceiling)" in out, err
     scores = json.loads((tmp_path / "score" / "scores.json").read_text())
-    assert scores["drawn pictures (ceiling)"]["passed"] in (2, 1.0, 100.0)
+    assert scores["drawn images (ceiling)"]["passed"] in (2, 1.0, 100.0)
 
     other = tmp_path / "other.safetensors"
     torch.nn.init.normal_(autoencoder.decoder.conv_out.weight)
-    _, config, _ = safetensors.load(weights, "autoencoder")
-    safetensors.save(other, autoencoder.state_dict(), config, "autoencoder", {})
-    words = ("experiment=debug_text", f"data.shards={latents}", f"run={tmp_path / 'more'}")
+    _, config, _ = model_file.load(weights, "autoencoder")
+    model_file.save(other, autoencoder.state_dict(), config, "autoencoder", {})
+    words = ("experiment=debug/text", f"data.shards={latents}", f"run={tmp_path / 'more'}")
     status, _, err = shell(train.main, *words, f"first_stage={other}")
     assert status == 2 and err.count("\n") == 1
     assert "are of autoencoder" in err and "encode them again with `python -m ldm.cli.encode_latents`" in err
     status, _, err = shell(
-        train.main, "experiment=debug_ae", f"data.shards={latents}", f"run={tmp_path / 'm'}"
+        train.main, "experiment=debug/ae", f"data.shards={latents}", f"run={tmp_path / 'm'}"
     )
-    assert status == 2 and "holds latents and stage 1 trains on pictures" in err
+    assert status == 2 and "holds latents and stage 1 trains on images" in err
 
 
 MISTAKES = [
-    (["experiment=debug_tex"], "no experiment 'debug_tex'; nearest: debug_text"),
+    (["experiment=debug/tex"], "no experiment 'debug_tex'; nearest: debug_text"),
     (
-        ["experiment=debug_ae", "trainer.max_steps=4"],
+        ["experiment=debug/ae", "trainer.max_steps=4"],
         "discriminator starts at step 4, past the end of training at 4",
     ),
-    (["experiment=debug_ae", "data.shards=/nowhere"], "there is no shard /nowhere"),
-    (["experiment=debug_ae", "resume=/nowhere.ckpt"], "there is no checkpoint /nowhere.ckpt"),
+    (["experiment=debug/ae", "data.shards=/nowhere"], "there is no shard /nowhere"),
+    (["experiment=debug/ae", "resume=/nowhere.ckpt"], "there is no checkpoint /nowhere.ckpt"),
     (
-        ["experiment=debug_ae", "trainer.devices=3", "trainer.strategy=ddp"],
+        ["experiment=debug/ae", "trainer.devices=3", "trainer.strategy=ddp"],
         "data.global_batch_size=4 does not divide over 3 processes",
     ),
-    (["experiment=debug_text", "first_stage=null"], "stage 2 needs a trained first stage"),
-    (["experiment=debug_text", "first_stage=/nowhere.safetensors"], "no weight file /nowhere.safetensors"),
+    (["experiment=debug/text", "first_stage=null"], "stage 2 needs a trained first stage"),
+    (["experiment=debug/text", "first_stage=/nowhere.safetensors"], "no weight file /nowhere.safetensors"),
 ]
 
 
 @pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
-def test_what_is_missing_is_one_sentence_before_any_work(shell, pictures, tmp_path, words, sentence):
-    shards = [] if any("data.shards" in word for word in words) else [f"data.shards={pictures}"]
+def test_what_is_missing_is_one_sentence_before_any_work(shell, images, tmp_path, words, sentence):
+    shards = [] if any("data.shards" in word for word in words) else [f"data.shards={images}"]
     status, out, err = shell(train.main, *words, *shards, f"run={tmp_path / 'run'}")
     assert status == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and sentence in err, err
@@ -202,9 +202,9 @@ def test_what_is_missing_is_one_sentence_before_any_work(shell, pictures, tmp_pa
 
 
 @pytest.mark.multiprocess
-def test_two_processes_train_as_one(shell, pictures, tmp_path):
+def test_two_processes_train_as_one(shell, images, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    words = ["experiment=debug_ae", f"data.shards={pictures}", f"data.val_shards={pictures}"]
+    words = ["experiment=debug/ae", f"data.shards={images}", f"data.val_shards={images}"]
     ranks = ["trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true", f"run={two}"]
     done = subprocess.run(
         [sys.executable, "train.py", *words, *ranks], cwd=ROOT, capture_output=True, text=True, timeout=240
@@ -227,9 +227,9 @@ def test_two_processes_train_as_one(shell, pictures, tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_killed_and_gone_on_with_resume_auto(shell, pictures, tmp_path):
+def test_killed_and_gone_on_with_resume_auto(shell, images, tmp_path):
     killed, straight = tmp_path / "killed", tmp_path / "straight"
-    words = ["experiment=debug_ae", f"data.shards={pictures}", "callbacks.checkpoint.every_n_steps=2"]
+    words = ["experiment=debug/ae", f"data.shards={images}", "callbacks.checkpoint.every_n_steps=2"]
     endless = [*words, f"run={killed}", "trainer.max_steps=100000", "resume=auto"]
     process = subprocess.Popen(
         [sys.executable, "train.py", *endless], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -250,7 +250,6 @@ def test_killed_and_gone_on_with_resume_auto(shell, pictures, tmp_path):
     assert losses[0] == losses[1] and max(losses[0]) == step + 3
     assert equal(state(straight, step + 3), state(killed, step + 3))
     ours, theirs = (
-        safetensors.load(folder / "autoencoder.safetensors", "autoencoder")[0]
-        for folder in (straight, killed)
+        model_file.load(folder / "autoencoder.safetensors", "autoencoder")[0] for folder in (straight, killed)
     )
     assert equal(ours, theirs)

@@ -1,1 +1,1 @@
-"""What watches and keeps a training run: averages, checkpoints, sampling files, pictures, speed."""
+"""What watches and keeps a training run: averages, checkpoints, model files, images, speed."""

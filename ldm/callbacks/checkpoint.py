@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 from ldm.stages.base import Stage
 
 LOG = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ FAILURES = 3
 """Saves in a row that may fail before the run is stopped."""
 
 
-class NotSaved(OSError):
+class CheckpointWriteError(OSError):
     """A checkpoint that could not be written; what was there before still is."""
 
 
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             sidecar(path).write_text(f"{digest}  {path.name}\n")
         except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise NotSaved(f"the checkpoint {path} could not be written ({reason})") from error
+            raise CheckpointWriteError(f"the checkpoint {path} could not be written ({reason})") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -139,7 +139,7 @@ class Checkpoint(Callback):
         self, folder: str, every_n_steps: int = 1000, keep: int = 2, milestone_every: int = 0
     ) -> None:
         if every_n_steps < 1 or keep < 2 or milestone_every < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"checkpoints need every_n_steps >= 1, keep >= 2 and milestone_every >= 0, not "
                 f"{every_n_steps}, {keep} and {milestone_every}"
             )
@@ -202,7 +202,7 @@ class Checkpoint(Callback):
         problem = ""
         try:
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step:08d}.ckpt", weights_only=False)
-        except NotSaved as error:
+        except CheckpointWriteError as error:
             problem = str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # at which the other ranks wait
         return trainer.strategy.broadcast(problem)

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from ldm.errors import InvalidValue
 from ldm.stages.base import Stage
 
 
@@ -15,15 +16,15 @@ class EMA(Callback):
     """ema <- d ema + (1 - d) parameter after each step, with d = min(decay, (1 + n)/(10 + n)) after n steps.
 
     n counts from the step `start`; until then the average is the parameters themselves. One multi-tensor
-    operation over `stage.averaged_parameters()`, in fp32. Validation, pictures and the sampling file use the
+    operation over `stage.averaged_parameters()`, in fp32. Validation, images and the model file use the
     average.
     """
 
     def __init__(self, decay: float = 0.9999, start: int = 0) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the EMA's decay must lie in [0, 1), not {decay}")
+            raise InvalidValue(f"the EMA's decay must lie in [0, 1), not {decay}")
         if start < 0:
-            raise ValueError(f"the EMA's start must be a step >= 0, not {start}")
+            raise InvalidValue(f"the EMA's start must be a step >= 0, not {start}")
         self.decay, self.start = decay, start
         self.num_updates = 0
         self.averages: dict[str, Tensor] = {}
@@ -89,15 +90,15 @@ def _copy(values: dict[str, Tensor], parameters: dict[str, Any]) -> None:
         parameter.copy_(values[name])
 
 
-def ema_of(trainer: Trainer) -> EMA | None:
+def find_ema(trainer: Trainer) -> EMA | None:
     """The trainer's EMA callback, where it has one."""
     return next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def averaged(trainer: Trainer, stage: Stage) -> Iterator[None]:
+def use_ema_weights(trainer: Trainer, stage: Stage) -> Iterator[None]:
     """`stage` with its averages in place, or as it is in a run without EMA."""
-    ema = ema_of(trainer)
+    ema = find_ema(trainer)
     if ema is None:
         yield
     else:

@@ -1,19 +1,19 @@
-"""Grids of pictures under the run's folder, at W&B and in TensorBoard, while it trains."""
+"""Grids of images under the run's folder, at W&B and in TensorBoard, while it trains."""
 
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 
-from ldm.callbacks.ema import averaged
-from ldm.callbacks.tensorboard_log import TensorBoardLog
-from ldm.callbacks.wandb_log import WandbLog
+from ldm.callbacks.ema import use_ema_weights
+from ldm.callbacks.loggers.tensorboard import TensorBoardLogger
+from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.grid import labelled_grid
 from ldm.stages.base import Stage
 
 
 class ImageLogger(Callback):
-    """`folder/step00001000.png` every `every_n_steps` and at the end: `stage.pictures` of the average."""
+    """`folder/step00001000.png` every `every_n_steps` and at the end: `stage.preview_images` of the average."""
 
     def __init__(self, folder: str, every_n_steps: int, scale: int = 1) -> None:
         self.folder, self.every_n_steps, self.scale = Path(folder), every_n_steps, scale
@@ -28,17 +28,17 @@ class ImageLogger(Callback):
         self.draw(trainer, stage)
 
     def draw(self, trainer: Trainer, stage: Stage) -> None:
-        """One PNG, and a gallery for each logger that shows pictures, by rank 0."""
+        """One PNG, and a gallery for each logger that shows images, by rank 0."""
         if not trainer.is_global_zero:
             return
         stage.eval()
-        with averaged(trainer, stage):
-            rows = stage.pictures(trainer.datamodule)  # type: ignore[attr-defined]
+        with use_ema_weights(trainer, stage):
+            rows = stage.preview_images(trainer.datamodule)  # type: ignore[attr-defined]
         stage.train()
         if not rows:  # stage 2 without prompts
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         labelled_grid(rows, self.scale).save(self.folder / f"step{trainer.global_step:08d}.png")
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLog | TensorBoardLog):
-                logger.log_pictures(rows, trainer.global_step)
+            if isinstance(logger, WandbLogger | TensorBoardLogger):
+                logger.log_images(rows, trainer.global_step)

@@ -24,4 +24,7 @@ class LatentStatistics(Callback):
             part, _ = next(stage.micro_batches(batch))
             with trainer.precision_plugin.forward_context():
                 z_0 = stage.latents(part).float()
-            stage.notes["train/latent_mean"], stage.notes["train/latent_std"] = z_0.mean(), z_0.std()
+            stage.extra_metrics["train/latent_mean"], stage.extra_metrics["train/latent_std"] = (
+                z_0.mean(),
+                z_0.std(),
+            )

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
 from ldm.callbacks.checkpoint import Checkpoint
-from ldm.callbacks.wandb_log import WandbLog
+from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.errors import UserError
 from ldm.stages.base import Stage
 
@@ -70,7 +70,7 @@ class Preemption(Callback):
             )
         status = REQUEUE if asked > 1 else self.status
         for logger in trainer.loggers:
-            if status and isinstance(logger, WandbLog):
+            if status and isinstance(logger, WandbLogger):
                 logger.preempted()
         print(f"\nasked to stop: saved step {trainer.global_step}, exit status {status}", flush=True)
         raise SystemExit(status)
@@ -78,7 +78,7 @@ class Preemption(Callback):
     def on_validation_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
         """End validation if any rank was asked to stop: the run then saves after its next step."""
         if trainer.global_step < trainer.max_steps and self._agreed():
-            stage.cut_short = True
+            stage.validation_interrupted = True
             raise StopIteration  # how a loader that has come to its end tells the loop
 
     def _agreed(self) -> int:

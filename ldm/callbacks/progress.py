@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Steps, time left, loss, pictures a second on all ranks, share of time spent waiting for data.
+    """Steps, time left, loss, images a second on all ranks, share of time spent waiting for data.
 
     In a terminal one line that is redrawn about twice a second; elsewhere, as in a job's log, a line every
     `seconds`.
@@ -54,8 +54,8 @@ class ProgressBar(TQDMProgressBar):
         metrics.pop("v_num", None)
         if self._lines:
             metrics = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in metrics.items()}
-        notes = getattr(stage, "notes", {})
-        if "speed/images_per_second" in notes:
-            metrics["img/s"] = f"{notes['speed/images_per_second'] * trainer.world_size:.3g}"
-            metrics["wait"] = f"{notes['speed/data_wait']:.0%}"
+        extra_metrics = getattr(stage, "notes", {})
+        if "speed/images_per_second" in extra_metrics:
+            metrics["img/s"] = f"{extra_metrics['speed/images_per_second'] * trainer.world_size:.3g}"
+            metrics["wait"] = f"{extra_metrics['speed/data_wait']:.0%}"
         return metrics

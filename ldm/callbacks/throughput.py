@@ -16,7 +16,7 @@ SPEEDS = ("speed/images_per_second", "speed/data_wait")
 class Throughput(Callback):
     """Adds to each logged row what this rank measured since the last one, validation left out.
 
-    speed/images_per_second   pictures a second on this rank
+    speed/images_per_second   images a second on this rank
     speed/data_wait           share of the time that it waited for a batch
     memory/peak_gib           largest memory so far: the GPU's, or the process' on a CPU
 
@@ -27,28 +27,28 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
         """The first batch, for which workers start, does not count."""
-        self._pictures = 0
+        self._images = 0
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int
     ) -> None:
         """A batch has come; before a step that is logged, the numbers go into its row."""
         now = time.perf_counter()
-        if self._pictures:
-            self._waited += now - stage.batch_ended
+        if self._images:
+            self._waited += now - stage.last_batch_end
         else:
             self._restart(now)
-        if stage.reports_next and self._pictures:
+        if stage.reports_next and self._images:
             elapsed = now - self._start - self._validated
-            stage.notes["speed/images_per_second"] = self._pictures / elapsed
-            stage.notes["speed/data_wait"] = self._waited / elapsed
-            stage.apart = {name: float(stage.notes[name]) for name in SPEEDS}
-            stage.notes["memory/peak_gib"] = peak_memory() / 2**30
+            stage.extra_metrics["speed/images_per_second"] = self._images / elapsed
+            stage.extra_metrics["speed/data_wait"] = self._waited / elapsed
+            stage.per_rank_metrics = {name: float(stage.extra_metrics[name]) for name in SPEEDS}
+            stage.extra_metrics["memory/peak_gib"] = peak_memory() / 2**30
             self._restart(now)
-        self._pictures += len(batch["position"])
+        self._images += len(batch["position"])
 
     def _restart(self, now: float) -> None:
-        self._start, self._waited, self._validated, self._pictures = now, 0.0, 0.0, 0
+        self._start, self._waited, self._validated, self._images = now, 0.0, 0.0, 0
 
     def on_validation_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
         """Time stands still."""
@@ -58,7 +58,7 @@ class Throughput(Callback):
         """And goes on."""
         pause = time.perf_counter() - self._paused
         self._validated += pause
-        stage.batch_ended += pause
+        stage.last_batch_end += pause
 
 
 def peak_memory() -> int:

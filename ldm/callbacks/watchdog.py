@@ -8,6 +8,8 @@ from typing import IO, Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from ldm.errors import InvalidValue
+
 GRACE = 30.0
 """Seconds from a rank's stack to its end, with which srun kills the others: they write theirs before."""
 
@@ -16,12 +18,12 @@ class Watchdog(Callback):
     """Where nothing moves for `seconds`, a rank writes its stack to `folder/rank0.txt` and dies of SIGALRM.
 
     Both are left to C code and the kernel, for a hung process may never run Python again. Collectives give up
-    by themselves, but later (half an hour, `ldm.cli.training`) and without saying where the ranks stood.
+    by themselves, but later (half an hour, `ldm.cli.training.setup`) and without saying where the ranks stood.
     """
 
     def __init__(self, folder: str, seconds: float = 900.0, grace: float = GRACE) -> None:
         if seconds <= 0:
-            raise ValueError(f"the watchdog's seconds must be above 0, not {seconds}: null switches it off")
+            raise InvalidValue(f"the watchdog's seconds must be above 0, not {seconds}: null switches it off")
         self.folder, self.seconds, self.grace = Path(folder), seconds, grace
         self._file: IO[str] | None = None
 

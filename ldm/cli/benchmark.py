@@ -4,14 +4,14 @@ import sys
 
 from omegaconf import DictConfig
 
-from ldm.cli.build import build
-from ldm.cli.entry import command
+from ldm.cli.config.command import command
+from ldm.cli.config.instantiate import instantiate
 
 
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
     """Measure one part of the framework on this machine, beside what it is compared with."""
-    for line in build(cfg.benchmark).run():
+    for line in instantiate(cfg.benchmark).run():
         print(line, flush=True)
 
 

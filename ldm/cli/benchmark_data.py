@@ -1,4 +1,4 @@
-"""How fast samples are read: pictures against Pillow and WebDataset, latents, indexes, seeking."""
+"""How fast samples are read: images against Pillow and WebDataset, latents, indexes, seeking."""
 
 import tempfile
 import time
@@ -17,20 +17,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from ldm.data.arrays import Array, npy
-from ldm.data.batches import Reader, Stream
-from ldm.data.captions import Captions
-from ldm.data.decode import pixels, to_tensor
-from ldm.data.index import build_index
-from ldm.data.reader import Sample, Shards, open_shards
-from ldm.data.shards import write_shard
-from ldm.data.stream import InOrder, Order
-from ldm.data.tar import MOMENTS
-from ldm.data.transforms import Pictures
+from ldm.data.fields.arrays import ArrayField, npy
+from ldm.data.fields.captions import CaptionField
+from ldm.data.fields.decode import pixels, to_tensor
+from ldm.data.fields.image import ImageField
+from ldm.data.loading.batches import Field, ShardStream
+from ldm.data.order.shuffle import SequentialOrder, ShuffledOrder
+from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.index import build_index
+from ldm.data.shards.reader import Sample, Shards, open_shards
+from ldm.data.shards.tar import MOMENTS
 
 SIZES = [(256, 256), (512, 384), (1024, 768), (2048, 1536)]
 LATENT = (8, 32, 32)
-"""Moments of a 256 px picture at f8 with 4 channels: 16 KB."""
+"""Moments of a 256 px image at f8 with 4 channels: 16 KB."""
 LATENTS, BATCH = 2000, 250
 
 
@@ -51,7 +51,7 @@ def photograph(width: int, height: int, seed: int) -> bytes:
 
 
 def pillow(data: bytes, size: int) -> UInt8[Tensor, "3 h w"]:
-    """The whole picture decoded, bicubic, cut out at the centre: what everybody writes."""
+    """The whole image decoded, bicubic, cut out at the centre: what everybody writes."""
     image = Image.open(BytesIO(data)).convert("RGB")
     short = min(image.size)
     width, height = (round(side * size / short) for side in image.size)
@@ -93,29 +93,29 @@ class DataBenchmark:
 
     Args:
         size: side of the crops.
-        pictures: drawn for each source size.
+        images: drawn for each source size.
         seconds: of processor time a measurement.
     """
 
     size: int
-    pictures: int
+    images: int
     seconds: float
 
     def run(self) -> Iterator[str]:
         """The tables, line by line."""
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder:
-            yield from self._pictures(Path(folder))
+            yield from self._images(Path(folder))
             yield from self._latents(Path(folder))
         yield from self._seeking()
 
-    def _pictures(self, folder: Path) -> Iterator[str]:
-        yield f"\npictures a second a core, to {self.size} px, from tar to tensor"
+    def _images(self, folder: Path) -> Iterator[str]:
+        yield f"\nimages a second a core, to {self.size} px, from tar to tensor"
         yield "| source | KB | Pillow | WebDataset | ours | / Pillow | / WebDataset | dB to the full decode |"
         yield "|---|---|---|---|---|---|---|---|"
         for width, height in SIZES:
             path = folder / f"{width}.tar"
-            files = [photograph(width, height, seed) for seed in range(self.pictures)]
+            files = [photograph(width, height, seed) for seed in range(self.images)]
             write_shard(path, [(f"{i:04d}", {"jpg": f, "txt": b"a"}) for i, f in enumerate(files)])
             found, quality = self._measured(path, files)
             ours, plain, usual = (found[name] for name in ("ours", "Pillow", "WebDataset"))
@@ -126,8 +126,8 @@ class DataBenchmark:
             )
 
     def _measured(self, path: Path, files: list[bytes]) -> tuple[dict[str, float], float]:
-        shards, read = Shards([path], [len(files)]), Pictures(self.size, 0)
-        stream = Stream(InOrder([len(files)]), shards, [[read, Captions()]], len(files), 1)
+        shards, read = Shards([path], [len(files)]), ImageField(self.size, 0)
+        stream = ShardStream(SequentialOrder([len(files)]), shards, [[read, CaptionField()]], len(files), 1)
         ways = {
             "Pillow": lambda: len([pillow(data, self.size) for data in files]),
             "WebDataset": lambda: len(list(usual_webdataset(path, self.size))),
@@ -148,8 +148,8 @@ class DataBenchmark:
             samples = [(f"{number:05d}{i:04d}", {MOMENTS: data[i % 16], **also}) for i in range(LATENTS)]
             write_shard(out / f"{number:05d}.tar", samples)
         shards = open_shards(str(out))
-        readers: list[Reader] = [Array(MOMENTS, "moments", LATENT), Captions()]
-        stream = Stream(Order(shards.counts, 0), shards, [readers], BATCH, 10**9)
+        readers: list[Field] = [ArrayField(MOMENTS, "moments", LATENT), CaptionField()]
+        stream = ShardStream(ShuffledOrder(shards.counts, 0), shards, [readers], BATCH, 10**9)
         steps = iter(range(10**9))
 
         def walk() -> int:
@@ -173,7 +173,7 @@ class DataBenchmark:
     def _seeking(self) -> Iterator[str]:
         shards, samples = 500_000, 10_000
         tracemalloc.start()
-        order = Order(np.full(shards, samples), seed=0)
+        order = ShuffledOrder(np.full(shards, samples), seed=0)
         began = time.perf_counter()
         order.locate(3 * shards * samples + 7_123_456, 256)
         took = time.perf_counter() - began

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import chart, record
-from ldm.cli.entry import sentences
+from ldm.cli.config.command import user_errors
+from ldm.cli.training import plots, run_config
 from ldm.errors import UserError
 
 PLOTS = (".png", ".pdf", ".svg")
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--out", default="compare.png", help="the plot; the table goes beside it as .csv")
     args = parser.parse_args()
-    with sentences():
+    with user_errors():
         runs = [read(Path(path)) for path in args.runs]
         metric = choose(runs, args.metric)
         rows = table(runs, metric, args.highest)
@@ -48,7 +48,7 @@ def main() -> None:
                 writer = csv.DictWriter(file, rows[0])
                 writer.writeheader()
                 writer.writerows(rows)
-            chart.curves(metric, drawn).savefig(out)
+            plots.curves(metric, drawn).savefig(out)
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}): give another --out") from error
         print(f"wrote {out} and {out.with_suffix('.csv')}")
@@ -74,7 +74,7 @@ def read(folder: Path) -> Run:
             for name, value in row.items():
                 if name != "step" and value:
                     columns.setdefault(name, []).append((float(row["step"]), float(value)))
-    return Run(str(folder), record.read(folder), columns)
+    return Run(str(folder), run_config.read(folder), columns)
 
 
 def choose(runs: list[Run], metric: str | None) -> str:
@@ -90,7 +90,7 @@ def choose(runs: list[Run], metric: str | None) -> str:
 def varied(runs: list[Run]) -> list[str]:
     """The settings in which the runs differ."""
     first = runs[0].config
-    keys = (key for run in runs[1:] for key, _, _ in record.differences(first, run.config))
+    keys = (key for run in runs[1:] for key, _, _ in run_config.differences(first, run.config))
     return list(dict.fromkeys(keys))
 
 
@@ -101,7 +101,7 @@ def table(runs: list[Run], metric: str, highest: bool) -> list[dict[str, str]]:
         points = [(s, v) for s, v in run.columns.get(metric, []) if math.isfinite(v)]
         step, best = (max if highest else min)(points, key=lambda p: p[1], default=(0, math.nan))
         speed = [value for _, value in run.columns.get("speed/images_per_second", [])]
-        settings = dict(record.flat(run.config, nodes=True))
+        settings = dict(run_config.flat(run.config, nodes=True))
         row = {
             "run": run.name,
             "steps": f"{max((s for c in run.columns.values() for s, _ in c), default=0):.0f}",
@@ -131,7 +131,7 @@ def text(rows: list[dict[str, str]]) -> str:
 
 def label(run: Run, runs: list[Run]) -> str:
     """A run's name and what sets it apart."""
-    settings = dict(record.flat(run.config, nodes=True))
+    settings = dict(run_config.flat(run.config, nodes=True))
     return "  ".join([run.name, *(f"{key}={said(settings.get(key))}" for key in varied(runs))])[:130]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.callbacks.wandb_log import WandbLog
-from ldm.cli import checks, launch, training
-from ldm.cli.build import build
-from ldm.cli.entry import command, mistake
-from ldm.data.reader import open_shards
+from ldm.callbacks.loggers.wandb import WandbLogger
+from ldm.cli.config.command import command, user_message
+from ldm.cli.config.instantiate import instantiate
+from ldm.cli.training import launcher, preflight, setup
+from ldm.data.shards.reader import open_shards
 from ldm.errors import UserError
 from ldm.stages.base import Stage
 
@@ -24,11 +24,11 @@ from ldm.stages.base import Stage
 def main(cfg: DictConfig) -> None:
     """Check what an experiment needs here, one line each, and what to do; exit status 2 if it cannot run."""
     broken = 0
-    for name, check in list(examinations(cfg)):
+    for name, check in list(checks(cfg)):
         try:
             said = check()
         except Exception as error:  # whatever one line runs into, the others have their say
-            said = f"NO: {mistake(error) or f'{type(error).__name__}: {error}'}"
+            said = f"NO: {user_message(error) or f'{type(error).__name__}: {error}'}"
             broken += 1
         print(f"{name:<14} {said}", flush=True)
     if broken:
@@ -36,19 +36,19 @@ def main(cfg: DictConfig) -> None:
     print(f"{cfg.name} can run here: python train.py {' '.join(sys.argv[1:])}")
 
 
-def examinations(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+def checks(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     """Name and check; a check answers in words or raises UserError."""
     stages: list[Stage] = []
 
     def weights() -> str:
-        stage = build(cfg.stage)
+        stage = instantiate(cfg.stage)
         stage.load_pretrained()
         stages.append(stage)
         return f"all found, {sum(p.numel() for p in stage.parameters()):,} parameters"
 
     def files() -> str:
-        checks.folder(cfg.run)
-        return checks.space(cfg, stages[0]) if stages else "not known before all weights are found"
+        preflight.folder(cfg.run)
+        return preflight.space(cfg, stages[0]) if stages else "not known before all weights are found"
 
     yield "settings", lambda: settings(cfg)
     yield "processes", lambda: processes(cfg)
@@ -64,15 +64,15 @@ def examinations(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], str]]]:
 
 def settings(cfg: DictConfig) -> str:
     """The numbers' ranges."""
-    checks.settings(cfg)
+    preflight.settings(cfg)
     return f"batch {cfg.data.global_batch_size}, {cfg.trainer.max_steps:,} steps"
 
 
 def processes(cfg: DictConfig) -> str:
     """Who starts them, and whether the batch divides."""
-    found = launch.find()
+    found = launcher.detect()
     wanted: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    placed = launch.place(wanted, found)
+    placed = launcher.apply_launcher(wanted, found)
     total = devices(placed) * placed["num_nodes"]
     if cfg.data.global_batch_size % total:
         raise UserError(f"data.global_batch_size={cfg.data.global_batch_size} does not divide over {total}")
@@ -98,7 +98,7 @@ def device(cfg: DictConfig) -> str:
     """What the numbers are computed in."""
     precision = cfg.trainer.precision
     if precision == "auto":
-        precision = training.precision(cfg.trainer.accelerator)
+        precision = setup.precision(cfg.trainer.accelerator)
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{precision} on {', '.join(names) or 'the CPU'}"
 
@@ -122,20 +122,20 @@ def shared_memory(cfg: DictConfig) -> str:
 def open_files() -> str:
     """The limit on open files, which train.py raises as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 0 or soft >= training.OPEN_FILES:
+    if soft < 0 or soft >= setup.OPEN_FILES:
         return f"at most {soft:,} a process" if soft >= 0 else "as many as a process wants"
-    if 0 <= hard < training.OPEN_FILES:
+    if 0 <= hard < setup.OPEN_FILES:
         return (
-            f'few: {hard:,} a process, {training.OPEN_FILES:,} are enough for any run; after "Too many open '
+            f'few: {hard:,} a process, {setup.OPEN_FILES:,} are enough for any run; after "Too many open '
             'files" give fewer data.num_workers, or ask for a higher `ulimit -Hn`'
         )
-    return f"at most {soft:,} a process, train.py raises it to {training.OPEN_FILES:,}"
+    return f"at most {soft:,} a process, train.py raises it to {setup.OPEN_FILES:,}"
 
 
 def shards(cfg: DictConfig) -> str:
     """Whether the first and the last sample of the training and validation shards can be read."""
-    data = build(cfg.data)
-    checks.shards(data)
+    data = instantiate(cfg.data)
+    preflight.shards(data)
     said = []
     for spec in (data.shards, data.val_shards):
         if spec is not None:
@@ -150,16 +150,16 @@ def shards(cfg: DictConfig) -> str:
 
 def checkpoint(cfg: DictConfig, stages: list[Stage]) -> str:
     """Where the run begins."""
-    path = training.checkpoint(cfg)
+    path = setup.checkpoint(cfg)
     if path is not None and stages:
-        checks.resumable(path, stages[0])
+        preflight.resumable(path, stages[0])
     return f"goes on from {path}" if path else "begins anew"
 
 
 def account(cfg: DictConfig) -> str:
     """Whether W&B is asked for, and who is logged in."""
-    loggers = [build(c) for c in cfg.logger.values() if c is not None]
-    found = [logger for logger in loggers if isinstance(logger, WandbLog)]
+    loggers = [instantiate(c) for c in cfg.logger.values() if c is not None]
+    found = [logger for logger in loggers if isinstance(logger, WandbLogger)]
     for logger in found:
         logger.check()
     if not found:

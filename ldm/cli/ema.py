@@ -4,27 +4,35 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from ldm.callbacks.power_ema import LONGEST, Profile, Snapshot, combination, combine, gamma_of, snapshots
-from ldm.cli.entry import command
+from ldm.callbacks.posthoc_ema import (
+    LONGEST,
+    Profile,
+    Snapshot,
+    combine,
+    fit_weights,
+    gamma_from_length,
+    snapshots,
+)
+from ldm.cli.config.command import command
 from ldm.errors import UserError
-from ldm.interop import safetensors
+from ldm.interop import model_file
 
 
 @command("ema")
 def main(cfg: DictConfig) -> None:
-    """Write a sampling file of weights averaged over any length, from the snapshots of callbacks=post_hoc."""
+    """Write a model file of weights averaged over any length, from the snapshots of callbacks=post_hoc."""
     if not 0 < cfg.length <= LONGEST:
         raise UserError(f"length={cfg.length} must lie in (0, {LONGEST:.4f}], the mean of the whole training")
-    tensors, config, header = safetensors.load(cfg.ckpt, "latent_diffusion")
+    tensors, config, header = model_file.load(cfg.ckpt, "latent_diffusion")
     chosen = up_to(snapshots(cfg.snapshots), cfg.step)
     last = chosen[-1]
-    wanted = Profile(last.profiles[0].steps, gamma_of(cfg.length))
-    weights, missed = combination([p for snapshot in chosen for p in snapshot.profiles], wanted)
+    wanted = Profile(last.profiles[0].steps, gamma_from_length(cfg.length))
+    weights, missed = fit_weights([p for snapshot in chosen for p in snapshot.profiles], wanted)
     averages = combine(chosen, weights)
     if unknown := sorted(averages.keys() - tensors.keys()):
         raise UserError(f"{cfg.ckpt} has no {unknown[0]}: give the file of the run that made the snapshots")
     header |= {"step": str(last.step), "ema_length": str(cfg.length)}
-    safetensors.save(cfg.out, tensors | averages, config, "latent_diffusion", header)
+    model_file.save(cfg.out, tensors | averages, config, "latent_diffusion", header)
     print(
         f"wrote {cfg.out}: {len(averages)} tensors at step {last.step:,}, averaged over length {cfg.length}\n"
         f"from {len(chosen)} snapshots, which miss {100 * missed:.2g} % of that profile"

@@ -1,4 +1,4 @@
-"""Encode pictures once: `python -m ldm.cli.encode_latents first_stage=... shards=... out=... size=...`."""
+"""Encode images once: `python -m ldm.cli.encode_latents first_stage=... shards=... out=... size=...`."""
 
 import json
 import os
@@ -9,23 +9,23 @@ from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli.build import build, build_untrusted
-from ldm.cli.entry import command
-from ldm.cli.sampling import pick_device
-from ldm.cli.tile import set_tile
-from ldm.cli.training import precision
-from ldm.data.latents import Describe, Encoding, LatentHeader, write_latents
-from ldm.data.reader import open_shards
+from ldm.cli.config.command import command
+from ldm.cli.config.instantiate import build_untrusted, instantiate
+from ldm.cli.sampling.files import pick_device
+from ldm.cli.sampling.tiling import set_tile
+from ldm.cli.training.setup import precision
+from ldm.data.latents import Describe, EncodingReport, LatentHeader, write_latents
+from ldm.data.shards.reader import open_shards
 from ldm.errors import UserError
-from ldm.interop import safetensors
+from ldm.interop import model_file
 from ldm.networks.autoencoder import Autoencoder
 
 
 def load_first_stage(path: str, device: str, tile: int | None = None) -> Autoencoder:
-    """The autoencoder of a sampling file, rebuilt from its header, to compute its maps in parts of `tile`."""
-    tensors, config, _ = safetensors.load(path, "autoencoder")
+    """The autoencoder of a model file, rebuilt from its header, to compute its maps in parts of `tile`."""
+    tensors, config, _ = model_file.load(path, "autoencoder")
     autoencoder: Autoencoder = build_untrusted(config)
-    safetensors.fill(autoencoder, tensors, path)
+    model_file.load_state(autoencoder, tensors, path)
     set_tile(autoencoder, tile)
     return autoencoder.to(pick_device(device)).eval()
 
@@ -42,7 +42,7 @@ def load_encoder(config: DictConfig | None, device: torch.device) -> tuple[Descr
     """A frozen text encoder's states of captions, and its name; UserError where training would change it."""
     if config is None:
         return None, ""
-    encoder = build(config)
+    encoder = instantiate(config)
     if not encoder.identity():
         raise UserError(
             "this conditioner is trained along with the denoiser, so its states cannot be cached: choose a "
@@ -60,20 +60,20 @@ def load_encoder(config: DictConfig | None, device: torch.device) -> tuple[Descr
 
 @command("encode_latents")
 def main(cfg: DictConfig) -> None:
-    """Write each picture's posterior mean and std (fp16) beside its caption, under the autoencoder's hash."""
+    """Write each image's posterior mean and std (fp16) beside its caption, under the autoencoder's hash."""
     rank, world = rank_and_world()
     if world > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
     autoencoder = load_first_stage(cfg.first_stage, cfg.device, cfg.tile)
     device = autoencoder.latent_mean.device
     header = LatentHeader(
-        safetensors.content_hash(autoencoder),
+        model_file.content_hash(autoencoder),
         cfg.size,
         autoencoder.downsampling,
         autoencoder.latent_channels,
         cfg.crops,
         cfg.flip,
-        picture_channels=autoencoder.encoder.in_channels,
+        image_channels=autoencoder.encoder.in_channels,
     )
     bf16 = precision("auto" if device.type == "cuda" else "cpu") != "32-true"
 
@@ -91,17 +91,17 @@ def main(cfg: DictConfig) -> None:
     say(done, cfg, rank, world)
 
 
-def say(done: Encoding, cfg: DictConfig, rank: int, world: int) -> None:
-    """What became of this process's share; UserError where pictures or shards could not be read."""
+def say(done: EncodingReport, cfg: DictConfig, rank: int, world: int) -> None:
+    """What became of this process's share; UserError where images or shards could not be read."""
     if done.bad and not done.pictures:
         raise UserError(
-            f"none of the {done.bad:,} pictures in {cfg.shards} could be encoded, for what the log says: "
+            f"none of the {done.bad:,} images in {cfg.shards} could be encoded, for what the log says: "
             "give other shards, or another first stage"
         )
     share = "" if world == 1 else f", the share of process {rank} of {world}"
-    print(f"wrote the latents of {done.pictures:,} pictures to {cfg.out}{share}")
+    print(f"wrote the latents of {done.pictures:,} images to {cfg.out}{share}")
     if done.bad:
-        print(f"left out {done.bad:,} pictures that cannot be read")
+        print(f"left out {done.bad:,} images that cannot be read")
     if done.unreadable:
         raise UserError(f"{len(done.unreadable)} shards were left out; the first: {done.unreadable[0]}")
 

@@ -10,31 +10,31 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli import sampling, tasks
-from ldm.cli.build import build
-from ldm.cli.entry import command
+from ldm.cli.config.command import command
+from ldm.cli.config.instantiate import instantiate
+from ldm.cli.sampling import files, tasks
 from ldm.data.demo.scenes import DemoScenes, Split, captions
-from ldm.evaluation.alignment import AlignmentScore, chance, score, table
+from ldm.evaluation.demo.alignment import AlignmentScore, chance, score, table
 from ldm.grid import labelled_grid, to_pil
 from ldm.model import LatentDiffusion
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Draw one picture for each of n seen and n held-out captions and let the checker read them back."""
+    """Draw one image for each of n seen and n held-out captions and let the checker read them back."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    model, header = sampling.load(cfg.ckpt, cfg.device)
-    size = sampling.picture_size(model, cfg, header)
-    weak = sampling.load_weak(cfg.weak, model, cfg.device)
-    inputs = tasks.Inputs(model, [tasks.Txt2Img()], cfg, size, weak)
+    model, header = files.load_model(cfg.ckpt, cfg.device)
+    size = files.image_size(model, cfg, header)
+    weak = files.load_weak(cfg.weak, model, cfg.device)
+    inputs = tasks.SamplingContext(model, [tasks.Txt2Img()], cfg, size, weak)
     scores = ceilings(model, cfg.n)
-    times = build(cfg.spacing)(model.schedule, cfg.steps)
+    times = instantiate(cfg.timestep_spacing)(model.schedule, cfg.steps)
     splits: dict[str, Split] = {"seen": "train", "held-out": "held_out"}
     for label, split in splits.items():
         wanted = captions(split, cfg.n)
-        each = [tasks.Wanted(caption, cfg.seed + i) for i, caption in enumerate(wanted)]
-        images = tasks.draw(inputs, each, build(cfg.sampler), times)
+        each = [tasks.SampleSpec(caption, cfg.seed + i) for i, caption in enumerate(wanted)]
+        images = tasks.sample_images(inputs, each, instantiate(cfg.sampler), times)
         scores |= {
             f"samples, {label} captions": score(images, wanted),
             f"  chance ({label})": chance(images, wanted),
@@ -48,14 +48,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def ceilings(model: LatentDiffusion, n: int) -> dict[str, AlignmentScore]:
-    """What the checker says of drawn pictures, and of their reconstructions by the first stage."""
+    """What the checker says of drawn images, and of their reconstructions by the first stage."""
     scenes = DemoScenes("val", n)
     records = [scenes[i] for i in range(n)]
     pictures = torch.from_numpy(np.stack([np.asarray(r.image) for r in records])).permute(0, 3, 1, 2)
     x = pictures.float() / 127.5 - 1
     wanted = [r.caption for r in records]
     return {
-        "drawn pictures (ceiling)": score(x, wanted),
+        "drawn images (ceiling)": score(x, wanted),
         "their reconstructions (ceiling)": score(reconstructions(model, x), wanted),
     }
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.cli.entry import command
-from ldm.data.indexing import index_shards
-from ldm.data.reader import find_shards
+from ldm.cli.config.command import command
+from ldm.data.prepare.index_shards import index_shards
+from ldm.data.shards.reader import find_shards
 from ldm.errors import UserError
 
 
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     print(
         f"{made.samples:,} samples in {made.shards - len(made.damaged):,} shards, {made.new:,} of them new "
         f"({rate:,.0f} shards a minute)\n{without:,} samples without a caption, {made.halves:,} without a "
-        "picture, which are left out"
+        "image, which are left out"
     )
     for problem in made.damaged.values():
         print(problem)

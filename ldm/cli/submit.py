@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.cli import ahead
-from ldm.cli.composition import compose
-from ldm.cli.entry import sentences
+from ldm.cli.config.command import user_errors
+from ldm.cli.config.compose import compose
+from ldm.cli.training import preflight_login_node
 from ldm.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch"
@@ -26,18 +26,18 @@ its own keys are those of configs/submit.yaml:
 
 def main() -> None:
     """Check the training's settings, write the script beside the run, show it, submit it."""
-    with sentences():
+    with user_errors():
         if set(sys.argv[1:]) & {"-h", "--help"}:
             print(USAGE + (SCRIPT.parents[1] / "configs" / "submit.yaml").read_text())
             return
         job, words = split(sys.argv[1:])
         cfg = compose("train", words)
         check(job)
-        divides(cfg, job)
-        ahead.check(cfg, job.tasks, job.nodes)
+        check_batch_divides(cfg, job)
+        preflight_login_node.check(cfg, job.tasks, job.nodes)
         file = Path(cfg.run) / "train.sbatch"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(filled(SCRIPT.read_text(), job, cfg.name, cfg.run))
+        file.write_text(fill_script(SCRIPT.read_text(), job, cfg.name, cfg.run))
         command = ["sbatch", str(file), *words]
         print(f"{file}:\n\n{file.read_text()}\n{shlex.join(command)}", flush=True)
         if not job.dry:
@@ -69,7 +69,7 @@ def check(job: DictConfig) -> None:
         )
 
 
-def divides(cfg: DictConfig, job: DictConfig) -> None:
+def check_batch_divides(cfg: DictConfig, job: DictConfig) -> None:
     """UserError for a batch that has no equal shares."""
     ranks, batch = job.nodes * job.tasks, cfg.data.global_batch_size
     if isinstance(batch, int) and batch % ranks:
@@ -79,7 +79,7 @@ def divides(cfg: DictConfig, job: DictConfig) -> None:
         )
 
 
-def filled(script: str, job: DictConfig, name: str, run: str) -> str:
+def fill_script(script: str, job: DictConfig, name: str, run: str) -> str:
     """The script with this job's #SBATCH lines in place of its own; its other lines stay as they are."""
     values: dict[str, Any] = {
         "job-name": name,
@@ -87,7 +87,7 @@ def filled(script: str, job: DictConfig, name: str, run: str) -> str:
         "ntasks-per-node": job.tasks,
         "gpus-per-node": job.gpus or None,
         "cpus-per-task": job.cpus,
-        "time": clock(job.hours),
+        "time": slurm_time(job.hours),
         "signal": f"USR1@{job.signal}",
         "output": f"{run}/%x-%j.log",
     }
@@ -100,7 +100,7 @@ def filled(script: str, job: DictConfig, name: str, run: str) -> str:
     return script.replace("#SBATCH --requeue\n", f"{lines}#SBATCH --requeue\n")
 
 
-def clock(hours: float) -> str:
+def slurm_time(hours: float) -> str:
     """Hours as SLURM writes them, to the minute, one at least."""
     return f"{minutes(hours) // 60:02d}:{minutes(hours) % 60:02d}:00"
 

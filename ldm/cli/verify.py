@@ -5,9 +5,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.cli.entry import command
-from ldm.data.reader import find_shards
-from ldm.data.verify import WRONG, verify, write_report
+from ldm.cli.config.command import command
+from ldm.data.prepare.verify import WRONG, verify, write_report
+from ldm.data.shards.reader import find_shards
 from ldm.errors import UserError
 
 SHOWN = 5
@@ -15,7 +15,7 @@ SHOWN = 5
 
 @command("verify")
 def main(cfg: DictConfig) -> None:
-    """Read every byte of a data set, decode every picture, and say by shard what is wrong."""
+    """Read every byte of a data set, decode every image, and say by shard what is wrong."""
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
     checked = verify(find_shards(cfg.shards), None if cfg.index is None else Path(cfg.index), workers)
     print(f"{checked.samples:,} samples in {checked.shards:,} shards, {checked.bytes / 1e9:,.1f} GB")

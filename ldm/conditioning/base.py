@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 from ldm.typing import Conditioning
 
 Size: TypeAlias = tuple[int, int]
@@ -27,13 +27,13 @@ class Conditioner(nn.Module, ABC):
     """
 
     through_first_stage: ClassVar[bool] = False
-    """Whether `forward` gets the frozen first stage's latent of the picture that `read` gives."""
+    """Whether `forward` gets the frozen first stage's latent of the image that `read` gives."""
     place: Tensor
 
     def __init__(self, key: str, dropout: float) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a probability, got {dropout}")
+            raise InvalidValue(f"dropout is a probability, got {dropout}")
         self.key, self.dropout = key, dropout
         self.register_buffer("place", torch.zeros(()), persistent=False)
 
@@ -79,22 +79,22 @@ class Compose(nn.Module):
 
     Args:
         conditioners: by name.
-        together: groups of names that one draw drops, as a mask and its masked picture; equal dropout each.
+        together: groups of names that one draw drops, as a mask and its masked image; equal dropout each.
     """
 
     def __init__(
-        self, conditioners: Mapping[str, Conditioner], together: Sequence[Sequence[str]] = ()
+        self, conditioners: Mapping[str, Conditioner], dropped_together: Sequence[Sequence[str]] = ()
     ) -> None:
         super().__init__()
         self.conditioners = nn.ModuleDict(dict(conditioners))
-        self.column = {name: j for j, name in enumerate(conditioners)}
-        for group in together:
+        self.dropout_column = {name: j for j, name in enumerate(conditioners)}
+        for group in dropped_together:
             rates = {self._named(name).dropout for name in group}
             if len(rates) > 1:
-                raise ValueError(
+                raise InvalidValue(
                     f"{', '.join(group)} are dropped together, so by one probability, not {sorted(rates)}"
                 )
-            self.column |= dict.fromkeys(group, self.column[group[0]])
+            self.dropout_column |= dict.fromkeys(group, self.dropout_column[group[0]])
 
     def __len__(self) -> int:
         return len(self.conditioners)
@@ -103,7 +103,7 @@ class Compose(nn.Module):
         self,
         batch: Mapping[str, Any],
         u: Float[Tensor, "b n"] | None = None,
-        keep: Collection[str] | None = None,
+        active: Collection[str] | None = None,
         size: Size | None = None,
         encode: Callable[[Tensor], Tensor] | None = None,
     ) -> Conditioning:
@@ -113,9 +113,9 @@ class Compose(nn.Module):
             u: U[0, 1); the j-th condition of sample i is null if u[i, j] < dropout. None drops nothing.
             keep: names of the conditions to keep, all others are null; None keeps all.
             size: of the latents; None is as the batch's maps have it.
-            encode: a picture's latent by the first stage, for the conditioners that want one.
+            encode: a image's latent by the first stage, for the conditioners that want one.
         """
-        names = set(self.column if keep is None else keep)
+        names = set(self.dropout_column if active is None else active)
         for name in names:
             self._named(name)
         size = self.latent_size(batch) if size is None else size
@@ -126,7 +126,7 @@ class Compose(nn.Module):
                 continue
             cond = conditioner(self._values(name, batch, size, encode))
             if u is not None and conditioner.dropout > 0:
-                drop = u[:, self.column[name]] < conditioner.dropout
+                drop = u[:, self.dropout_column[name]] < conditioner.dropout
                 cond = _replaced(cond, conditioner.null(1, size), drop)
             parts.append(cond)
         return _merged(parts)
@@ -145,13 +145,13 @@ class Compose(nn.Module):
         """Names of the conditions whose null the network does not learn."""
         return [name for name, conditioner in self._each() if conditioner.dropout == 0]
 
-    def told_by(self, batch: Mapping[str, Any]) -> list[str]:
+    def conditions_in(self, batch: Mapping[str, Any]) -> list[str]:
         """Names of the conditions that a batch has the entries of."""
         return [name for name, conditioner in self._each() if batch.keys() >= set(conditioner.keys)]
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
         """The size of the latents that the batch's maps belong to; None where it has none."""
-        told = self.told_by(batch)
+        told = self.conditions_in(batch)
         sizes = {name: size for name in told if (size := self._named(name).latent_size(batch)) is not None}
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{name} {h}x{w}" for name, (h, w) in sizes.items())

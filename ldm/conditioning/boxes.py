@@ -10,6 +10,7 @@ from torch.nn.functional import silu
 
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.transformer_text import Block
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 
@@ -44,7 +45,7 @@ class BoxTokens(Conditioner):
     ) -> None:
         super().__init__(key, dropout)
         if head_channels is None and width % num_heads:
-            raise ValueError(f"width {width} does not divide by num_heads {num_heads}")
+            raise InvalidValue(f"width {width} does not divide by num_heads {num_heads}")
         self.num_boxes, self.frequencies = num_boxes, frequencies
         self.embedding = nn.Embedding(num_labels, width)
         self.widen = nn.Linear(width + 8 * frequencies, 4 * width)
@@ -57,7 +58,7 @@ class BoxTokens(Conditioner):
     def forward(self, values: Float[Tensor, "b n 5"]) -> Conditioning:
         """The condition of each layout."""
         if values.shape[1] != self.num_boxes:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.key} holds {values.shape[1]} boxes a sample, the condition {self.num_boxes}"
             )
         values = values.to(self.device)

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ldm.conditioning.base import Conditioner, Size
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 
@@ -29,7 +30,7 @@ class ClassLabel(Conditioner):
     ) -> None:
         super().__init__(key, dropout)
         if not context and not vector:
-            raise ValueError("a class label is a token, a vector, or both: context or vector must be true")
+            raise InvalidValue("a class label is a token, a vector, or both: context or vector must be true")
         self.num_classes, self.context, self.vector = num_classes, context, vector
         self.embedding = nn.Embedding(num_classes + 1, width)
 

@@ -12,6 +12,7 @@ from ldm import pretrained
 from ldm.conditioning import clip_tower
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.tokenizer import ClipTokenizer
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning, Tokens
 
 
@@ -62,14 +63,14 @@ class ClipText(Conditioner):
         self.tower = clip_tower.text_tower(name, projected=pooled).requires_grad_(False)
         tower = self.tower
         if (tokenizer.length, tokenizer.vocabulary) != (tower.context_length, tower.vocab_size):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name} reads {tower.context_length} tokens of {tower.vocab_size} kinds, but the tokenizer "
                 f"gives {tokenizer.length} of {tokenizer.vocabulary}: give it length {tower.context_length} "
                 "and no words of its own"
             )
         blocks = tower.transformer.resblocks
         if not 0 <= skip_layers < len(blocks):
-            raise ValueError(f"skip_layers is in 0..{len(blocks) - 1} for {name}, got {skip_layers}")
+            raise InvalidValue(f"skip_layers is in 0..{len(blocks) - 1} for {name}, got {skip_layers}")
         if not pooled:
             tower.transformer.resblocks = blocks[: len(blocks) - skip_layers]
         self.register_buffer("empty", torch.zeros(tokenizer.chunks * tokenizer.length, tower.width))
@@ -108,7 +109,7 @@ class ClipText(Conditioner):
         return tower.ln_final(states) if self.final_norm else states, x
 
     def pool(self, last: Float[Tensor, "b l d"], tokens: Tokens) -> Float[Tensor, "b e"]:
-        """The end token's encoding, normed and projected into the space that pictures share."""
+        """The end token's encoding, normed and projected into the space that images share."""
         end = ((tokens == self.tokenizer.end).cumsum(1) == 0).sum(1)  # its first place: it may pad, too
         pooled = self.tower.ln_final(last[torch.arange(len(last)), end])
         projection = self.tower.text_projection
@@ -123,7 +124,7 @@ class ClipText(Conditioner):
         """Loads the tower and records the null. UserError where the weights are missing."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # OpenAI's file is TorchScript, now deprecated
-            clip_tower.fill(self.tower, self.name, self.weights, "text")
+            clip_tower.load_tower(self.tower, self.name, self.weights, "text")
         one = self([""])
         self.empty.copy_(one.context[0])
         if self.empty_vector is not None:
@@ -147,7 +148,7 @@ class ClipTexts(Conditioner):
         super().__init__(key, dropout)
         lengths = {len(tower.empty) for tower in towers}
         if len(lengths) != 1:
-            raise ValueError(f"towers side by side have as many tokens each, not {sorted(lengths)}")
+            raise InvalidValue(f"towers side by side have as many tokens each, not {sorted(lengths)}")
         self.towers = nn.ModuleList(towers)
 
     def forward(self, values: list[str]) -> Conditioning:

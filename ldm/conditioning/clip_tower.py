@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from ldm import pretrained
 from ldm.conditioning.tokenizer import VOCABULARY
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 
 
 def architecture(name: str) -> dict:
     """open_clip's numbers of a model; ValueError for a name that it does not know."""
     config = open_clip.get_model_config(name)
     if config is None:
-        raise ValueError(f"open_clip knows no model {name!r}: open_clip.list_models() names them")
+        raise InvalidValue(f"open_clip knows no model {name!r}: open_clip.list_models() names them")
     return config
 
 
@@ -35,7 +35,7 @@ def text_tower(name: str, projected: bool) -> TextTransformer:
     config = architecture(name)
     text = CLIPTextCfg(**config["text_cfg"])
     if text.hf_model_name or text.embed_cls or text.vocab_size != VOCABULARY:
-        raise ValueError(
+        raise InvalidValue(
             f"the text tower of {name} is not a plain transformer over CLIP's {VOCABULARY} tokens: choose a "
             "model whose is, such as ViT-L-14, ViT-H-14, ViT-bigG-14 or EVA02-L-14 (not SigLIP, CLIPA, CoCa, "
             "nor those on RoBERTa, mT5, NLLB or for many languages: docs/networks.md)"
@@ -45,18 +45,18 @@ def text_tower(name: str, projected: bool) -> TextTransformer:
     return _build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
 
 
-def picture_tower(name: str, patches: bool) -> nn.Module:
-    """A model's picture half, which gives its patches' tokens beside the embedding if asked for."""
+def image_tower(name: str, patches: bool) -> nn.Module:
+    """A model's image half, which gives its patches' tokens beside the embedding if asked for."""
     config = architecture(name)
     vision = CLIPVisionCfg(**config["vision_cfg"])
     if patches and (vision.timm_model_name or not isinstance(vision.layers, int)):
-        raise ValueError(f"the picture tower of {name} is not a transformer of patches: patches=false")
+        raise InvalidValue(f"the image tower of {name} is not a transformer of patches: patches=false")
     return _build_vision_tower(
         config["embed_dim"], replace(vision, output_tokens=patches), config.get("quick_gelu", False)
     )
 
 
-def fill(tower: nn.Module, name: str, weights: str, half: str) -> None:
+def load_tower(tower: nn.Module, name: str, weights: str, half: str) -> None:
     """Loads a tower of the model `name`; UserError where the weights are missing.
 
     Args:
@@ -64,7 +64,7 @@ def fill(tower: nn.Module, name: str, weights: str, half: str) -> None:
         half: "text" or "visual", as files name the tower where both halves have names.
     """
     known = weights in pretrained.WEIGHTS
-    published = read(pretrained.find(weights) if known else found(name, weights))
+    published = read_weights(pretrained.find(weights) if known else find_weights(name, weights))
     prefix = f"{half}." if any(key.startswith(f"{half}.") for key in published) else ""
     tower.load_state_dict({key: published[prefix + key] for key in tower.state_dict()})
 
@@ -75,7 +75,7 @@ def identity(name: str, weights: str) -> dict[str, str]:
     return named | ({"sha256": pretrained.WEIGHTS[weights].sha256} if weights in pretrained.WEIGHTS else {})
 
 
-def found(name: str, tag: str) -> Path:
+def find_weights(name: str, tag: str) -> Path:
     """The file of one of open_clip's tags: NAME.TAG.safetensors in the weights' folder, or downloaded."""
     place = pretrained.folder() / f"{name}.{tag}.safetensors"
     if place.is_file():
@@ -93,7 +93,7 @@ def found(name: str, tag: str) -> Path:
         ) from error
 
 
-def read(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path) -> Mapping[str, Tensor]:
     """A published state: safetensors, OpenAI's TorchScript, or a pickle of tensors alone."""
     if path.suffix == ".safetensors":
         return load_file(path)

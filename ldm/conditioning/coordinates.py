@@ -1,4 +1,4 @@
-"""Where in the picture a place of the latent lies."""
+"""Where in the image a place of the latent lies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.conditioning.base import Conditioner, Size
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 
@@ -17,7 +18,7 @@ class Coordinates(Conditioner):
     A convolution learns where it is only from the zeros that pad its borders, which a small U-Net finds hard
     in pure noise, just where 'left' and 'above' must be decided. All samples have the same; none is dropped.
 
-    At every size -1 is the first place and 1 the last: they are shares of the whole picture, so that a larger
+    At every size -1 is the first place and 1 the last: they are shares of the whole image, so that a larger
     or wider one than trained has the whole composition, and never a number that was not learned.
 
     Args:
@@ -27,7 +28,7 @@ class Coordinates(Conditioner):
     def __init__(self, size: int) -> None:
         super().__init__(key="", dropout=0.0)
         if size < 2:
-            raise ValueError(f"coordinates need a latent of at least 2 places a side, not {size}")
+            raise InvalidValue(f"coordinates need a latent of at least 2 places a side, not {size}")
         self.size = size
 
     @property

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.conditioning.base import Size
+from ldm.errors import InvalidValue
 
 
 class Rescaler(nn.Module, ABC):
-    """A map or picture in any size to `out_channels` at the latent's.
+    """A map or image in any size to `out_channels` at the latent's.
 
     Args:
         out_channels: what it fills of `concat`.
@@ -48,7 +49,7 @@ class Resize(Rescaler):
         return F.interpolate(x, size, mode=self.mode, antialias=self.antialias)
 
 
-class Stretched(Rescaler):
+class MinMaxNormalized(Rescaler):
     """2 (x - min x) / (max x - min x) - 1 behind another rescaler, of each map by itself; of a flat one, -1.
 
     Stable Diffusion 2's depth: its network knows near and far by this scale alone, whatever estimated them.
@@ -80,13 +81,13 @@ class LearnedRescaler(Rescaler):
     def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
         halvings = math.log2(x.shape[-1] / size[1])
         if halvings != int(halvings) or x.shape[-2] * size[1] != x.shape[-1] * size[0]:
-            raise ValueError(f"a map of {tuple(x.shape[-2:])} cannot be halved to a latent's {size}")
+            raise InvalidValue(f"a map of {tuple(x.shape[-2:])} cannot be halved to a latent's {size}")
         for _ in range(int(halvings)):
             x = F.interpolate(x, scale_factor=0.5, mode="bilinear")
         return self.mixed(x)
 
 
-class Unshuffle(Rescaler):
+class PixelUnshuffle(Rescaler):
     """Every pixel of a place of the latent as a channel of its own (Shi et al. 2016, backwards).
 
     Nothing is lost and nothing learned.
@@ -102,11 +103,11 @@ class Unshuffle(Rescaler):
 
     def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
         if x.shape[-2:] != (size[0] * self.factor, size[1] * self.factor):
-            raise ValueError(f"a map of {tuple(x.shape[-2:])} is not {self.factor} times a latent's {size}")
+            raise InvalidValue(f"a map of {tuple(x.shape[-2:])} is not {self.factor} times a latent's {size}")
         return F.pixel_unshuffle(x, self.factor)
 
 
-class Cover(Rescaler):
+class MaxPoolMask(Rescaler):
     """The largest value under each place: a mask that touches a place covers it whole.
 
     Args:

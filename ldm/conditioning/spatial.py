@@ -1,4 +1,4 @@
-"""Maps and pictures as conditions: channels beside z_t, tokens for cross-attention, or both.
+"""Maps and images as conditions: channels beside z_t, tokens for cross-attention, or both.
 
 Rombach et al. (2022), figure 3: the switch between concatenation and cross-attention is which of `rescaler`
 and `tokens` a conditioner has. The null of all of them is zeros in every slot, but a mask's.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.rescalers import Rescaler
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 from ldm.typing import Conditioning
 
 
@@ -49,12 +49,12 @@ class MapTokens(nn.Module):
     def count(self, height: int, width: int) -> int:
         """How many tokens a map of a size makes; ValueError if the patches do not fill it."""
         if height % self.patch or width % self.patch:
-            raise ValueError(f"a map of {height}x{width} does not divide into patches of {self.patch}")
+            raise InvalidValue(f"a map of {height}x{width} does not divide into patches of {self.patch}")
         return (height // self.patch) * (width // self.patch)
 
 
 class SpatialConditioner(Conditioner):
-    """What all maps and pictures have in common.
+    """What all maps and images have in common.
 
     Args:
         factor: pixels of the map to a place of the latent, a side.
@@ -72,7 +72,7 @@ class SpatialConditioner(Conditioner):
     ) -> None:
         super().__init__(key, dropout)
         if rescaler is None and tokens is None:
-            raise ValueError(f"the condition of {key} needs a rescaler, tokens, or both")
+            raise InvalidValue(f"the condition of {key} needs a rescaler, tokens, or both")
         self.factor, self.rescaler, self.tokens = factor, rescaler, tokens
 
     @abstractmethod
@@ -119,7 +119,7 @@ class SpatialConditioner(Conditioner):
     def needed(self, size: Size | None) -> Size:
         """The size, which a map's null cannot do without."""
         if size is None:
-            raise ValueError(f"the null of {self.key} needs the latent's size")
+            raise InvalidValue(f"the null of {self.key} needs the latent's size")
         return size
 
 
@@ -146,7 +146,7 @@ class SemanticMap(SpatialConditioner):
         return (values.to(self.device)[:, None] == labels[:, None, None]).float()
 
 
-class NumberMap(SpatialConditioner):
+class ScalarMap(SpatialConditioner):
     """A map of numbers in [-1, 1]: depth (Stable Diffusion 2), edges."""
 
     def channels(self, values: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
@@ -154,9 +154,9 @@ class NumberMap(SpatialConditioner):
 
 
 class Mask(SpatialConditioner):
-    """Where the picture is to be drawn anew: 1 there, `low` elsewhere. The null is 1 everywhere.
+    """Where the image is to be drawn anew: 1 there, `background` elsewhere. The null is 1 everywhere.
 
-    Published: the nearest pixel of each place, with -1 (latent diffusion, behind the masked picture) or 0
+    Published: the nearest pixel of each place, with -1 (latent diffusion, behind the masked image) or 0
     (Stable Diffusion, before it).
 
     Args:
@@ -164,14 +164,14 @@ class Mask(SpatialConditioner):
     """
 
     def __init__(
-        self, low: float, dropout: float, factor: int, rescaler: Rescaler, key: str = "mask"
+        self, background: float, dropout: float, factor: int, rescaler: Rescaler, key: str = "mask"
     ) -> None:
         super().__init__(key, dropout, factor, rescaler)
-        self.low = low
+        self.background = background
 
     def channels(self, values: UInt8[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
         drawn = (values.to(self.device) > 127).float()
-        return self.low + (1 - self.low) * drawn
+        return self.background + (1 - self.background) * drawn
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
         """All is to be drawn anew."""
@@ -180,15 +180,15 @@ class Mask(SpatialConditioner):
         return Conditioning(concat=torch.ones_like(zeros))
 
 
-class LatentPicture(Conditioner):
-    """A picture's latent beside z_t: the masked picture of inpainting, the picture to be edited.
+class LatentImage(Conditioner):
+    """A image's latent beside z_t: the masked image of inpainting, the image to be edited.
 
     Brooks et al. (2023), section 3.2, for the latter; the posterior's mean, normalised as z_0 is.
 
     Args:
         channels: of the latent.
         factor: the first stage's.
-        key: a picture in [-1, 1], or bytes.
+        key: a image in [-1, 1], or bytes.
     """
 
     through_first_stage = True
@@ -198,7 +198,7 @@ class LatentPicture(Conditioner):
         self.latent_channels, self.factor = channels, factor
 
     def read(self, batch: Mapping[str, Any], size: Size | None) -> Float[Tensor, "b c H W"]:
-        """The picture in [-1, 1]."""
+        """The image in [-1, 1]."""
         return pixels(batch[self.key].to(self.device))
 
     def forward(self, values: Float[Tensor, "b z h w"]) -> Conditioning:
@@ -208,15 +208,15 @@ class LatentPicture(Conditioner):
     def null(self, n: int, size: Size | None = None) -> Conditioning:
         """Zeros: the mean of all latents."""
         if size is None:
-            raise ValueError(f"the null of {self.key} needs the latent's size")
+            raise InvalidValue(f"the null of {self.key} needs the latent's size")
         return Conditioning(concat=torch.zeros(n, self.latent_channels, *size, device=self.device))
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """The picture's size divided by the first stage's factor."""
+        """The image's size divided by the first stage's factor."""
         height, width = batch[self.key].shape[-2:]
         return height // self.factor, width // self.factor
 
 
-def pixels(picture: Tensor) -> Float[Tensor, "b c H W"]:
-    """A picture in [-1, 1], of bytes or as it is."""
-    return picture.float() / 127.5 - 1 if picture.dtype == torch.uint8 else picture
+def pixels(image: Tensor) -> Float[Tensor, "b c H W"]:
+    """A image in [-1, 1], of bytes or as it is."""
+    return image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image

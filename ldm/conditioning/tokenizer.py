@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 from ldm.typing import Tokens
 
 BEGIN, END = 49406, 49407
@@ -49,11 +49,11 @@ class ClipTokenizer:
         self, length: int, pad_token: int, words: Sequence[str] | None = None, chunks: int = 1
     ) -> None:
         if length < 2:
-            raise ValueError(f"length is {length}, but begin and end alone are 2 tokens")
+            raise InvalidValue(f"length is {length}, but begin and end alone are 2 tokens")
         if chunks < 1:
-            raise ValueError(f"chunks is at least 1, got {chunks}")
+            raise InvalidValue(f"chunks is at least 1, got {chunks}")
         if words is not None and len(set(words)) != len(words):
-            raise ValueError(f"words names {len(words) - len(set(words))} words twice")
+            raise InvalidValue(f"words names {len(words) - len(set(words))} words twice")
         self.length, self.pad_token, self.chunks = length, pad_token, chunks
         self.words = None if words is None else tuple(words)
         self._warned = False
@@ -105,7 +105,7 @@ class ClipTokenizer:
             tokens = _bpe().encode(word)
             if len(tokens) != 1:
                 pieces = ", ".join(_bpe().decode([t]) for t in tokens)
-                raise ValueError(f"words holds {word!r}, which is {len(tokens)} of CLIP's tokens: {pieces}")
+                raise InvalidValue(f"words holds {word!r}, which is {len(tokens)} of CLIP's tokens: {pieces}")
             ids.update(tokens)
         ranks = {token: rank for rank, token in enumerate(sorted(ids))}
         assert len(ranks) == self.vocabulary, f"{len(ranks)} ids, but {self.vocabulary} were expected"

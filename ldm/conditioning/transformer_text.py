@@ -8,6 +8,7 @@ from torch.nn.functional import gelu
 
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.tokenizer import ClipTokenizer
+from ldm.errors import InvalidValue
 from ldm.networks.attention import attend
 from ldm.typing import Conditioning
 
@@ -68,9 +69,11 @@ class TransformerText(Conditioner):
     ) -> None:
         super().__init__(key, dropout)
         if head_channels is None and width % num_heads:
-            raise ValueError(f"width {width} does not divide by num_heads {num_heads}")
+            raise InvalidValue(f"width {width} does not divide by num_heads {num_heads}")
         if tokenizer.chunks > 1:
-            raise ValueError(f"this encoder reads one chunk, not {tokenizer.chunks}: give it a longer length")
+            raise InvalidValue(
+                f"this encoder reads one chunk, not {tokenizer.chunks}: give it a longer length"
+            )
         self.tokenizer, self.pooled = tokenizer, pooled
         self.token_embedding = nn.Embedding(tokenizer.vocabulary, width)
         self.position_embedding = nn.Parameter(torch.empty(tokenizer.length, width))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm.diffusion.objective import Network
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -67,10 +68,10 @@ def rescaled(
 ) -> Denoise:
     """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g, y_g as `guided` has it (Lin et al. 2023, eq. 15, 16).
 
-    Large scales spread the prediction more than any picture is spread; std is that of each picture's y.
+    Large scales spread the prediction more than any image is spread; std is that of each image's y.
     """
     if not 0 <= phi <= 1:
-        raise ValueError(f"guidance is rescaled by phi in 0..1, not {phi}")
+        raise InvalidValue(f"guidance is rescaled by phi in 0..1, not {phi}")
     if scale == 1:
         return _denoise(schedule, parameterization, _prediction(network, cond))
     predictions = _predictions(network, [cond, _given(null, scale)], weak)
@@ -104,7 +105,9 @@ def interval(
     FID was at (0.28, 2.90] with EDM2-S and (0.19, 1.61] with EDM2-XXL (table 1).
     """
     if not 0 <= low < high:
-        raise ValueError(f"guidance needs an interval of sigma/alpha with 0 <= low < high, not {low}, {high}")
+        raise InvalidValue(
+            f"guidance needs an interval of sigma/alpha with 0 <= low < high, not {low}, {high}"
+        )
     inside = guidance(network, schedule, parameterization, cond, null, scale, weak)
     outside = guided(network, schedule, parameterization, cond)
 
@@ -134,7 +137,7 @@ def two_conditions(
         return _denoise(schedule, parameterization, _prediction(network, cond))
     null = _given(null, scale)
     if cond.concat is None:
-        raise ValueError("guidance by image and text needs a condition with `concat`, the image")
+        raise InvalidValue("guidance by image and text needs a condition with `concat`, the image")
     image = Conditioning(null.context, null.vector, cond.concat)
     return nested(network, schedule, parameterization, cond, null, scale, weak, [image], [image_scale])
 
@@ -157,7 +160,7 @@ def nested(
     between them falls out of the sum and is not computed.
     """
     if len(between) != len(scales):
-        raise ValueError(f"{len(scales)} scales for {len(between)} conditions between null and all")
+        raise InvalidValue(f"{len(scales)} scales for {len(between)} conditions between null and all")
     steps = [1.0, *scales, scale]
     if all(step == 1 for step in steps):
         return _denoise(schedule, parameterization, _prediction(network, cond))
@@ -179,7 +182,7 @@ def nested(
 
 @dataclass(frozen=True)
 class Nested:
-    """`nested`, its conditions named: {picture: 1.5} leads by 1.5 to the picture, then by `scale` to all.
+    """`nested`, its conditions named: {image: 1.5} leads by 1.5 to the image, then by `scale` to all.
 
     The order of the names is that of the sum. Without a name, or with None, it is `guided`.
     """
@@ -242,7 +245,7 @@ def _predictions(
 
 def _given(null: Conditioning | None, scale: float) -> Conditioning:
     if null is None:
-        raise ValueError(f"guidance of scale {scale} needs the null condition")
+        raise InvalidValue(f"guidance of scale {scale} needs the null condition")
     return null
 
 

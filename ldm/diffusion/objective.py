@@ -31,7 +31,7 @@ def diffusion_loss(
     parameterization: Parameterization,
     weighting: Weighting,
     times: Callable[[Tensor], Tensor],
-    jitter: Float[Tensor, "b z h w"] | float = 0.0,
+    input_noise: Float[Tensor, "b z h w"] | float = 0.0,
 ) -> Float[Tensor, " b"]:
     """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
 
@@ -45,7 +45,7 @@ def diffusion_loss(
     """
     t = times(u)  #                                                              b
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
-    z_t = alpha_t * z_0 + sigma_t * (eps + jitter)  #                            b z h w
+    z_t = alpha_t * z_0 + sigma_t * (eps + input_noise)  #                            b z h w
     target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w
     y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
     error = (y.float() - target).square().mean((1, 2, 3))  #                     b

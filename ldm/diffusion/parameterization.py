@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 Coefficient = Float[Tensor, "b 1 1 1"]
 
@@ -71,7 +72,7 @@ class Eps(Parameterization):
 
     def check(self, schedule: Schedule) -> None:
         if schedule.has_zero_terminal_snr:
-            raise ValueError(
+            raise InvalidValue(
                 f"alpha_T = 0 at T = {schedule.num_steps}: a network that predicts eps cannot find z_0 in "
                 "pure noise; use v or x0 prediction with this schedule"
             )
@@ -112,7 +113,7 @@ class EDM(Parameterization):
 
     def __init__(self, std: float = 0.5) -> None:
         if std <= 0:
-            raise ValueError(f"EDM's data have a std > 0, not {std}")
+            raise InvalidValue(f"EDM's data have a std > 0, not {std}")
         self.std = std
 
     def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:

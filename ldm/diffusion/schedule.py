@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
+
 
 class Schedule(nn.Module, ABC):
     """alpha and sigma at real t in [0, T], T = `num_steps`; t = 0 is exactly (1, 0), and lam falls strictly.
@@ -17,7 +19,7 @@ class Schedule(nn.Module, ABC):
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         if num_steps < 1:
-            raise ValueError(f"a schedule needs num_steps >= 1, not {num_steps}")
+            raise InvalidValue(f"a schedule needs num_steps >= 1, not {num_steps}")
         self.num_steps = num_steps
 
     @abstractmethod
@@ -54,8 +56,8 @@ class TableSchedule(Schedule):
 
     Args:
         alpha_bars: the T products ᾱ_1..ᾱ_T of DDPM (Ho et al. 2020, section 2), strictly falling, in [0, 1).
-        zero_terminal_snr: rescale it to end in pure noise, see `rescaled`.
-        shift: factor of sigma/alpha for another resolution, see `shifted`.
+        zero_terminal_snr: rescale it to end in pure noise, see `rescale_zero_terminal_snr`.
+        shift: factor of sigma/alpha for another resolution, see `shift_snr`.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class TableSchedule(Schedule):
     ) -> None:
         super().__init__(len(alpha_bars))
         if not 0 <= alpha_bars[-1] or not alpha_bars[0] < 1 or (alpha_bars.diff() >= 0).any():
-            raise ValueError(f"a table's alpha_bars fall strictly, in [0, 1), not {alpha_bars.tolist()[:10]}")
+            raise InvalidValue(
+                f"a table's alpha_bars fall strictly, in [0, 1), not {alpha_bars.tolist()[:10]}"
+            )
         if shift != 1:
-            alpha_bars = shifted(alpha_bars, shift)
+            alpha_bars = shift_snr(alpha_bars, shift)
         if zero_terminal_snr:
-            alpha_bars = rescaled(alpha_bars)
+            alpha_bars = rescale_zero_terminal_snr(alpha_bars)
         alpha_bars = torch.cat([alpha_bars.new_ones(1), alpha_bars])
         # No buffers: the configuration names the schedule, a checkpoint must not contradict it, and `half()`
         # must not round it.
@@ -132,18 +136,18 @@ class TableSchedule(Schedule):
         return self._copies[key]
 
 
-def rescaled(alpha_bars: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
+def rescale_zero_terminal_snr(alpha_bars: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
     """sqrt ᾱ' = (sqrt ᾱ - sqrt ᾱ_T) sqrt ᾱ_1 / (sqrt ᾱ_1 - sqrt ᾱ_T), 0 at T (Lin et al. 2023, alg. 1)."""
     alphas = alpha_bars.sqrt()
     if len(alphas) < 2:
-        raise ValueError(f"zero terminal SNR needs a table of T >= 2, not {len(alphas)}")
+        raise InvalidValue(f"zero terminal SNR needs a table of T >= 2, not {len(alphas)}")
     return ((alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))).square()
 
 
-def shifted(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor, " T"]:
+def shift_snr(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor, " T"]:
     """sigma'/alpha' = shift sigma/alpha, so lam' = lam - log shift (Hoogeboom et al. 2023).
 
-    A picture of n times the side shows, at the same noise, n times the signal: shift = n undoes that.
+    A image of n times the side shows, at the same noise, n times the signal: shift = n undoes that.
     """
     _check_shift(shift)
     return alpha_bars / (alpha_bars + shift**2 * (1 - alpha_bars))
@@ -151,12 +155,12 @@ def shifted(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor, 
 
 def _check_shift(shift: float) -> None:
     if shift <= 0:
-        raise ValueError(f"a resolution shift is a factor > 0 of sigma/alpha, not {shift}")
+        raise InvalidValue(f"a resolution shift is a factor > 0 of sigma/alpha, not {shift}")
 
 
 def _check(num_steps: int, beta_start: float, beta_end: float) -> None:
     if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
-        raise ValueError(
+        raise InvalidValue(
             "a schedule needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, "
             f"not {num_steps}, {beta_start}, {beta_end}"
         )
@@ -209,7 +213,7 @@ class Cosine(TableSchedule):
         shift: float = 1.0,
     ) -> None:
         if num_steps < 1 or offset < 0 or not 0 < max_beta < 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"cosine needs T >= 1, s >= 0, 0 < max_beta < 1, not {num_steps}, {offset}, {max_beta}"
             )
         t = torch.arange(num_steps + 1, dtype=torch.float64, device="cpu") / num_steps
@@ -265,7 +269,7 @@ class Karras(Schedule):
     ) -> None:
         super().__init__(num_steps)
         if num_steps < 2 or not 0 < sigma_min < sigma_max or rho <= 0:
-            raise ValueError(
+            raise InvalidValue(
                 "Karras needs T >= 2, 0 < sigma_min < sigma_max and rho > 0, "
                 f"not {num_steps}, {sigma_min}, {sigma_max}, {rho}"
             )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 class UniformTimes:
@@ -61,7 +62,7 @@ class ShiftedTimes:
     def __init__(self, times: Callable[[Tensor], Tensor], num_steps: int, shift: float = 3.0) -> None:
         _check_num_steps(num_steps)
         if shift <= 0:
-            raise ValueError(f"times are shifted by a factor > 0, not {shift}")
+            raise InvalidValue(f"times are shifted by a factor > 0, not {shift}")
         self.times, self.num_steps, self.shift = times, num_steps, shift
 
     def __call__(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -78,15 +79,15 @@ def stratified(u: Float[Tensor, " b"], position: Int64[Tensor, " b"], strata: in
     whatever rank, so nothing is exchanged; B = 1 leaves u as it is.
     """
     if strata < 1:
-        raise ValueError(f"u is drawn in strata >= 1 parts of [0, 1), not {strata}")
+        raise InvalidValue(f"u is drawn in strata >= 1 parts of [0, 1), not {strata}")
     spread = ((position % strata).double() + u.double()) / strata
     return spread.to(u.dtype).clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # rounding may reach 1
 
 
-def evenly(position: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+def deterministic_u(position: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
     """u = frac(1/2 + p (sqrt 5 - 1)/2): the golden ratio's multiples fill [0, 1) evenly, however many.
 
-    Validation's u, in place of random ones: the noise levels that a picture is measured at never change.
+    Validation's u, in place of random ones: the noise levels that a image is measured at never change.
     """
     u = (0.5 + position.double() * (math.sqrt(5) - 1) / 2).frac().float()
     return u.clamp(max=1 - torch.finfo(torch.float32).eps / 2)
@@ -114,7 +115,7 @@ def linspace(schedule: Schedule | int, steps: int) -> Float[Tensor, " s"]:
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Float[Tensor, " s"]:
     """(sigma/alpha)^(1/rho) in S equal steps from T to 1, then 0 (Karras et al. 2022, eq. 5)."""
     if rho <= 0:
-        raise ValueError(f"Karras' spacing needs rho > 0, not {rho}")
+        raise InvalidValue(f"Karras' spacing needs rho > 0, not {rho}")
     clean, noisy = (math.exp(-lam / rho) for lam in _ends(schedule, steps))
     root = torch.linspace(noisy, clean, steps, dtype=torch.float64)
     return _from_lam(schedule, -rho * root.log())
@@ -134,7 +135,7 @@ def explicit(schedule: Schedule, steps: int, times: Sequence[float]) -> Float[Te
     _check(schedule, steps)
     given = torch.tensor([float(t) for t in times], dtype=torch.float64)
     if len(given) < 2 or given[0] > schedule.num_steps or given[-1] < 1 or (given.diff() >= 0).any():
-        raise ValueError(
+        raise InvalidValue(
             f"a list of times holds 2 or more that fall, in 1..{schedule.num_steps}, not {times}"
         )
     if steps == len(given):
@@ -149,12 +150,12 @@ def explicit(schedule: Schedule, steps: int, times: Sequence[float]) -> Float[Te
 
 def _check_num_steps(num_steps: int) -> None:
     if num_steps < 1:
-        raise ValueError(f"times of training lie in 1..num_steps, num_steps >= 1, not {num_steps}")
+        raise InvalidValue(f"times of training lie in 1..num_steps, num_steps >= 1, not {num_steps}")
 
 
 def _check_std(name: str, std: float) -> None:
     if std <= 0:
-        raise ValueError(f"{name} times need std > 0, not {std}")
+        raise InvalidValue(f"{name} times need std > 0, not {std}")
 
 
 def _normal(u: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def _check(schedule: Schedule | int, steps: int) -> int:
     """T, of a schedule or as it is."""
     T = schedule if isinstance(schedule, int) else schedule.num_steps
     if not 1 <= steps <= T:
-        raise ValueError(f"sampling steps must lie in 1..{T}, not {steps}")
+        raise InvalidValue(f"sampling steps must lie in 1..{T}, not {steps}")
     return T
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.parameterization import Coefficient, Parameterization
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 class Weighting(ABC):
@@ -84,7 +85,7 @@ class MinSNR(OnZ0):
     def __init__(self, parameterization: Parameterization, gamma: float = 5.0, least: float = 0.0) -> None:
         super().__init__(parameterization)
         if gamma <= 0 or not 0 <= least < gamma:
-            raise ValueError(f"min-SNR needs gamma > 0 and 0 <= least < gamma, not {gamma} and {least}")
+            raise InvalidValue(f"min-SNR needs gamma > 0 and 0 <= least < gamma, not {gamma} and {least}")
         self.gamma, self.least = gamma, least
 
     def on_z_0(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
@@ -103,7 +104,7 @@ class SoftMinSNR(OnZ0):
     def __init__(self, parameterization: Parameterization, gamma: float = 4.0) -> None:
         super().__init__(parameterization)
         if gamma <= 0:
-            raise ValueError(f"soft-min-SNR needs gamma > 0, not {gamma}")
+            raise InvalidValue(f"soft-min-SNR needs gamma > 0, not {gamma}")
         self.gamma = gamma
 
     def on_z_0(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
@@ -126,7 +127,7 @@ class EDM(OnZ0):
     def __init__(self, parameterization: Parameterization, std: float = 0.5) -> None:
         super().__init__(parameterization)
         if std <= 0:
-            raise ValueError(f"EDM's data have a std > 0, not {std}")
+            raise InvalidValue(f"EDM's data have a std > 0, not {std}")
         self.std = std
 
     def on_z_0(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
@@ -151,7 +152,7 @@ class LearnedUncertainty(nn.Module, Weighting):
     def __init__(self, weighting: Weighting, channels: int = 128) -> None:
         super().__init__()
         if channels < 1:
-            raise ValueError(f"a learned uncertainty needs channels >= 1, not {channels}")
+            raise InvalidValue(f"a learned uncertainty needs channels >= 1, not {channels}")
         self.weighting = weighting
         generator = torch.Generator().manual_seed(0)
         draws = (torch.randn, torch.rand)
@@ -189,7 +190,7 @@ class LearnedUncertainty(nn.Module, Weighting):
 
 def _refuse_zero_terminal_snr(schedule: Schedule, name: str, advice: str) -> None:
     if schedule.has_zero_terminal_snr:
-        raise ValueError(
+        raise InvalidValue(
             f"alpha_T = 0 at T = {schedule.num_steps}: {name} gives T, where sampling starts, the weight 0; "
             f"{advice}"
         )

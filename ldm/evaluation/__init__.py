@@ -1,1 +1,1 @@
-"""How good pictures are: measures of finished pictures, none of which trains anything."""
+"""How good images are: measures of finished images, none of which trains anything."""

@@ -1,4 +1,4 @@
-"""How well a first stage brings pictures back, what its latents are like, and how long it takes."""
+"""How well a first stage brings images back, what its latents are like, and how long it takes."""
 
 import math
 import statistics
@@ -13,21 +13,21 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
-from ldm.networks.codebook import VQBottleneck, count, perplexity
+from ldm.networks.vector_quantizer import VQBottleneck, count, perplexity
 from ldm.typing import Image
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The measures of a first stage: means over pictures, except where they say what of the latents."""
+    """The measures of a first stage: means over images, except where they say what of the latents."""
 
-    pictures: int
+    images: int
     latent: tuple[int, int, int]
     """Pixels to a place a side, channels, parameters in all."""
     compression: float
-    """Numbers of a picture to one of its latent."""
+    """Numbers of a image to one of its latent."""
     psnr: float
-    """dB, of pictures in [0, 1]."""
+    """dB, of images in [0, 1]."""
     ssim: float
     perceptual: float
     latent_mean: float
@@ -35,22 +35,22 @@ class Reconstruction:
     latent_std: tuple[float, float]
     """Least and largest of a channel, raw."""
     codes_used: float | None
-    """Share of the codes that some place of these pictures chose; None without a codebook."""
+    """Share of the codes that some place of these images chose; None without a codebook."""
     perplexity: float | None
     encode_ms: float
-    """Of one picture in its batch, in the median batch; the first pass, which makes kernels, is not timed."""
+    """Of one image in its batch, in the median batch; the first pass, which makes kernels, is not timed."""
     decode_ms: float
 
 
 @torch.no_grad()
 def measure(
-    model: Autoencoder, pictures: Iterable[UInt8[Tensor, "_ c h w"]], perceptual: nn.Module
+    model: Autoencoder, images: Iterable[UInt8[Tensor, "_ c h w"]], perceptual: nn.Module
 ) -> Reconstruction:
-    """The measures of `model` on all pictures, from the posterior's mean."""
+    """The measures of `model` on all images, from the posterior's mean."""
     device, bottleneck = model.latent_mean.device, model.bottleneck
     quality, moments, chosen = [], [], []
     seconds: list[tuple[float, float]] = []
-    for bytes_ in pictures:
+    for bytes_ in images:
         x = bytes_.to(device).float() / 127.5 - 1
         if not seconds:
             there_and_back(model, x)
@@ -70,7 +70,7 @@ def measure(
     codes = torch.stack(chosen).sum(0) if chosen else None
     encode_ms, decode_ms = (1000 * statistics.median(part) for part in zip(*seconds, strict=True))
     return Reconstruction(
-        pictures=n,
+        images=n,
         latent=(model.downsampling, model.latent_channels, sum(p.numel() for p in model.parameters())),
         compression=shape[0] / shape[1],
         psnr=signal,
@@ -86,7 +86,7 @@ def measure(
 
 
 def there_and_back(model: Autoencoder, x: Image) -> tuple[DiagonalGaussian, Image, tuple[float, float]]:
-    """The posterior, the picture of its mean, and the seconds that each took for one picture of the batch."""
+    """The posterior, the image of its mean, and the seconds that each took for one image of the batch."""
     device = model.latent_mean.device
     start = _now(device)
     posterior = model.posterior(x)
@@ -97,7 +97,7 @@ def there_and_back(model: Autoencoder, x: Image) -> tuple[DiagonalGaussian, Imag
 
 
 def psnr(x_hat: Image, x: Image) -> Float[Tensor, " b"]:
-    """-10 log10 of the mean squared error of pictures in [0, 1], in dB; 100 at most."""
+    """-10 log10 of the mean squared error of images in [0, 1], in dB; 100 at most."""
     mse = (x_hat - x).square().mean((1, 2, 3)) / 4
     return -10 * mse.clamp(min=1e-10).log10()
 
@@ -113,8 +113,8 @@ def table(rows: dict[str, Reconstruction]) -> str:
     """A Markdown table, one first stage a row."""
     head = (
         "| first stage | latent | parameters | compression | PSNR, dB | SSIM | perceptual "
-        "| latent std | latent mean/std | codes used | perplexity | encode, ms a picture "
-        "| decode, ms a picture |"
+        "| latent std | latent mean/std | codes used | perplexity | encode, ms a image "
+        "| decode, ms a image |"
     )
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for name, r in rows.items():

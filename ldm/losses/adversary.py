@@ -3,11 +3,11 @@
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ldm.losses.adversarial import adaptive_weight, ramp
-from ldm.losses.games import Game, Hinge
-from ldm.losses.penalties import Penalty
+from ldm.losses.adaptive_weight import adaptive_weight, ramp
+from ldm.losses.gan import GANLoss, HingeLoss
+from ldm.losses.regularizers import Regularizer
 
-HINGE = Hinge()
+HINGE = HingeLoss()
 
 
 class Adversary(nn.Module):
@@ -17,7 +17,7 @@ class Adversary(nn.Module):
     untrained.
 
     Args:
-        discriminator: pictures in [-1, 1] -> logits, high for real.
+        discriminator: images in [-1, 1] -> logits, high for real.
         weight: of the adversarial term beside its adaptive weight (published: 0.5).
         start: step at which the generator begins to hear the discriminator.
         warmup: steps before `start` in which only the discriminator learns.
@@ -33,14 +33,14 @@ class Adversary(nn.Module):
         start: int,
         warmup: int = 1000,
         ramp_steps: int = 1000,
-        game: Game = HINGE,
-        penalty: Penalty | None = None,
+        game: GANLoss = HINGE,
+        penalty: Regularizer | None = None,
     ) -> None:
         super().__init__()
         self.discriminator, self.game, self.penalty = discriminator, game, penalty
         self.weight, self.start, self.warmup, self.ramp_steps = weight, start, warmup, ramp_steps
 
-    def learns_at(self, step: int) -> bool:
+    def trains_at(self, step: int) -> bool:
         """Whether the discriminator takes a step."""
         return step >= self.start - self.warmup
 
@@ -61,7 +61,7 @@ class Adversary(nn.Module):
     def discriminator_terms(
         self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """The discriminator's loss with its penalty, and the mean logits on real and on fake pictures."""
+        """The discriminator's loss with its penalty, and the mean logits on real and on fake images."""
         real, fake = self.discriminator(x), self.discriminator(x_hat)
         terms = {
             "discriminator": self.game.discriminator(real, fake),

@@ -1,4 +1,4 @@
-"""Distances between pictures as seen by a frozen network, or by their local statistics."""
+"""Distances between images as seen by a frozen network, or by their local statistics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
 from ldm import pretrained
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 from ldm.networks.blocks import autocast_off
 from ldm.typing import Image
 
@@ -21,7 +21,7 @@ HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
 
 
 def as_rgb(x: Image, bands: Sequence[int] | None) -> Float[Tensor, "b 3 h w"]:
-    """What a network of colour pictures sees: grey three times, of many channels the three of `bands`."""
+    """What a network of colour images sees: grey three times, of many channels the three of `bands`."""
     channels = x.shape[1]
     if bands is not None:
         if len(bands) != 3 or not all(0 <= band < channels for band in bands):
@@ -29,21 +29,21 @@ def as_rgb(x: Image, bands: Sequence[int] | None) -> Float[Tensor, "b 3 h w"]:
         return x[:, list(bands)]
     if channels not in (1, 3):
         raise UserError(
-            f"the perceptual network sees 3 channels and the pictures have {channels}: name the three that "
+            f"the perceptual network sees 3 channels and the images have {channels}: name the three that "
             "stand for red, green and blue with perceptual.bands=[R,G,B], or choose perceptual=ms_ssim"
         )
     return x.expand(-1, 3, -1, -1)
 
 
 class Perceptual(nn.Module, ABC):
-    """A distance of pictures, one number a picture, 0 for equal ones. Nothing in it is trained."""
+    """A distance of images, one number a image, 0 for equal ones. Nothing in it is trained."""
 
     @abstractmethod
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
         """The distance of each pair."""
 
     def check(self, channels: int) -> None:
-        """UserError where it cannot see pictures of so many channels."""
+        """UserError where it cannot see images of so many channels."""
         return None
 
     def load_pretrained(self) -> None:
@@ -94,7 +94,7 @@ class RandomVGG(Perceptual):
     For machines without LPIPS's weights: the architecture alone helps (https://arxiv.org/abs/2103.10571).
 
     Args:
-        channels: of each block; pictures are halved between blocks.
+        channels: of each block; images are halved between blocks.
         convs: 3x3 convolutions of each block; VGG-16 is (64, 128, 256, 512, 512) and (2, 2, 3, 3, 3).
         seed: of the weights (He et al. 2015), and of biases such as a constant channel of ones would give.
         bands: see `as_rgb`.
@@ -110,7 +110,7 @@ class RandomVGG(Perceptual):
         super().__init__()
         self.bands = bands
         if len(channels) != len(convs):
-            raise ValueError(f"channels names {len(channels)} blocks and convs {len(convs)}")
+            raise InvalidValue(f"channels names {len(channels)} blocks and convs {len(convs)}")
         self.convs = tuple(convs)
         widths = [3] + [width for width, n in zip(channels, convs, strict=True) for _ in range(n)]
         generator = torch.Generator().manual_seed(seed)
@@ -151,8 +151,8 @@ class MultiScaleSSIM(Perceptual):
     """d = 1 - prod_s cs_s^{beta_s} * ssim_S^{beta_S}   (Wang et al. 2003), with an 11-pixel Gaussian window.
 
     Args:
-        num_scales: how often the picture is halved, plus one; the published 5 weights beta are cut to it
-            and made to sum to 1. ValueError on a picture that is too small: 64 pixels allow 3 scales.
+        num_scales: how often the image is halved, plus one; the published 5 weights beta are cut to it
+            and made to sum to 1. ValueError on a image that is too small: 64 pixels allow 3 scales.
     """
 
     BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -160,7 +160,7 @@ class MultiScaleSSIM(Perceptual):
     def __init__(self, num_scales: int = 3) -> None:
         super().__init__()
         if not 1 <= num_scales <= len(self.BETAS):
-            raise ValueError(f"num_scales is in 1..{len(self.BETAS)}, got {num_scales}")
+            raise InvalidValue(f"num_scales is in 1..{len(self.BETAS)}, got {num_scales}")
         chosen = self.BETAS[:num_scales]
         self.betas = tuple(beta / sum(chosen) for beta in chosen)
 
@@ -168,7 +168,7 @@ class MultiScaleSSIM(Perceptual):
         height, width = x.shape[2:]
         least = 11 * max(1, len(self.betas) - 1) ** 2  # torchmetrics' own bound for its 11-pixel window
         if min(height, width) < least:
-            raise ValueError(
+            raise InvalidValue(
                 f"{len(self.betas)} scales of MS-SSIM need {least} pixels a side, got {height}x{width}"
             )
         with autocast_off(x):  # variances are small differences of squares

@@ -8,7 +8,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ldm.networks.blocks import GroupNorm, LayerNorm, zeroed
+from ldm.errors import InvalidValue
+from ldm.networks.blocks import GroupNorm, LayerNorm, zero_init
 
 
 def attend(
@@ -35,13 +36,13 @@ def attend(
 def check_heads(channels: int, num_heads: int) -> None:
     """ValueError for heads that do not divide the channels."""
     if num_heads < 1 or channels % num_heads:
-        raise ValueError(f"{channels} channels do not divide into {num_heads} attention heads")
+        raise InvalidValue(f"{channels} channels do not divide into {num_heads} attention heads")
 
 
 def check_levels(attention_levels: Sequence[int], num_levels: int) -> None:
     """ValueError for attention at a level that is not there."""
     if not set(attention_levels) <= set(range(num_levels)):
-        raise ValueError(f"attention levels {list(attention_levels)} are not all among 0..{num_levels - 1}")
+        raise InvalidValue(f"attention levels {list(attention_levels)} are not all among 0..{num_levels - 1}")
 
 
 class SelfAttention(nn.Module):
@@ -136,7 +137,7 @@ class SpatialTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, context_channels, num_heads, cross_only) for _ in range(depth)
         )
-        self.proj_out = zeroed(nn.Linear(channels, channels))
+        self.proj_out = zero_init(nn.Linear(channels, channels))
 
     def forward(
         self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m e"]

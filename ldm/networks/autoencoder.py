@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock, check_levels
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
@@ -17,7 +18,7 @@ Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 """One number for all channels, or one a channel."""
 
 
-class ToLatent(nn.Module):
+class EncoderBase(nn.Module):
     """An encoder: pixels to what a bottleneck takes."""
 
     in_channels: int
@@ -26,7 +27,7 @@ class ToLatent(nn.Module):
     """Pixels to one place of the latent, a side."""
 
 
-class FromLatent(nn.Module):
+class DecoderBase(nn.Module):
     """A decoder: a latent to pixels, by `conv_out` at the end."""
 
     in_channels: int
@@ -38,7 +39,7 @@ class FromLatent(nn.Module):
         return self.conv_out.weight
 
 
-class Level(nn.Module):
+class ResolutionLevel(nn.Module):
     """The residual blocks of one size, an attention block behind each if asked for, then a change of size."""
 
     def __init__(
@@ -61,13 +62,13 @@ class Level(nn.Module):
 
 
 @tiled.register
-def _(level: Level, x: Map, tiles: Tiles) -> Map:
+def _(level: ResolutionLevel, x: Map, tiles: Tiles) -> Map:
     for residual, attention in zip(level.residuals, level.attentions, strict=True):
         x = tiled(attention, tiled(residual, x, tiles), tiles)
     return tiled(level.resample, x, tiles)
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Residual block, attention, residual block at the latent's size."""
 
     def __init__(self, channels: int, attention: bool) -> None:
@@ -81,13 +82,13 @@ class Middle(nn.Module):
 
 
 @tiled.register
-def _(middle: Middle, x: Map, tiles: Tiles) -> Map:
+def _(middle: MidBlock, x: Map, tiles: Tiles) -> Map:
     for layer in (middle.residual1, middle.attention, middle.residual2):
         x = tiled(layer, x, tiles)
     return x
 
 
-class Encoder(ToLatent):
+class Encoder(EncoderBase):
     """The convolutional encoder of latent diffusion (Rombach et al. 2022, appendix G; Esser et al. 2021).
 
     Args:
@@ -115,8 +116,8 @@ class Encoder(ToLatent):
         self.down = nn.ModuleList()
         for i, (a, b) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
             resample = Downsample(b) if i < len(widths) - 1 else nn.Identity()
-            self.down.append(Level(a, b, num_res_blocks, i in attention_levels, resample))
-        self.middle = Middle(widths[-1], mid_attention)
+            self.down.append(ResolutionLevel(a, b, num_res_blocks, i in attention_levels, resample))
+        self.middle = MidBlock(widths[-1], mid_attention)
         self.norm_out = GroupNorm(widths[-1], eps=1e-6)
         self.conv_out = conv3x3(widths[-1], out_channels)
 
@@ -135,7 +136,7 @@ def _(encoder: Encoder, x: Map, tiles: Tiles) -> Map:
     return tiles.convolved(encoder.conv_out, size_of(h), tiles.normalized(encoder.norm_out, h))
 
 
-class Decoder(FromLatent):
+class Decoder(DecoderBase):
     """The encoder's mirror with one residual block more a level; `up` runs from coarse to fine.
 
     Arguments as in `Encoder`.
@@ -156,12 +157,14 @@ class Decoder(FromLatent):
         self.in_channels = in_channels
         check_levels(attention_levels, len(widths))
         self.conv_in = conv3x3(in_channels, widths[-1])
-        self.middle = Middle(widths[-1], mid_attention)
+        self.middle = MidBlock(widths[-1], mid_attention)
         self.up = nn.ModuleList()
         for i in reversed(range(len(widths))):
             above = widths[min(i + 1, len(widths) - 1)]
             resample = Upsample(widths[i]) if i > 0 else nn.Identity()
-            self.up.append(Level(above, widths[i], num_res_blocks + 1, i in attention_levels, resample))
+            self.up.append(
+                ResolutionLevel(above, widths[i], num_res_blocks + 1, i in attention_levels, resample)
+            )
         self.norm_out = GroupNorm(widths[0], eps=1e-6)
         self.conv_out = conv3x3(widths[0], out_channels)
 
@@ -200,8 +203,8 @@ class Autoencoder(nn.Module):
 
     def __init__(
         self,
-        encoder: ToLatent,
-        decoder: FromLatent,
+        encoder: EncoderBase,
+        decoder: DecoderBase,
         bottleneck: Bottleneck,
         latent_mean: Statistic = 0.0,
         latent_std: Statistic = 1.0,
@@ -209,7 +212,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         given = (encoder.out_channels, decoder.in_channels)
         if given != (bottleneck.in_channels, bottleneck.latent_channels):
-            raise ValueError(
+            raise InvalidValue(
                 f"the encoder gives {given[0]} channels and the decoder takes {given[1]}, but the bottleneck "
                 f"between takes {bottleneck.in_channels} and gives {bottleneck.latent_channels}"
             )
@@ -236,13 +239,13 @@ class Autoencoder(nn.Module):
         return self.bottleneck.posterior(self._computed(self.encoder, x))
 
     def check_size(self, x: Float[Tensor, "b c H W"]) -> None:
-        """ValueError for a picture whose sides do not divide by the factor."""
+        """ValueError for a image whose sides do not divide by the factor."""
         height, width = x.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
-            raise ValueError(f"{height}x{width} pixels do not divide by the factor {self.downsampling}")
+            raise InvalidValue(f"{height}x{width} pixels do not divide by the factor {self.downsampling}")
 
     def dimensions(self, posterior: DiagonalGaussian) -> int:
-        """C H W of the pictures that it was encoded from."""
+        """C H W of the images that it was encoded from."""
         return self.encoder.in_channels * self.downsampling**2 * posterior.mean[0, 0].numel()
 
     def reconstruct(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
@@ -282,7 +285,7 @@ class Autoencoder(nn.Module):
         """Set the raw latents' mean and standard deviation; ValueError unless every std is positive."""
         mean, std = (per_channel(values, self.latent_channels) for values in (mean, std))
         if not std.is_meta and not bool((std > 0).all()):
-            raise ValueError(f"latents must vary in every channel, not std {std.tolist()}")
+            raise InvalidValue(f"latents must vary in every channel, not std {std.tolist()}")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
@@ -291,5 +294,5 @@ def per_channel(values: Statistic, channels: int) -> Float[Tensor, " z"]:
     """A statistic as one number a channel."""
     given = torch.as_tensor(list(values) if isinstance(values, Sequence) else values)
     if given.numel() not in (1, channels):
-        raise ValueError(f"{given.numel()} statistics for {channels} latent channels")
+        raise InvalidValue(f"{given.numel()} statistics for {channels} latent channels")
     return given.float().expand(channels)

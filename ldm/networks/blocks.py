@@ -49,7 +49,7 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
+def zero_init(module: nn.Module) -> nn.Module:
     """The module with every parameter zero, so that its residual branch starts as the identity."""
     for p in module.parameters():
         nn.init.zeros_(p)
@@ -103,7 +103,7 @@ class TimeResidualBlock(ResidualBlock):
         self.scale_shift_norm = scale_shift_norm
         self.time = nn.Linear(time_channels, out_channels * (2 if scale_shift_norm else 1))
         self.dropout = nn.Dropout(dropout)
-        zeroed(self.conv2)
+        zero_init(self.conv2)
 
     def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b t"]) -> Float[Tensor, "b d h2 w2"]:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
@@ -138,7 +138,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Recomputed(nn.Module):
+class Checkpointed(nn.Module):
     """A block that may keep no activations in training and compute them again on the way back.
 
     Chen et al. (2016), https://arxiv.org/abs/1604.06174.

@@ -46,7 +46,7 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
-        """`penalty`, the loss's term, which like all of it is a mean over a picture's `dimensions` (C H W).
+        """`penalty`, the loss's term, which like all of it is a mean over a image's `dimensions` (C H W).
 
         What else there is to log stands beside it.
         """
@@ -54,18 +54,18 @@ class Bottleneck(nn.Module, ABC):
     def after_step(self, taken: Bool[Tensor, ""]) -> None:
         """What is to be done behind each optimizer step; nothing may move behind one that was not taken."""
 
-    def usage(self) -> dict[str, Float[Tensor, ""]]:
+    def metrics(self) -> dict[str, Float[Tensor, ""]]:
         """What there is to log of all `terms` since the last call, over all ranks, which call it together.
 
         Training and validation are counted apart: this tells of the mode that the module is in.
         """
         return {}
 
-    def tally(self) -> Int64[Tensor, " n"] | None:
-        """What `usage` will tell of training from, over all ranks, for a checkpoint; None of nothing."""
+    def codebook_counts(self) -> Int64[Tensor, " n"] | None:
+        """What `metrics` will tell of training from, over all ranks, for a checkpoint; None of nothing."""
         return None
 
-    def go_on(self, tally: Int64[Tensor, " n"]) -> None:
+    def restore(self, codebook_counts: Int64[Tensor, " n"]) -> None:
         """Count on from a checkpoint's tally."""
 
 
@@ -93,7 +93,7 @@ class KLBottleneck(Bottleneck):
         return self.from_latent(z)
 
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
-        """KL(q(z|x) ‖ N(0, I)) in nats, per picture dimension."""
+        """KL(q(z|x) ‖ N(0, I)) in nats, per image dimension."""
         kl = posterior.kl().mean() / dimensions
         return {"kl": kl, "penalty": self.weight * kl}
 

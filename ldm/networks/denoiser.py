@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 
-def sinusoid(t: Float[Tensor, " b"], channels: int) -> Float[Tensor, "b e"]:
+def sinusoidal_embedding(t: Float[Tensor, " b"], channels: int) -> Float[Tensor, "b e"]:
     """[cos ω_i t, sin ω_i t], ω_i = 10000^(-2i/channels), in fp32 (Vaswani et al. 2017, section 3.5)."""
     half = channels // 2
     omega = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
@@ -18,7 +19,7 @@ def sinusoid(t: Float[Tensor, " b"], channels: int) -> Float[Tensor, "b e"]:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class Embed(nn.Module):
+class EmbedMLP(nn.Module):
     """W_out silu(W_in v): what time's sinusoids and the vector go through."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -30,7 +31,7 @@ class Embed(nn.Module):
         return self.linear_out(F.silu(self.linear_in(v)))
 
 
-class Labels(nn.Module):
+class LabelEmbedding(nn.Module):
     """A learned vector for each label 0..n-1: noise levels of the ×4 upscaler, classes of a DiT."""
 
     def __init__(self, num_labels: int, channels: int) -> None:
@@ -45,12 +46,12 @@ class Labels(nn.Module):
 def embed_vector(vector_channels: int | None, num_labels: int | None, channels: int) -> nn.Module | None:
     """What embeds cond.vector beside time, if there is a vector; ValueError if it is both kinds."""
     if vector_channels is not None and num_labels is not None:
-        raise ValueError(
+        raise InvalidValue(
             f"the vector has {vector_channels} channels or is one of {num_labels} labels, not both"
         )
     if num_labels is not None:
-        return Labels(num_labels, channels)
-    return None if vector_channels is None else Embed(vector_channels, channels)
+        return LabelEmbedding(num_labels, channels)
+    return None if vector_channels is None else EmbedMLP(vector_channels, channels)
 
 
 class Denoiser(nn.Module):
@@ -88,16 +89,16 @@ class Denoiser(nn.Module):
         """ValueError for a size or condition that this network does not take."""
         size = z_t.shape[-2:]
         if any(side % self.downsampling for side in size):
-            raise ValueError(
+            raise InvalidValue(
                 f"latents of {tuple(size)} do not divide by {self.title}'s factor {self.downsampling}"
             )
         if cond.concat is not None and cond.concat.shape[-2:] != size:
-            raise ValueError(
+            raise InvalidValue(
                 f"cond.concat of {tuple(cond.concat.shape[-2:])} beside latents of {tuple(size)}"
             )
         channels = z_t.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
         if channels != self.in_channels:
-            raise ValueError(
+            raise InvalidValue(
                 f"z_t and cond.concat have {channels} channels, {self.title} takes {self.in_channels}"
             )
         slots = (
@@ -107,4 +108,4 @@ class Denoiser(nn.Module):
         for name, value, expected in slots:
             given = None if value is None else value.shape[-1]
             if given != expected:
-                raise ValueError(f"cond.{name} has {given} channels, {self.title} takes {expected}")
+                raise InvalidValue(f"cond.{name} has {given} channels, {self.title} takes {expected}")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
 from ldm.networks.blocks import GroupNorm
 from ldm.typing import Image
 
@@ -16,7 +17,7 @@ class PatchDiscriminator(nn.Module):
         channels: of the first layer; doubled by every later one, up to eight times.
         num_layers: that halve the size; 3 sees patches of 70×70 pixels, 2 of 34×34.
         norm: channels to a norm. The published `torch.nn.BatchNorm2d` has statistics local to a rank; a group
-            norm mixes no pictures.
+            norm mixes no images.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class PatchDiscriminator(nn.Module):
         self.apply(initialize)
 
     def forward(self, x: Image) -> Float[Tensor, "b 1 h2 w2"]:
-        """Logits, positive for pictures that look real; ValueError for pictures too small for one patch."""
+        """Logits, positive for images that look real; ValueError for images too small for one patch."""
         if min(x.shape[-2:]) < self.smallest:
-            raise ValueError(
+            raise InvalidValue(
                 f"{x.shape[-2]}x{x.shape[-1]} pixels: this discriminator needs {self.smallest} a side"
             )
         h = self.activation(self.conv_in(x))

@@ -6,16 +6,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
 from ldm.networks.attention import CrossAttention, SelfAttention
-from ldm.networks.blocks import Recomputed, autocast_off, zeroed
-from ldm.networks.denoiser import Denoiser, Embed, embed_vector, sinusoid
+from ldm.networks.blocks import Checkpointed, autocast_off, zero_init
+from ldm.networks.denoiser import Denoiser, EmbedMLP, embed_vector, sinusoidal_embedding
 from ldm.typing import Conditioning
 
 TIME_CHANNELS = 256
 """Of the sinusoids of t."""
 
 
-def modulated(
+def modulate(
     x: Float[Tensor, "b l c"], shift: Float[Tensor, "b c"], scale: Float[Tensor, "b c"]
 ) -> Float[Tensor, "b l c"]:
     """(1 + scale) norm(x) + shift, the norm without weights: adaptive layer norm (Peebles & Xie 2023)."""
@@ -24,16 +25,18 @@ def modulated(
     return normed * (1 + scale[:, None]).to(x.dtype) + shift[:, None].to(x.dtype)
 
 
-def positions(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "l c"]:
+def sincos_positions(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "l c"]:
     """[sin, cos] of each place's column, then of its row (Peebles & Xie 2023, 3.2; He et al. 2022)."""
     half = channels // 2
-    columns, rows = (sinusoid(torch.arange(n, device=device).float(), half) for n in (width, height))
+    columns, rows = (
+        sinusoidal_embedding(torch.arange(n, device=device).float(), half) for n in (width, height)
+    )
     columns, rows = columns.roll(half // 2, 1), rows.roll(half // 2, 1)  # cos, sin -> sin, cos
     places = [columns.expand(height, width, half), rows[:, None].expand(height, width, half)]
     return torch.cat(places, dim=2).flatten(0, 1)
 
 
-class DiTBlock(Recomputed):
+class DiTBlock(Checkpointed):
     """x + g₁ attention(adaLN(x)), then x + g₂ mlp(adaLN(x)), shifts, scales and gates g from time and vector.
 
     The gates start at zero: adaLN-Zero (Peebles & Xie 2023, 3.2). With a context, cross-attention that starts
@@ -54,10 +57,10 @@ class DiTBlock(Recomputed):
     ) -> Float[Tensor, "b l c"]:
         """The block itself; e is silu(time + vector)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(e).chunk(6, dim=1)  # b c each
-        x = x + gate1[:, None] * self.self_attention(modulated(x, shift1, scale1))
+        x = x + gate1[:, None] * self.self_attention(modulate(x, shift1, scale1))
         if self.cross_attention is not None:
             x = x + self.cross_attention(x, context)
-        h = F.gelu(self.widen(modulated(x, shift2, scale2)), approximate="tanh")
+        h = F.gelu(self.widen(modulate(x, shift2, scale2)), approximate="tanh")
         return x + gate2[:, None] * self.narrow(h)
 
 
@@ -71,7 +74,7 @@ class DiT(Denoiser):
         context_channels: of cond.context; None for no cross-attention, as published.
         vector_channels: of cond.vector; None for no vector.
         num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1, the last the null.
-        activation_checkpointing: see `ldm.networks.blocks.Recomputed`.
+        activation_checkpointing: see `ldm.networks.blocks.Checkpointed`.
     """
 
     title = "the DiT"
@@ -91,10 +94,10 @@ class DiT(Denoiser):
     ) -> None:
         super().__init__(in_channels, context_channels, vector_channels, num_labels, patch)
         if channels % 4:
-            raise ValueError(f"{channels} channels do not divide by 4, for sin and cos of row and column")
+            raise InvalidValue(f"{channels} channels do not divide by 4, for sin and cos of row and column")
         self.patch = patch
         self.patches_in = nn.Conv2d(in_channels, channels, patch, stride=patch)
-        self.time_embedding = Embed(TIME_CHANNELS, channels)
+        self.time_embedding = EmbedMLP(TIME_CHANNELS, channels)
         self.vector_embedding = embed_vector(vector_channels, num_labels, channels)
         self.blocks = nn.ModuleList(
             DiTBlock(channels, num_heads, context_channels, activation_checkpointing) for _ in range(depth)
@@ -110,14 +113,14 @@ class DiT(Denoiser):
         h = self.patches_in(self.entering(z_t, cond))  # b d h/p w/p
         height, width = h.shape[2:]
         x = rearrange(h, "b d h w -> b (h w) d")
-        x = x + positions(height, width, x.shape[2], x.device).to(x.dtype)
-        e = self.time_embedding(sinusoid(t, TIME_CHANNELS))  # b d
+        x = x + sincos_positions(height, width, x.shape[2], x.device).to(x.dtype)
+        e = self.time_embedding(sinusoidal_embedding(t, TIME_CHANNELS))  # b d
         if self.vector_embedding is not None:
             e = e + self.vector_embedding(cond.vector)
         e = F.silu(e)
         for block in self.blocks:
             x = block(x, e, cond.context)
-        x = self.patches_out(modulated(x, *self.modulation_out(e).chunk(2, dim=1)))
+        x = self.patches_out(modulate(x, *self.modulation_out(e).chunk(2, dim=1)))
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
 
 
@@ -131,13 +134,13 @@ def initialize(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight.detach().flatten(1))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, Embed):
+    elif isinstance(module, EmbedMLP):
         for layer in (module.linear_in, module.linear_out):
             nn.init.normal_(layer.weight, std=0.02)
     elif isinstance(module, DiTBlock):
-        zeroed(module.modulation)
+        zero_init(module.modulation)
         if module.cross_attention is not None:
-            zeroed(module.cross_attention.out)
+            zero_init(module.cross_attention.out)
     elif isinstance(module, DiT):
-        zeroed(module.modulation_out)
-        zeroed(module.patches_out)
+        zero_init(module.modulation_out)
+        zero_init(module.patches_out)

@@ -1,4 +1,4 @@
-"""Pictures of any size through a first stage, tile by tile and without a seam.
+"""Images of any size through a first stage, tile by tile and without a seam.
 
 Tiles that pass a network alone differ at their borders, and everywhere by the statistics of their group
 norms. Here every layer runs over all tiles before the next begins: a convolution's tile sees its neighbours'
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample
 
@@ -45,7 +46,7 @@ class Tiles:
 
     def __init__(self, tile: int, device: torch.device) -> None:
         if tile < 1:
-            raise ValueError(f"a tile has at least 1 place a side, not {tile}")
+            raise InvalidValue(f"a tile has at least 1 place a side, not {tile}")
         self.tile, self.device = tile, device
 
     def part(self, x: Map, factor: int = 1) -> Source:
@@ -115,7 +116,7 @@ class Tiles:
 @singledispatch
 def tiled(layer: nn.Module, x: Map, tiles: Tiles) -> Map:
     """layer(x), its maps on the CPU. A layer that can says how beside its class; ValueError for others."""
-    raise ValueError(f"{type(layer).__name__} cannot be computed tile by tile: give tile=null")
+    raise InvalidValue(f"{type(layer).__name__} cannot be computed tile by tile: give tile=null")
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock, SpatialTransformer, check_levels
-from ldm.networks.blocks import GroupNorm, Recomputed, TimeResidualBlock, Upsample, conv3x3, zeroed
-from ldm.networks.denoiser import Denoiser, Embed, embed_vector, sinusoid
+from ldm.networks.blocks import Checkpointed, GroupNorm, TimeResidualBlock, Upsample, conv3x3, zero_init
+from ldm.networks.denoiser import Denoiser, EmbedMLP, embed_vector, sinusoidal_embedding
 from ldm.typing import Conditioning
 
 Map: TypeAlias = Float[Tensor, "b _ _ _"]
@@ -24,7 +25,7 @@ Context: TypeAlias = Float[Tensor, "b l d"]
 """Tokens to attend to."""
 
 
-class Block(Recomputed):
+class Block(Checkpointed):
     """A residual block, then attention where the level has it."""
 
     def __init__(self, residual: TimeResidualBlock, attention: nn.Module | None, recompute: bool) -> None:
@@ -79,7 +80,7 @@ def count_heads(channels: int, num_heads: int | None, head_channels: int | None)
         return num_heads
     if head_channels is not None and num_heads is None and channels % head_channels == 0:
         return channels // head_channels
-    raise ValueError(
+    raise InvalidValue(
         f"{channels} channels need either num_heads or head_channels that divides them, "
         f"not num_heads {num_heads} and head_channels {head_channels}"
     )
@@ -132,7 +133,7 @@ class Layers:
         if self.context_channels is not None:
             return SpatialTransformer(channels, self.context_channels, heads, self.depths[level], cross_only)
         attention = AttentionBlock(channels, heads, eps=1e-5)
-        zeroed(attention.attention.out)
+        zero_init(attention.attention.out)
         return attention
 
     def downsample(self, channels: int) -> nn.Module:
@@ -190,7 +191,7 @@ class UNet(Denoiser):
         num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1.
         cross_only_levels: where places attend to the context alone, not to each other (the ×4 upscaler).
         resample_in_blocks: residual blocks change the size, not convolutions (Dhariwal & Nichol 2021, 3).
-        activation_checkpointing: see `Recomputed`; less memory in training for a third more time.
+        activation_checkpointing: see `Checkpointed`; less memory in training for a third more time.
     """
 
     title = "the U-Net"
@@ -227,14 +228,14 @@ class UNet(Denoiser):
             scale_shift_norm=scale_shift_norm, recompute=activation_checkpointing,
         )  # fmt: skip
         self.model_channels = model_channels
-        self.time_embedding = Embed(model_channels, time_channels)
+        self.time_embedding = EmbedMLP(model_channels, time_channels)
         self.vector_embedding = embed_vector(vector_channels, num_labels, time_channels)
         self.conv_in = conv3x3(in_channels, widths[0])
         self.down, skips = down_path(layers, widths, num_res_blocks)
         self.middle = layers.middle(widths[-1])
         self.up = up_path(layers, widths, [widths[0], *skips])
         self.norm_out = GroupNorm(widths[0])
-        self.conv_out = zeroed(conv3x3(widths[0], out_channels))
+        self.conv_out = zero_init(conv3x3(widths[0], out_channels))
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
@@ -254,7 +255,7 @@ class UNet(Denoiser):
 
     def embed(self, t: Float[Tensor, " b"], cond: Conditioning) -> Embedding:
         """silu(time + vector), once for all residual blocks, which each project it."""
-        e = self.time_embedding(sinusoid(t, self.model_channels))
+        e = self.time_embedding(sinusoidal_embedding(t, self.model_channels))
         if self.vector_embedding is not None:
             e = e + self.vector_embedding(cond.vector)
         return F.silu(e)
@@ -264,5 +265,5 @@ def per_level(depth: int | Sequence[int], num_levels: int) -> Sequence[int]:
     """One number for all levels, or one a level."""
     depths = [depth] * num_levels if isinstance(depth, int) else depth
     if len(depths) != num_levels:
-        raise ValueError(f"{len(depths)} transformer depths for {num_levels} levels")
+        raise InvalidValue(f"{len(depths)} transformer depths for {num_levels} levels")
     return depths

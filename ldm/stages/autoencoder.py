@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ldm import keyed
+from ldm import rng
 from ldm.errors import UserError
 from ldm.evaluation.reconstruction import psnr
 from ldm.grid import to_pil
-from ldm.interop import safetensors
+from ldm.interop import model_file
 from ldm.losses.adversary import Adversary
 from ldm.losses.equivariance import Equivariance
-from ldm.losses.likelihood import LearnedScale
+from ldm.losses.logvar import LearnedLogVar
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
 from ldm.stages.base import OptimizerFactory, Stage, split
@@ -26,16 +26,16 @@ from ldm.typing import Batch
 class AutoencoderStage(Stage):
     """L = L_rec + w L_perceptual + L_bottleneck + ramp λ L_adv (Rombach et al. 2022; Esser et al. 2021).
 
-    Everything is counted per picture dimension (C H W), which makes a KL's weight the published one: 1e-6
-    there multiplies a KL summed over the latent beside an error summed over the picture.
+    Everything is counted per image dimension (C H W), which makes a KL's weight the published one: 1e-6
+    there multiplies a KL summed over the latent beside an error summed over the image.
 
     Args:
-        likelihood: distance to negative log-likelihood, see `LearnedScale`; None takes the distance itself.
+        likelihood: distance to negative log-likelihood, see `LearnedLogVar`; None takes the distance itself.
         equivariance: decodes turned and shrunk latents at some steps; None at none.
         adversary: discriminator with its start and ramp; None trains without.
         decoder_only: freeze encoder and bottleneck, to finetune a decoder on published latents.
-        init: a sampling file of stage 1 to go on from.
-        statistics_batches: of training pictures, to measure the latents' mean and std over at the end.
+        init: a model file of stage 1 to go on from.
+        statistics_batches: of training images, to measure the latents' mean and std over at the end.
         The others as in `Stage`.
     """
 
@@ -50,7 +50,7 @@ class AutoencoderStage(Stage):
         optimizer: OptimizerFactory,
         learning_rate: Callable[[int], float],
         perceptual_weight: float = 1.0,
-        likelihood: LearnedScale | None = None,
+        logvar: LearnedLogVar | None = None,
         equivariance: Equivariance | None = None,
         decoder_only: bool = False,
         init: str | None = None,
@@ -64,7 +64,7 @@ class AutoencoderStage(Stage):
         self.model, self.adversary, self.optimizer = model, adversary, optimizer
         self.reconstruction, self.perceptual = reconstruction, perceptual
         self.perceptual_weight = perceptual_weight
-        self.likelihood, self.equivariance = likelihood, equivariance
+        self.logvar, self.equivariance = logvar, equivariance
         self.init, self.statistics_batches, self.decoder_only = init, statistics_batches, decoder_only
         if decoder_only:
             model.freeze_encoder()
@@ -73,8 +73,8 @@ class AutoencoderStage(Stage):
         """The perceptual network's weights, and those to go on from."""
         self.perceptual.load_pretrained()
         if self.init is not None:
-            tensors, _, _ = safetensors.load(self.init, "autoencoder")
-            safetensors.fill(self.model, tensors, self.init)
+            tensors, _, _ = model_file.load(self.init, "autoencoder")
+            model_file.load_state(self.model, tensors, self.init)
 
     def check_steps(self, max_steps: int) -> None:
         """UserError for an adversary that training would never hear, or where there is nothing to train."""
@@ -96,22 +96,22 @@ class AutoencoderStage(Stage):
         posterior = self.model.posterior(x)
         z = posterior.sample(self.normal(batch, "posterior", posterior.mean.shape[1:]))
         if self.equivariance is not None:
-            u = keyed.uniform(self.seed, [self.global_step], "equivariance", (3,))[0]
+            u = rng.uniform(self.seed, [self.global_step], "equivariance", (3,))[0]
             z, x = self.equivariance(z, x, u)
         return x, self.model.reconstruct(z).float(), posterior
 
-    def distances(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    def reconstruction_terms(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Reconstruction and perceptual terms, and their `nll`, with its `scale` where that is learned."""
         rec, perceptual = self.reconstruction(x_hat, x).mean(), self.perceptual(x_hat, x).mean()
         distance = rec + self.perceptual_weight * perceptual
         terms = {"rec": rec, "perceptual": perceptual, "nll": distance}
-        if self.likelihood is not None:
-            terms |= {"nll": self.likelihood(distance), "scale": self.likelihood.s.exp()}
+        if self.logvar is not None:
+            terms |= {"nll": self.logvar(distance), "scale": self.logvar.s.exp()}
         return terms
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
         """All terms of the autoencoder's loss; `loss` is their sum."""
-        terms = self.distances(x_hat, x)
+        terms = self.reconstruction_terms(x_hat, x)
         terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
         terms["loss"] = terms["nll"] + terms["penalty"]
         if self.adversary is not None and self.adversary.weight_at(self.global_step) > 0:
@@ -127,7 +127,7 @@ class AutoencoderStage(Stage):
         return terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One global batch: the autoencoder's step, then the discriminator's on the same pictures."""
+        """One global batch: the autoencoder's step, then the discriminator's on the same images."""
         logs: dict[str, Tensor] = {}
         for part, share in self.micro_batches(batch):
             x, x_hat, posterior = self.reconstruct(part)
@@ -142,7 +142,7 @@ class AutoencoderStage(Stage):
     @property
     def discriminating(self) -> bool:
         """Whether the discriminator learns at this step: some steps before the generator hears it."""
-        return self.adversary is not None and self.adversary.learns_at(self.global_step)
+        return self.adversary is not None and self.adversary.trains_at(self.global_step)
 
     def backward_discriminator(self, x: Tensor, x_hat: Tensor, share: float) -> dict[str, Tensor]:
         """Accumulate the discriminator's gradient; its terms for the log."""
@@ -161,7 +161,7 @@ class AutoencoderStage(Stage):
         norms = {"gradient_norm": self.clip(self.trained_parameters())}
         if self.adversary is not None:
             norms["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
-        taken = self.judged(*norms.values())
+        taken = self.step_accepted(*norms.values())
         # The discriminator first: global_step moves with the generator's step. Without gradients it rests.
         if self.adversary is not None:
             discriminator.optimizer.step()
@@ -174,27 +174,27 @@ class AutoencoderStage(Stage):
             schedule.step()
         return logs | norms
 
-    def usage(self) -> dict[str, Tensor]:
+    def accumulated_metrics(self) -> dict[str, Tensor]:
         """How a codebook is used."""
-        return self.model.bottleneck.usage()
+        return self.model.bottleneck.metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is counted since the last row, so that the next says the same in a run that goes on."""
-        tally = self.model.bottleneck.tally()
-        if tally is not None:
-            checkpoint["tally"] = tally.cpu()
+        counts = self.model.bottleneck.codebook_counts()
+        if counts is not None:
+            checkpoint["codebook_counts"] = counts.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rank 0 counts on from what all ranks had, however many they are now."""
-        if "tally" in checkpoint and self.global_rank == 0:
-            self.model.bottleneck.go_on(checkpoint["tally"])
+        if "codebook_counts" in checkpoint and self.global_rank == 0:
+            self.model.bottleneck.restore(checkpoint["codebook_counts"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
         x = self.pixels(batch)
         posterior = self.model.posterior(x)
         x_hat = self.model.reconstruct(posterior.mean).float().clamp(-1, 1)
-        terms = self.distances(x_hat, x)
+        terms = self.reconstruction_terms(x_hat, x)
         terms["psnr"] = psnr(x_hat, x).mean()
         terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
         logged = {f"val/{k}": v for k, v in terms.items()}
@@ -202,21 +202,21 @@ class AutoencoderStage(Stage):
         self.log("psnr", terms["psnr"], prog_bar=True, logger=False, batch_size=len(x), sync_dist=True)
 
     @torch.no_grad()
-    def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """Validation pictures, or training's where none are held out, above their reconstructions."""
+    def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
+        """Validation images, or training's where none are held out, above their reconstructions."""
         batch = next(iter(data.val_dataloader() or data.train_dataloader()))
         x = self.pixels(batch)[:16]
         x_hat = self.model.reconstruct(self.model.posterior(x).mean)
         rows = []
         for i in range(0, len(x), 8):
-            rows.append(("pictures", [to_pil(p) for p in x[i : i + 8]]))
+            rows.append(("images", [to_pil(p) for p in x[i : i + 8]]))
             rows.append(("reconstructions", [to_pil(p) for p in x_hat[i : i + 8]]))
         return rows
 
-    def finish(self, data: Any) -> None:
+    def on_export(self, data: Any) -> None:
         """The latents' statistics over `statistics_batches` batches; those of a frozen encoder stay.
 
-        One rank measures whole batches, as many pictures at once as it trains on.
+        One rank measures whole batches, as many images at once as it trains on.
         """
         if not self.decoder_only:
             ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -238,7 +238,7 @@ class AutoencoderStage(Stage):
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The autoencoder's, and the likelihood's scale where that is learned."""
-        scale = [] if self.likelihood is None else self.likelihood.parameters()
+        scale = [] if self.logvar is None else self.logvar.parameters()
         return [*self.averaged_parameters().values(), *scale]
 
     def configure_optimizers(self) -> Any:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ldm.diffusion.objective import diffusion_loss
 from ldm.diffusion.samplers.ddim import ddim
-from ldm.diffusion.times import evenly, stratified, trailing
+from ldm.diffusion.times import deterministic_u, stratified, trailing
 from ldm.diffusion.weighting import Weighting
-from ldm.errors import UserError
+from ldm.errors import InvalidValue, UserError
 from ldm.grid import to_pil
-from ldm.interop import safetensors
+from ldm.interop import model_file
 from ldm.model import LatentDiffusion
 from ldm.stages.base import OptimizerFactory, Stage
 from ldm.typing import Batch
@@ -24,9 +24,9 @@ class LatentDiffusionStage(Stage):
     """Trains `model.denoiser` and its conditioner on a frozen first stage (Rombach et al. 2022, section 3).
 
     Args:
-        first_stage_weights: the autoencoder's sampling file.
-        init: a sampling file of this stage to go on from.
-        prompts: captions drawn with averaged weights while it trains: 8 pictures each, `preview_steps` of
+        first_stage_weights: the autoencoder's model file.
+        init: a model file of this stage to go on from.
+        prompts: captions drawn with averaged weights while it trains: 8 images each, `preview_steps` of
             DDIM, guidance of `preview_scale`.
         examples: how many of the first validation samples are drawn from their conditions beside these.
         strata: u is drawn one in each of so many equal parts of [0, 1); the global batch size for the least
@@ -51,7 +51,7 @@ class LatentDiffusionStage(Stage):
         first_stage_weights: str | None,
         init: str | None = None,
         prompts: Sequence[str] = (),
-        examples: int = 0,
+        num_condition_examples: int = 0,
         preview_steps: int = 50,
         preview_scale: float = 5.0,
         seed: int = 0,
@@ -64,7 +64,7 @@ class LatentDiffusionStage(Stage):
     ) -> None:
         super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
         if strata < 1 or offset_noise < 0 or input_perturbation < 0:
-            raise ValueError(
+            raise InvalidValue(
                 "a stage needs strata >= 1, offset_noise >= 0 and input_perturbation >= 0, "
                 f"not {strata}, {offset_noise}, {input_perturbation}"
             )
@@ -74,7 +74,7 @@ class LatentDiffusionStage(Stage):
         self.model = model
         self.weighting, self.times, self.optimizer = weighting, times, optimizer
         self.first_stage_weights, self.init = first_stage_weights, init
-        self.prompts, self.examples = prompts, examples
+        self.prompts, self.num_condition_examples = prompts, num_condition_examples
         self.preview_steps, self.preview_scale = preview_steps, preview_scale
         self.strata, self.offset_noise, self.input_perturbation = strata, offset_noise, input_perturbation
         self.measured: dict[str, Tensor] = {}
@@ -84,14 +84,14 @@ class LatentDiffusionStage(Stage):
         self.load_first_stage()
         self.model.conditioner.load_pretrained()
         if self.init is not None:
-            tensors, _, _ = safetensors.load(self.init, "latent_diffusion")
-            safetensors.fill(self.model, tensors, self.init)
+            tensors, _, _ = model_file.load(self.init, "latent_diffusion")
+            model_file.load_state(self.model, tensors, self.init)
 
     def load_first_stage(self) -> None:
         """The frozen autoencoder alone; UserError where it is missing or another."""
         if self.first_stage_weights is not None:
-            tensors, _, _ = safetensors.load(self.first_stage_weights, "autoencoder")
-            safetensors.fill(self.model.first_stage, tensors, self.first_stage_weights)
+            tensors, _, _ = model_file.load(self.first_stage_weights, "autoencoder")
+            model_file.load_state(self.model.first_stage, tensors, self.first_stage_weights)
         elif next(self.model.first_stage.parameters(), None) is not None:  # pixel space has none to load
             raise UserError(
                 "stage 2 needs a trained first stage: give first_stage=runs/NAME/autoencoder.safetensors, "
@@ -100,10 +100,10 @@ class LatentDiffusionStage(Stage):
 
     def first_stage_hash(self) -> str:
         """The content hash that cached latents must name."""
-        return safetensors.content_hash(self.model.first_stage)
+        return model_file.content_hash(self.model.first_stage)
 
     def identity(self) -> dict[str, str]:
-        """Name and hash of the frozen encoders, which the sampling file leaves out."""
+        """Name and hash of the frozen encoders, which the model file leaves out."""
         return self.model.identity()
 
     @torch.no_grad()
@@ -125,19 +125,19 @@ class LatentDiffusionStage(Stage):
         """Each sample's loss, all that it draws keyed by its position."""
         z_0 = self.latents(batch)
         eps = self.normal(batch, "eps", z_0.shape[1:])
-        jitter: Tensor | float = 0.0
+        input_noise: Tensor | float = 0.0
         if self.offset_noise > 0:
             eps = eps + self.offset_noise * self.normal(batch, "offset", (z_0.shape[1], 1, 1))
         if self.input_perturbation > 0:
-            jitter = self.input_perturbation * self.normal(batch, "jitter", z_0.shape[1:])
+            input_noise = self.input_perturbation * self.normal(batch, "jitter", z_0.shape[1:])
         u = stratified(self.uniform(batch, "u"), batch["position"].to(self.device), self.strata)
         drop = self.uniform(batch, "drop", (len(self.model.conditioner),))
-        return self._losses(batch, z_0, eps, u, self.weighting, drop, jitter)
+        return self._losses(batch, z_0, eps, u, self.weighting, drop, input_noise)
 
     def validation_losses(self, batch: Batch) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """(each sample's loss, its u): noise and time fixed by its position, nothing dropped or learned."""
         z_0 = self.latents(batch)
-        u = evenly(batch["position"]).to(self.device)
+        u = deterministic_u(batch["position"]).to(self.device)
         eps = self.normal(batch, "eps", z_0.shape[1:])
         return self._losses(batch, z_0, eps, u, self.weighting.fixed), u
 
@@ -149,12 +149,12 @@ class LatentDiffusionStage(Stage):
         u: Tensor,
         weighting: Weighting,
         drop: Tensor | None = None,
-        jitter: Tensor | float = 0.0,
+        input_noise: Tensor | float = 0.0,
     ) -> Tensor:
         model = self.model
         cond = model.condition(batch, drop, (z_0.shape[2], z_0.shape[3]))
         at = model.schedule, model.parameterization, weighting, self.times
-        return diffusion_loss(model.denoiser, z_0, cond, eps, u, *at, jitter)
+        return diffusion_loss(model.denoiser, z_0, cond, eps, u, *at, input_noise)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One global batch: backward by micro-batches, clip, step, schedule."""
@@ -165,7 +165,7 @@ class LatentDiffusionStage(Stage):
             self.manual_backward(loss)
             total += loss.detach()
         norm = self.clip(self.trained_parameters())
-        self.judged(norm)
+        self.step_accepted(norm)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         optimizer.zero_grad()
@@ -194,7 +194,7 @@ class LatentDiffusionStage(Stage):
         self.measured[name] = self.measured.get(name, 0) + found
 
     def on_validation_epoch_end(self) -> None:
-        """Record over all ranks: `val/loss`, the mean over pictures, and `val/loss_0`... by noise level."""
+        """Record over all ranks: `val/loss`, the mean over images, and `val/loss_0`... by noise level."""
         values = {}
         for name, sums in self.measured.items():
             losses, counts = self.trainer.strategy.reduce(sums, reduce_op="sum")
@@ -204,7 +204,7 @@ class LatentDiffusionStage(Stage):
         self.log("val/loss", values["val/loss"], prog_bar=True, logger=False, sync_dist=True)
         self.record(values)
 
-    def pictures(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
+    def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
         """A row of samples a prompt, of the same seeds each time; conditions other than text are null.
 
         Then the first validation samples, as they are and drawn from their conditions.
@@ -214,10 +214,10 @@ class LatentDiffusionStage(Stage):
         rows = []
         for prompt in self.prompts:
             batch: Batch = {"caption": [prompt] * len(seeds)}
-            told = self.model.conditioner.told_by(batch)
-            images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale, keep=told)
+            told = self.model.conditioner.conditions_in(batch)
+            images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale, active=told)
             rows.append((prompt, [to_pil(x) for x in images]))
-        return rows + (self._examples(data, size, times) if self.examples else [])
+        return rows + (self._examples(data, size, times) if self.num_condition_examples else [])
 
     def _examples(
         self, data: Any, size: tuple[int, int], times: Tensor
@@ -225,13 +225,13 @@ class LatentDiffusionStage(Stage):
         first: Batch | None = next(iter(data.val_dataloader()), None)
         if first is None:  # a run without validation
             return []
-        batch: Batch = {k: v[: self.examples] for k, v in first.items()}  # type: ignore[assignment, index]
+        batch: Batch = {k: v[: self.num_condition_examples] for k, v in first.items()}  # type: ignore[assignment, index]
         seeds = range(len(batch["position"]))
         images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale)
         drawn = [("from their conditions", [to_pil(x) for x in images])]
         if "image" not in batch:
             return drawn
-        return [("validation pictures", [to_pil(x) for x in batch["image"].float() / 127.5 - 1]), *drawn]
+        return [("validation images", [to_pil(x) for x in batch["image"].float() / 127.5 - 1]), *drawn]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the trainable parameters, its rate by step."""
@@ -241,12 +241,12 @@ class LatentDiffusionStage(Stage):
 
 def _check_previews(model: LatentDiffusion, scale: float) -> None:
     """UserError where captions alone, at this scale of guidance, cannot be drawn."""
-    if scale != 1 and not model.guidable:
+    if scale != 1 and not model.supports_guidance:
         raise UserError(
             f"previews of scale {scale} lead away from dropped conditions, and none is dropped here: give "
             "stage.preview_scale=1, or a conditioner its dropout"
         )
-    needed = set(model.conditioner.never_dropped) - set(model.conditioner.told_by({"caption": []}))
+    needed = set(model.conditioner.never_dropped) - set(model.conditioner.conditions_in({"caption": []}))
     if needed:
         raise UserError(
             f"stage.prompts are captions alone, and the model cannot do without {', '.join(sorted(needed))}: "

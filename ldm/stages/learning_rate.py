@@ -2,13 +2,15 @@
 
 import math
 
+from ldm.errors import InvalidValue
+
 
 class WarmUp:
     """min((n + 1) / warmup_steps, 1): linear warm-up, then constant."""
 
     def __init__(self, warmup_steps: int = 0) -> None:
         if warmup_steps < 0:
-            raise ValueError(f"warm-up takes 0 steps or more, not {warmup_steps}")
+            raise InvalidValue(f"warm-up takes 0 steps or more, not {warmup_steps}")
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int) -> float:
@@ -21,7 +23,7 @@ class WarmUpCosine:
 
     def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
         if not 0 <= warmup_steps < total_steps:
-            raise ValueError(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps")
+            raise InvalidValue(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps")
         self.total_steps, self.final = total_steps, final
         self.warmup = WarmUp(warmup_steps)
 

@@ -14,13 +14,13 @@ from ldm.callbacks import checkpoint
 from ldm.callbacks.checkpoint import (
     AtomicCheckpointIO,
     Checkpoint,
-    NotSaved,
+    CheckpointWriteError,
     is_undamaged,
     newest_checkpoint,
 )
 from ldm.callbacks.ema import EMA
 from ldm.errors import UserError
-from tests import tiny
+from tests.support import tiny
 
 
 def names(folder):
@@ -92,7 +92,7 @@ def test_ranks_that_found_different_checkpoints_do_not_start(tmp_path, monkeypat
 
 
 def test_a_last_step_that_divides_is_saved_after_all_else(tmp_path):
-    """Else a kill between would leave a finished run without its sampling file."""
+    """Else a kill between would leave a finished run without its model file."""
     seen = []
 
     class Looks(Callback):
@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_the_older_one_and_says_so(tmp_path, full_disk, caplog
 
 def test_three_failures_in_a_row_end_the_run(tmp_path, monkeypatch):
     def fails(*_, **__):
-        raise NotSaved("no space left on device")
+        raise CheckpointWriteError("no space left on device")
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fails)
     with pytest.raises(UserError, match="no space left on device, 3 times in a row: make room .*resume=auto"):
@@ -187,6 +187,6 @@ def test_too_little_room_is_known_beforehand(tmp_path, monkeypatch):
     saver = AtomicCheckpointIO()
     saver.save_checkpoint({"weight": torch.ones(9000)}, tmp_path / "step00000001.ckpt")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000))
-    with pytest.raises(NotSaved, match="30,000 bytes are free and the last one had 3"):
+    with pytest.raises(CheckpointWriteError, match="30,000 bytes are free and the last one had 3"):
         saver.save_checkpoint({"weight": torch.ones(9000)}, tmp_path / "step00000002.ckpt")
     assert names(tmp_path) == ["step00000001.ckpt"]

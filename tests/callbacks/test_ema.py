@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.callbacks.ema import EMA, averaged, ema_of
-from tests import tiny
+from ldm.callbacks.ema import EMA, find_ema, use_ema_weights
+from tests.support import tiny
 
 
 class History(torch.nn.Module):
@@ -91,10 +91,10 @@ def test_a_run_without_an_average_is_as_it_is():
     stage = tiny.first_stage()
     trainer = tiny.trainer(1)
     before = tiny.snapshot(stage)
-    with averaged(trainer, stage):
+    with use_ema_weights(trainer, stage):
         assert not tiny.changed(stage, before)
-    assert ema_of(trainer) is None
-    assert isinstance(ema_of(tiny.trainer(1, [EMA()])), EMA)
+    assert find_ema(trainer) is None
+    assert isinstance(find_ema(tiny.trainer(1, [EMA()])), EMA)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

@@ -1,4 +1,4 @@
-"""Pictures while it trains."""
+"""Images while it trains."""
 
 import torch
 from PIL import Image
@@ -6,18 +6,18 @@ from PIL import Image
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.image_logger import ImageLogger
 from ldm.grid import LABEL_WIDTH, MARGIN, to_pil
-from tests import tiny
+from tests.support import tiny
 
 
 def test_draws_on_the_way_and_at_the_end(tmp_path):
     stage = tiny.first_stage()
-    trainer = tiny.trainer(5, [EMA(0.9), ImageLogger(str(tmp_path / "pictures"), every_n_steps=2)])
+    trainer = tiny.trainer(5, [EMA(0.9), ImageLogger(str(tmp_path / "images"), every_n_steps=2)])
     trainer.fit(stage, tiny.data(tmp_path / "shards", 5))
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == ["step00000002.png", "step00000004.png", "step00000005.png"]
 
 
-def test_reconstructions_stand_below_their_pictures(tmp_path):
+def test_reconstructions_stand_below_their_images(tmp_path):
     stage, ema, logger = tiny.first_stage(), EMA(0.9), ImageLogger(str(tmp_path), 10, scale=2)
     trainer = tiny.trainer(3, [ema, logger])
     trainer.fit(stage, tiny.data(tmp_path / "shards", 3))
@@ -26,8 +26,8 @@ def test_reconstructions_stand_below_their_pictures(tmp_path):
     batch = tiny.batch(4)
     with torch.no_grad(), ema.applied(stage):
         x_hat = stage.model.reconstruct(stage.model.posterior(stage.pixels(batch)).mean)
-    for row, pictures in enumerate((stage.pixels(batch), x_hat)):
-        for i, expected in enumerate(pictures):
+    for row, preview_images in enumerate((stage.pixels(batch), x_hat)):
+        for i, expected in enumerate(preview_images):
             corner = (LABEL_WIDTH + i * (32 + MARGIN), MARGIN + row * (32 + MARGIN))
             found = sheet.crop((*corner, corner[0] + 32, corner[1] + 32)).resize((16, 16), Image.NEAREST)
             assert found.tobytes() == to_pil(expected).tobytes()

@@ -9,12 +9,12 @@ import torch
 from lightning import Callback
 from torch.utils.data import DataLoader
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, NotSaved
+from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointWriteError
 from ldm.callbacks.ema import EMA
+from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.callbacks.preemption import REQUEUE, Preemption
-from ldm.callbacks.wandb_log import WandbLog
 from ldm.errors import UserError
-from tests import tiny
+from tests.support import tiny
 
 
 class Scheduler(Callback):
@@ -70,7 +70,7 @@ def test_without_checkpoints_nothing_is_said_to_be_saved(capsys):
 
 def test_a_save_that_fails_is_no_reason_to_queue_again(tmp_path, monkeypatch, capsys):
     def fails(*_, **__):
-        raise NotSaved("no space left on device")
+        raise CheckpointWriteError("no space left on device")
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fails)
     callbacks = [Scheduler(1, "SIGUSR1"), listening(), Checkpoint(str(tmp_path))]
@@ -119,9 +119,9 @@ def test_validation_does_not_outlast_the_time_limit(tmp_path):
 
 
 def test_wandb_is_told_that_the_run_will_go_on(tmp_path):
-    log, marked = WandbLog(str(tmp_path), "ldm", "a run", offline=True), []
+    log, marked = WandbLogger(str(tmp_path), "ldm", "a run", offline=True), []
     log.run = SimpleNamespace(
-        mark_preempting=lambda: marked.append(True), log=print, finish=lambda exit_code: None
+        mark_preempting=lambda: marked.append(True), log=print, on_export=lambda exit_code: None
     )
     trainer = tiny.trainer(4, [Scheduler(1, "SIGUSR1"), listening(), Checkpoint(str(tmp_path / "c"))])
     trainer.loggers, trainer.limit_val_batches = [log], 0

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from ldm.callbacks.latent_statistics import LatentStatistics
 from ldm.callbacks.progress import ProgressBar
 from ldm.callbacks.throughput import Throughput, peak_memory
-from ldm.data import module
-from ldm.data.transforms import Pictures
-from tests import tiny
+from ldm.data import datamodule
+from ldm.data.fields.image import ImageField
+from tests.support import tiny
 
 
 class Clock:
@@ -39,8 +39,8 @@ class Takes(Callback):
         self.clock.now += 5.0
 
 
-class Comes(Pictures):
-    """A picture takes 0.05 s to come."""
+class Comes(ImageField):
+    """A image takes 0.05 s to come."""
 
     def __call__(self, *args):
         clock.now += 0.05
@@ -50,9 +50,9 @@ class Comes(Pictures):
 clock = Clock()
 
 
-def test_pictures_a_second_and_waiting_without_validation(tmp_path, monkeypatch):
+def test_images_a_second_and_waiting_without_validation(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", clock)
-    monkeypatch.setattr(module, "Pictures", Comes)
+    monkeypatch.setattr(datamodule, "Images", Comes)
     stage, found = tiny.first_stage(log_every=2), []
     stage.record = lambda values: found.append(dict(values))
     trainer = tiny.trainer(6, [Throughput(), Takes(clock)], validate_every=2)
@@ -60,7 +60,7 @@ def test_pictures_a_second_and_waiting_without_validation(tmp_path, monkeypatch)
     rows = [row for row in found if "train/loss" in row]
     assert len(rows) == 3
     for row in rows:
-        assert row["speed/images_per_second"] == pytest.approx(4 / 0.5), "4 pictures in 0.3 s and 4 x 0.05 s"
+        assert row["speed/images_per_second"] == pytest.approx(4 / 0.5), "4 images in 0.3 s and 4 x 0.05 s"
         assert row["speed/data_wait"] == pytest.approx(0.2 / 0.5)
         assert row["memory/peak_gib"] == pytest.approx(peak_memory() / 2**30, rel=0.5)
     assert 2**26 < peak_memory() < 2**36

@@ -10,7 +10,7 @@ import pytest
 from lightning import Callback, Trainer
 
 from ldm.callbacks.watchdog import Watchdog
-from tests import tiny
+from tests.support import tiny
 
 HANGS = """
 import sys, time

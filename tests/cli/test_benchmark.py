@@ -12,7 +12,7 @@ def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(benchmark_data, "SIZES", [(64, 48), (160, 128)])
     monkeypatch.setattr(benchmark_data, "LATENTS", 30)
     monkeypatch.setattr(benchmark_data, "BATCH", 10)
-    few = ["benchmark.size=32", "benchmark.pictures=2", "benchmark.seconds=0.01"]
+    few = ["benchmark.size=32", "benchmark.images=2", "benchmark.seconds=0.01"]
     monkeypatch.setattr(sys, "argv", ["benchmark", "data", *few])
     benchmark.program()
     out = capsys.readouterr().out

@@ -7,7 +7,8 @@ import sys
 import pytest
 from PIL import Image
 
-from ldm.cli import compare, record
+from ldm.cli import compare
+from ldm.cli.training import run_config
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def runs(tmp_path):
             writer.writeheader()
             writer.writerows(rows)
         stage = {"optimizer": {"lr": lr}, "seed": 0}
-        record.write({"run": str(run), "name": name, "optimizer": {"lr": lr}, "stage": stage}, run)
+        run_config.write({"run": str(run), "name": name, "optimizer": {"lr": lr}, "stage": stage}, run)
     return tmp_path
 
 
@@ -86,7 +87,7 @@ def test_where_the_plot_goes(shell, runs):
 def test_a_callback_that_is_switched_off_is_one_column(shell, runs):
     saver = {"_target_": "ldm.callbacks.checkpoint.Checkpoint", "folder": "x", "keep": 2}
     for name, given in (("a", saver), ("b", None)):
-        record.write({"run": name, "callbacks": {"checkpoint": given}}, runs / name)
+        run_config.write({"run": name, "callbacks": {"checkpoint": given}}, runs / name)
     text = shell(runs / "a", runs / "b", "--out", runs / "x.png")[1].splitlines()
     assert text[0].split()[-1] == "callbacks.checkpoint"
     assert [line.split()[-1] for line in text[1:3]] == ["null", "Checkpoint"]

@@ -10,7 +10,7 @@ import wandb
 
 from ldm.cli import doctor
 from ldm.data.demo.scenes import DemoScenes
-from ldm.data.shards import write_shards
+from ldm.data.prepare.write_shards import write_shards
 
 LINES = (
     "settings", "processes", "precision", "shared memory", "open files",
@@ -20,10 +20,10 @@ LINES = (
 
 @pytest.fixture
 def shell(monkeypatch, capsys, tmp_path):
-    write_shards(DemoScenes("train", 12), tmp_path / "pictures")
+    write_shards(DemoScenes("train", 12), tmp_path / "images")
 
     def run(*words) -> tuple[int, dict[str, str], str]:
-        given = ["experiment=debug_ae", f"data.shards={tmp_path / 'pictures'}", f"run={tmp_path / 'run'}"]
+        given = ["experiment=debug/ae", f"data.shards={tmp_path / 'images'}", f"run={tmp_path / 'run'}"]
         monkeypatch.setattr(sys, "argv", ["doctor", *given, *words])
         status = 0
         try:
@@ -41,7 +41,7 @@ def test_a_machine_that_will_do(shell, tmp_path, monkeypatch):
     status, said, err = shell()
     assert status == 0 and "error" not in err
     assert tuple(said)[:-1] == LINES
-    assert said["shards"] == f"12 samples in 1 shard(s) of {tmp_path / 'pictures'}"
+    assert said["shards"] == f"12 samples in 1 shard(s) of {tmp_path / 'images'}"
     assert "32-true on the CPU" in said["precision"] and "begins anew" in said["checkpoint"]
     assert not (tmp_path / "run").exists(), "it only looks"
 

@@ -1,20 +1,21 @@
-"""From a run's snapshots to a sampling file of another average."""
+"""From a run's snapshots to a model file of another average."""
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.callbacks.power_ema import PowerEMA, gamma_of
-from ldm.callbacks.sampling_file import SamplingFile
-from ldm.cli import ema, sampling
-from ldm.cli.build import build
-from ldm.cli.composition import compose
-from ldm.interop import safetensors
-from tests import tiny
+from ldm.callbacks.export import Export
+from ldm.callbacks.posthoc_ema import PostHocEMA, gamma_from_length
+from ldm.cli import ema
+from ldm.cli.config.compose import compose
+from ldm.cli.config.instantiate import instantiate
+from ldm.cli.sampling import files
+from ldm.interop import model_file
 from tests.callbacks.test_ema import History
-from tests.callbacks.test_power_ema import weights_of_steps
-from tests.cli.test_compare_samplers import run
-from tests.cli.test_sampling import TINY
+from tests.callbacks.test_posthoc_ema import weights_of_steps
+from tests.cli.sampling.test_files import TINY
+from tests.studies.test_samplers import run
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,14 @@ def trained(tmp_path_factory):
     torch.manual_seed(0)
     cfg = compose("train", [*TINY, "callbacks=post_hoc", f"run={folder}"])
     stage, config = (
-        tiny.second_stage(build(cfg.stage.model)),
+        tiny.second_stage(instantiate(cfg.stage.model)),
         OmegaConf.to_container(cfg.stage.model, resolve=True),
     )
     history = History(stage)
-    kept = build(cfg.callbacks.post_hoc)
-    assert isinstance(kept, PowerEMA)
+    kept = instantiate(cfg.callbacks.post_hoc)
+    assert isinstance(kept, PostHocEMA)
     kept.every_n_steps = 2
-    file = SamplingFile(str(folder / "m.safetensors"), config, "latent_diffusion", 10)
+    file = Export(str(folder / "m.safetensors"), config, "latent_diffusion", 10)
     tiny.trainer(8, [kept, file]).fit(stage, tiny.data(folder / "shards", 8))
     return folder, history.steps[1:]
 
@@ -45,19 +46,19 @@ def test_writes_a_file_of_the_wanted_average(trained, monkeypatch, capsys) -> No
     ]
     assert run(monkeypatch, ema.main, *words, "length=0.1") == 0, capsys.readouterr().err
     assert "at step 8, averaged over length 0.1\nfrom 4 snapshots" in capsys.readouterr().out
-    made, _, header = safetensors.load(folder / "a.safetensors", "latent_diffusion")
-    old, _, _ = safetensors.load(folder / "m.safetensors", "latent_diffusion")
+    made, _, header = model_file.load(folder / "a.safetensors", "latent_diffusion")
+    old, _, _ = model_file.load(folder / "m.safetensors", "latent_diffusion")
     assert header["ema_length"] == "0.1" and header["step"] == "8"
     for name, value in made.items():
         if name in history[0]:
             expected = sum(
                 w * step[name].double()
-                for w, step in zip(weights_of_steps(8, gamma_of(0.1)), history, strict=True)
+                for w, step in zip(weights_of_steps(8, gamma_from_length(0.1)), history, strict=True)
             )
             torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
         else:
             assert torch.equal(value, old[name])
-    model, _ = sampling.load(str(folder / "a.safetensors"), "cpu")
+    model, _ = files.load_model(str(folder / "a.safetensors"), "cpu")
     assert torch.equal(model.state_dict()[min(history[0])], made[min(history[0])])
 
 

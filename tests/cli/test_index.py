@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from ldm.cli import index, verify
-from ldm.data.index import read_index
-from ldm.data.reader import open_shards
-from ldm.data.shards import write_shards
+from ldm.data.prepare.write_shards import write_shards
+from ldm.data.shards.index import read_index
+from ldm.data.shards.reader import open_shards
 from ldm.data.sources import Record
 
 Shell = Callable[..., tuple[int, str, str]]
@@ -33,7 +33,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    source = [Record(Image.new("RGB", (9, 8), (row, 0, 0)), f"picture {row}") for row in range(7)]
+    source = [Record(Image.new("RGB", (9, 8), (row, 0, 0)), f"image {row}") for row in range(7)]
     write_shards(source, tmp_path / "shards", shard_size=3)
     return tmp_path / "shards"
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 import sample
 import train
-from ldm.cli import encode_latents, lock, pack
+from ldm.cli import encode_latents, pack
+from ldm.cli.training import run_lock
 from ldm.data.demo.scenes import DemoScenes
-from ldm.data.shards import write_shard, write_shards
+from ldm.data.prepare.write_shards import write_shard, write_shards
 
 WIDER = "adversary.discriminator.channels=8"
 
@@ -43,12 +44,12 @@ def shell(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """What users have at hand: pictures, a run of stage 1, and files that are not what they seem."""
+    """What users have at hand: images, a run of stage 1, and files that are not what they seem."""
     root = tmp_path_factory.mktemp("place")
-    write_shards(DemoScenes("train", 12), root / "pictures")
+    write_shards(DemoScenes("train", 12), root / "images")
     argv, sys.argv = (
         sys.argv,
-        ["train.py", *words(root, "pictures"), f"run={root / 'ae'}", "trainer.max_steps=5"],
+        ["train.py", *words(root, "images"), f"run={root / 'ae'}", "trainer.max_steps=5"],
     )
     train.main()
     sys.argv = argv
@@ -68,11 +69,11 @@ def place(tmp_path_factory):
 
 
 def words(root: Path, shards: str) -> list[str]:
-    return ["experiment=debug_ae", f"data.shards={root / shards}"]
+    return ["experiment=debug/ae", f"data.shards={root / shards}"]
 
 
-TEXT = ["experiment=debug_text", "data.shards={place}/pictures"]
-AE = ["experiment=debug_ae", "data.shards={place}/pictures"]
+TEXT = ["experiment=debug/text", "data.shards={place}/images"]
+AE = ["experiment=debug/ae", "data.shards={place}/images"]
 GO_ON = [*AE, "run={place}/ae", "trainer.max_steps=9", "resume=auto"]
 CKPT = "{place}/ae/checkpoints/step00000005.ckpt"
 FIRST = "{place}/ae/autoencoder.safetensors"
@@ -98,7 +99,7 @@ TRAINING = {
         "learning_rate.warmup_steps must be 0 or more",
     ),
     "validation every 0 steps": (
-        [*AE, "data.val_shards={place}/pictures", "trainer.val_check_interval=0"],
+        [*AE, "data.val_shards={place}/images", "trainer.val_check_interval=0"],
         "trainer.val_check_interval must be 1 or more, not 0",
     ),
     "no processes": ([*AE, "trainer.devices=0"], "trainer.devices must be auto, or 1 or more, not 0"),
@@ -125,11 +126,11 @@ TRAINING = {
     "no callbacks": ([*AE, "callbacks=null"], "callbacks is a config group, one of default, post_hoc"),
     "an experiment of the other stage": (
         [*AE, "stage=latent_diffusion"],
-        "experiment=debug_ae and stage=latent_diffusion do not go together: one of them sets perceptual",
+        "experiment=debug/ae and stage=latent_diffusion do not go together: one of them sets perceptual",
     ),
     "another experiment of the other stage": (
         [*TEXT, "stage=autoencoder"],
-        "experiment=debug_text and stage=autoencoder do not go together: one of them sets denoiser, which",
+        "experiment=debug/text and stage=autoencoder do not go together: one of them sets denoiser, which",
     ),
     "a first stage for stage 1": (
         [*AE, "first_stage=/nowhere"],
@@ -146,9 +147,9 @@ TRAINING = {
         "there is no shard /nowhere.tar: mend data.val_shards, or",
     ),
     "a run through a file": ([*AE, "run={place}/file/x"], "leads through {place}/file, which is a file"),
-    "resume a sampling file": (
+    "resume a model file": (
         [*AE, f"resume={FIRST}"],
-        "is a sampling file, without optimizer and position",
+        "is a model file, without optimizer and position",
     ),
     "resume a cut file": ([*AE, "resume={place}/cut.ckpt"], "cannot be read as a checkpoint, it is cut or"),
     "resume a text": ([*AE, "resume={place}/text.ckpt"], "cannot be read as a checkpoint"),
@@ -170,10 +171,10 @@ TRAINING = {
     ),
     "a size too small for the discriminator": (
         [*AE, "data.size=8"],
-        "adversary cannot take pictures of 8x8 (8x8 pixels: this discriminator needs 12 a side): raise "
+        "adversary cannot take images of 8x8 (8x8 pixels: this discriminator needs 12 a side): raise "
         "data.size, or choose another adversary=...",
     ),
-    "pictures that shrink too far": (
+    "images that shrink too far": (
         [*AE, "equivariance=eq_vae", "equivariance.smallest=0.1"],
         "this discriminator needs 12 a side), to which equivariance shrinks those of 64x64: raise "
         "equivariance.smallest or data.size, or choose another adversary=...",
@@ -190,8 +191,8 @@ TRAINING = {
     ),
     "an optimizer that cannot skip": ([*AE, "optimizer.fused=false"], "give optimizer.fused=true"),
     "an empty folder": ([*AE, "data.shards={place}/empty"], "there are no shards (*.tar) in {place}/empty"),
-    "pictures for a first stage": (
-        [*TEXT, "first_stage={place}/pictures/00000.tar"],
+    "images for a first stage": (
+        [*TEXT, "first_stage={place}/images/00000.tar"],
         "is not a safetensors file",
     ),
     "a first stage of other numbers": (
@@ -199,7 +200,7 @@ TRAINING = {
         "does not fit this configuration",
     ),
     "captions that are not there": (
-        ["experiment=debug_text", "data.shards={place}/captionless", f"first_stage={FIRST}"],
+        ["experiment=debug/text", "data.shards={place}/captionless", f"first_stage={FIRST}"],
         "has no captions (.txt) and the model is conditioned on them",
     ),
     "latents of no first stage": ([*TEXT, "first_stage=null"], "stage 2 needs a trained first stage"),
@@ -226,7 +227,7 @@ def test_training(shell, place, tmp_path, monkeypatch, name):
 def test_no_space(shell, place, tmp_path, monkeypatch, keep):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
-    given = [*words(place, "pictures"), f"run={tmp_path / 'run'}", f"callbacks.checkpoint.keep={keep}"]
+    given = [*words(place, "images"), f"run={tmp_path / 'run'}", f"callbacks.checkpoint.keep={keep}"]
     status, _, err = shell(train.main, *given)
     advice = "free some, or choose another run=FOLDER" + " or callbacks.checkpoint.keep=2" * (keep == 5)
     assert status == 2 and err.endswith(f"{tmp_path} has 0.0 GB free: {advice}\n")
@@ -234,15 +235,15 @@ def test_no_space(shell, place, tmp_path, monkeypatch, keep):
 
 
 def test_a_second_job_in_a_runs_folder(shell, place, tmp_path):
-    with lock.held(str(tmp_path / "run")):
-        status, _, err = shell(train.main, *words(place, "pictures"), f"run={tmp_path / 'run'}")
+    with run_lock.hold(str(tmp_path / "run")):
+        status, _, err = shell(train.main, *words(place, "images"), f"run={tmp_path / 'run'}")
     assert status == 2 and f"run={tmp_path / 'run'} is in use by process" in err and err.count("\n") == 1
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_sweep_in_one_process_over_several_ranks(shell, place, tmp_path):
     ranks = ["trainer.devices=2", "trainer.strategy=ddp", f"run={tmp_path}/" + "${seed}"]
-    status, _, err = shell(train.main, "-m", *words(place, "pictures"), *ranks, "seed=1,2")
+    status, _, err = shell(train.main, "-m", *words(place, "images"), *ranks, "seed=1,2")
     assert (
         status == 2
         and "its 2 ranks would each start the sweep: give trainer.devices=1, or hydra/launcher" in err
@@ -256,7 +257,7 @@ OTHERS = {
         [f"ckpt={FIRST}", "prompts=[a]"],
         "holds a model of kind 'auto",
     ),
-    "no such sampling file": (
+    "no such model file": (
         sample.main,
         ["ckpt={place}/nowhere", "prompts=[a]"],
         "there is no weight file",
@@ -273,8 +274,8 @@ OTHERS = {
         "guidance is a config group, one of interval, interval_rescaled, nested, plain, rescaled, "
         "two_conditions; its strength is scale=2.0",
     ),
-    "no picture": (sample.main, [*DRAW, "n=0"], "n must be 1 or more, not 0"),
-    "a picture and a half": (sample.main, [*DRAW, "n=1.5"], "n must be a whole number, not 1.5"),
+    "no image": (sample.main, [*DRAW, "n=0"], "n must be 1 or more, not 0"),
+    "a image and a half": (sample.main, [*DRAW, "n=1.5"], "n must be a whole number, not 1.5"),
     "batches of none": (sample.main, [*DRAW, "batch_size=0"], "batch_size must be 1 or more, not 0"),
     "one side": (sample.main, [*DRAW, "size=[64]"], "size=[64] is no pair of pixels: give two whole numbers"),
     "three sides": (sample.main, [*DRAW, "size=[64,64,3]"], "size=[64, 64, 3] is no pair of pixels"),
@@ -290,22 +291,22 @@ OTHERS = {
         [DRAW[0], "prompts={place}/latin.txt"],
         "latin.txt is no text in UTF-8 (byte 6): save it as UTF-8",
     ),
-    "pictures into a file": (
+    "images into a file": (
         sample.main,
         [*DRAW, "out={place}/file"],
         "out={place}/file leads through {place}/file, which is a file: choose another folder",
     ),
-    "pictures where none can be written": (
+    "images where none can be written": (
         sample.main,
         [*DRAW, "out=/proc/x"],
         "out=/proc/x cannot be made, /proc is not writable",
     ),
-    "latents among pictures": (
+    "latents among images": (
         encode_latents.main,
-        [f"first_stage={FIRST}", "shards={place}/pictures", "out={place}/pictures", "size=64"],
-        "holds shards of pictures: choose another out=FOLDER",
+        [f"first_stage={FIRST}", "shards={place}/images", "out={place}/images", "size=64"],
+        "holds shards of images: choose another out=FOLDER",
     ),
-    "pictures that are not there": (
+    "images that are not there": (
         pack.main,
         ["source=folder", "source.path={place}/nowhere", "out={place}/x"],
         "nowhere",

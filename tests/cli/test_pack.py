@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm.cli.pack import main
-from ldm.data.reader import open_shards
+from ldm.data.shards.reader import open_shards
 
 
 def pack(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
@@ -18,8 +18,8 @@ def pack(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a", "b", "c"):
         Image.new("RGB", (40, 30), "teal").save(folder / f"{name}.jpg")
@@ -30,21 +30,21 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_packed_and_reported(
-    monkeypatch: pytest.MonkeyPatch, pictures: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = pictures.parent / "shards"
+    out = images.parent / "shards"
     for _ in range(2):  # the second time there is nothing left to do
-        assert pack(monkeypatch, "source=folder", f"source.path={pictures}", f"out={out}", "size=15") == 0
+        assert pack(monkeypatch, "source=folder", f"source.path={images}", f"out={out}", "size=15") == 0
         printed = capsys.readouterr().out
-        assert f"packing 3 pictures into {out}" in printed
+        assert f"packing 3 images into {out}" in printed
         assert "packed 2, skipped 1\n  1 without a caption file (.txt): c.jpg\n" in printed
         assert f"data.shards={out}" in printed
     assert open_shards(str(out))[0].sample(1).read("txt") == b"teal b"
 
 
-def test_a_table_is_packed(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
-    out = pictures.parent / "shards"
-    assert pack(monkeypatch, "source=table", f"source.path={pictures}/captions.csv", f"out={out}") == 0
+def test_a_table_is_packed(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+    out = images.parent / "shards"
+    assert pack(monkeypatch, "source=table", f"source.path={images}/captions.csv", f"out={out}") == 0
     assert open_shards(str(out))[0].sample(0).read("txt") == b"the last"
 
 
@@ -54,14 +54,14 @@ def test_the_demo_is_packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_mistakes_are_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, pictures: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
-        (pictures / f"{name}.txt").unlink()
-    out = pictures.parent / "shards"
-    assert pack(monkeypatch, f"source.path={pictures}", f"out={out}") == 2
+        (images / f"{name}.txt").unlink()
+    out = images.parent / "shards"
+    assert pack(monkeypatch, f"source.path={images}", f"out={out}") == 2
     assert "nothing was packed" in capsys.readouterr().err
-    assert pack(monkeypatch, f"source.path={pictures}/nowhere", f"out={out}") == 2
+    assert pack(monkeypatch, f"source.path={images}/nowhere", f"out={out}") == 2
     assert "there is no folder" in capsys.readouterr().err
     assert pack(monkeypatch, f"out={out}") == 2
     assert "source.path is needed" in capsys.readouterr().err

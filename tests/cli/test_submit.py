@@ -10,22 +10,22 @@ import wandb
 
 from ldm.cli import submit
 from ldm.data.demo.scenes import DemoScenes
-from ldm.data.shards import write_shards
+from ldm.data.prepare.write_shards import write_shards
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     write_shards(DemoScenes("train", 12), folder)
     return folder
 
 
 @pytest.fixture
-def shell(monkeypatch, capsys, tmp_path, pictures):
+def shell(monkeypatch, capsys, tmp_path, images):
     def run(*words) -> tuple[int, str, str]:
-        given = ["experiment=debug_ae", f"data.shards={pictures}", f"run={tmp_path / 'run'}"]
+        given = ["experiment=debug/ae", f"data.shards={images}", f"run={tmp_path / 'run'}"]
         given += ["data.global_batch_size=32"]
         monkeypatch.setattr(sys, "argv", ["submit", *given, *words])
         status = 0
@@ -66,7 +66,7 @@ def test_writes_shows_and_submits(shell, sbatch, tmp_path):
     assert (found["nodes"], found["time"], found["partition"]) == ("4", "12:30:00", "a100")
     assert (found["ntasks-per-node"], found["gpus-per-node"], found["job-name"]) == ("8", "8", "debug_ae")
     assert found["signal"] == "USR1@300" and found["output"] == f"{tmp_path}/run/%x-%j.log"
-    assert f"sbatch {tmp_path}/run/train.sbatch experiment=debug_ae" in out and "optimizer.lr=1e-3" in out
+    assert f"sbatch {tmp_path}/run/train.sbatch experiment=debug/ae" in out and "optimizer.lr=1e-3" in out
     assert 'train.py resume=auto "$@"' in script and "nodes=4" not in script.split("srun")[1]
 
 
@@ -99,8 +99,8 @@ def test_without_gpus_and_dry(shell):
         (["stage.init=/nowhere.safetensors"], "there is no weight file /nowhere.safetensors"),
         (["resume=/nowhere.ckpt"], "there is no checkpoint /nowhere.ckpt"),
         (["logger=wandb"], "logger=wandb needs an account"),
-        (["experiment=debug_text", "first_stage=/nope"], "there is no weight file /nope"),
-        (["experiment=debug_text", "first_stage=null"], "stage 2 needs a trained first stage"),
+        (["experiment=debug/text", "first_stage=/nope"], "there is no weight file /nope"),
+        (["experiment=debug/text", "first_stage=null"], "stage 2 needs a trained first stage"),
     ],
 )
 def test_a_mistake_is_found_before_the_queue(shell, monkeypatch, tmp_path, words, sentence):

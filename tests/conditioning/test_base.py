@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from ldm.conditioning.base import Compose, Conditioner
 from ldm.conditioning.rescalers import Resize
-from ldm.conditioning.spatial import NumberMap
+from ldm.conditioning.spatial import ScalarMap
 from ldm.errors import UserError
 from ldm.typing import Conditioning
 
@@ -83,26 +83,26 @@ def test_weights_are_loaded_and_only_frozen_ones_named() -> None:
 
 def test_only_the_conditions_that_are_kept_are_heard() -> None:
     compose = Compose({"a": Tokens(1, 0.1), "b": Tokens(1, 0.1, "other"), "c": Vector(1, 0.0, "other")})
-    cond = compose(BATCH, keep={"b"})
+    cond = compose(BATCH, active={"b"})
     assert cond.context[..., 0].tolist() == [[-1, 4], [-1, 5], [-1, 6]] and (cond.vector == -1).all()
-    alone = compose({"number": BATCH["number"]}, keep=["a"])
+    alone = compose({"number": BATCH["number"]}, active=["a"])
     assert alone.context[..., 0].tolist() == [[1, -1], [2, -1], [3, -1]], "a null needs no entry of the batch"
     null = compose.null(3)
-    assert torch.equal(compose(BATCH, keep=()).context, null.context)
+    assert torch.equal(compose(BATCH, active=()).context, null.context)
     with pytest.raises(UserError, match="no condition d: the model's are a, b, c"):
-        compose(BATCH, keep={"d"})
-    assert compose.never_dropped == ["c"] and compose.told_by({"number": 0}) == ["a"]
+        compose(BATCH, active={"d"})
+    assert compose.never_dropped == ["c"] and compose.conditions_in({"number": 0}) == ["a"]
 
 
 def test_what_is_dropped_together_is_dropped_by_the_first_ones_draw() -> None:
     parts = {"a": Tokens(1, 0.5), "b": Tokens(1, 0.5, "other"), "c": Tokens(1, 0.5)}
     u = torch.tensor([[0.4, 0.6, 0.6], [0.6, 0.4, 0.6], [0.6, 0.6, 0.4]])
     assert Compose(parts)(BATCH, u).context[..., 0].tolist() == [[-1, 4, 1], [2, -1, 2], [3, 6, -1]]
-    together = Compose(parts, together=[["a", "b"]])
-    assert together(BATCH, u).context[..., 0].tolist() == [[-1, -1, 1], [2, 5, 2], [3, 6, -1]]
-    assert len(together) == 3, "every condition keeps its column of u"
+    dropped_together = Compose(parts, dropped_together=[["a", "b"]])
+    assert dropped_together(BATCH, u).context[..., 0].tolist() == [[-1, -1, 1], [2, 5, 2], [3, 6, -1]]
+    assert len(dropped_together) == 3, "every condition keeps its column of u"
     with pytest.raises(ValueError, match=r"a, b are dropped together, .* not \[0.1, 0.5\]"):
-        Compose({"a": Tokens(1, 0.5), "b": Tokens(1, 0.1)}, together=[["a", "b"]])
+        Compose({"a": Tokens(1, 0.5), "b": Tokens(1, 0.1)}, dropped_together=[["a", "b"]])
 
 
 def test_what_the_batch_lacks_is_said() -> None:
@@ -112,7 +112,7 @@ def test_what_the_batch_lacks_is_said() -> None:
 
 def test_maps_of_another_size_than_the_latents_are_refused() -> None:
     maps = {
-        name: NumberMap(name, 0.1, factor, Resize(1, "area")) for name, factor in (("depth", 2), ("edges", 4))
+        name: ScalarMap(name, 0.1, factor, Resize(1, "area")) for name, factor in (("depth", 2), ("edges", 4))
     }
     compose, batch = Compose(maps), {"depth": torch.zeros(2, 1, 8, 4), "edges": torch.zeros(2, 1, 16, 8)}
     assert compose.latent_size(batch) == (4, 2) and compose(batch).concat.shape == (2, 2, 4, 2)
@@ -133,7 +133,7 @@ def test_dropout_is_a_probability(dropout: float) -> None:
     [
         ("clip_vit_l14", 123_060_480),
         ("transformer_text", 50_556_416),
-        ("demo_text", 401_408),
+        ("demo/text", 401_408),
         ("debug", 396_280),
     ],
 )

@@ -8,7 +8,7 @@ from ldm.diffusion.parameterization import V
 from ldm.diffusion.schedule import Cosine
 from ldm.model import LatentDiffusion
 from ldm.networks.dit import DiT
-from tests import tiny
+from tests.support import tiny
 
 LABELS = torch.tensor([2, 0, 2])
 

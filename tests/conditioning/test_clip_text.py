@@ -21,7 +21,7 @@ TEXTS = ["a red circle left of a blue square", "", "crème brûlée"]
 
 @pytest.fixture(scope="module", params=[True, False], ids=["quick_gelu", "gelu"])
 def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> open_clip.CLIP:
-    """A whole tiny CLIP, pictures' half included, that open_clip knows as `tiny-clip`.
+    """A whole tiny CLIP, images' half included, that open_clip knows as `tiny-clip`.
 
     OpenAI's towers have the quick GELU, those of Stable Diffusion 2 and SDXL's second the exact one.
     """

@@ -17,7 +17,7 @@ def test_x_runs_to_the_right_and_y_down():
     assert grid(3)[1, 1].tolist() == [[-1] * 3, [0] * 3, [1] * 3]
 
 
-def test_at_another_size_they_are_still_shares_of_the_picture():
+def test_at_another_size_they_are_still_shares_of_the_image():
     wide = grid(3, latent=(2, 5))
     assert wide.shape == (2, 2, 2, 5)
     assert wide[0, 0].tolist() == [[-1, -0.5, 0, 0.5, 1]] * 2

@@ -1,14 +1,14 @@
-"""Small pictures, plain and noised."""
+"""Small images, plain and noised."""
 
 import pytest
 import torch
 
 from ldm.conditioning.base import Compose
 from ldm.conditioning.low_resolution import LowResolution
-from ldm.conditioning.rescalers import Resize, Unshuffle
+from ldm.conditioning.rescalers import PixelUnshuffle, Resize
 from ldm.diffusion.schedule import ScaledLinear
 from ldm.errors import UserError
-from ldm.networks.denoiser import sinusoid
+from ldm.networks.denoiser import sinusoidal_embedding
 
 SMALL = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
 NOISE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -34,7 +34,7 @@ def test_it_is_noised_to_its_level_and_the_vector_tells_it():
     torch.testing.assert_close(cond.concat[2], alpha[0] * x[2] + sigma[0] * NOISE[2])
     assert cond.vector.tolist() == [[0], [0], [349]], "published levels count from 0, which is t = 1"
     waves = Compose({"small": small(16, schedule=schedule)})(BATCH).vector
-    assert torch.equal(waves, sinusoid(torch.tensor([0.0, 0, 349]), 16))
+    assert torch.equal(waves, sinusoidal_embedding(torch.tensor([0.0, 0, 349]), 16))
     assert (small(schedule=schedule).most, small(schedule=schedule, most=350).most) == (1000, 350)
 
 
@@ -46,7 +46,7 @@ def test_the_null_is_zeros_in_both():
 
 
 def test_several_pixels_a_place():
-    model = LowResolution(0.1, 2, Unshuffle(3, 2))
+    model = LowResolution(0.1, 2, PixelUnshuffle(3, 2))
     cond = Compose({"small": model})({"small": SMALL})
     assert cond.concat.shape == (3, 12, 4, 4) and model.latent_size({"small": SMALL}) == (4, 4)
 

@@ -7,16 +7,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ldm.cli.build import build
-from ldm.cli.composition import CONFIGS
+from ldm.cli.config.compose import CONFIGS
+from ldm.cli.config.instantiate import instantiate
 from ldm.conditioning.base import Compose
 from ldm.diffusion.parameterization import V
 from ldm.diffusion.schedule import Cosine
 from ldm.model import LatentDiffusion
 from ldm.networks.unet import UNet
 from ldm.typing import Conditioning
+from tests.support.configs import options
 
-DEMO = sorted(p.stem for p in (CONFIGS / "conditioner").glob("demo_*.yaml"))
+DEMO = [name for name in options("conditioner") if name.startswith("demo/")]
 NOT_READ = {"coordinates"}
 B, SIDE = 3, 64
 
@@ -59,7 +60,7 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def conditioner(name: str) -> Compose:
-    return build(OmegaConf.load(CONFIGS / "conditioner" / f"{name}.yaml"))
+    return instantiate(OmegaConf.load(CONFIGS / "conditioner" / f"{name}.yaml"))
 
 
 def model_of(conditioner: Compose) -> LatentDiffusion:
@@ -68,7 +69,7 @@ def model_of(conditioner: Compose) -> LatentDiffusion:
     concat = 0 if null.concat is None else null.concat.shape[1]
     context, vector = (None if v is None else v.shape[-1] for v in (null.context, null.vector))
     unet = UNet(8 + concat, 8, 32, (1, 2), 1, (0, 1), 2, None, context, vector)
-    first_stage = build(OmegaConf.load(CONFIGS / "autoencoder" / "demo.yaml"))
+    first_stage = instantiate(OmegaConf.load(CONFIGS / "autoencoder" / "demo.yaml"))
     return awake(LatentDiffusion(unet, first_stage, conditioner, Cosine(100, 0.008, 0.999), V()).eval())
 
 
@@ -91,7 +92,7 @@ def predict(model: LatentDiffusion, cond: Conditioning, side: int = 8) -> torch.
 
 
 def read(name: str) -> list[str]:
-    return sorted(set(model(name).conditioner.column) - NOT_READ)
+    return sorted(set(model(name).conditioner.dropout_column) - NOT_READ)
 
 
 @pytest.mark.parametrize("name", DEMO)
@@ -104,8 +105,8 @@ def test_each_condition_moves_the_prediction_and_a_dropped_one_does_not(name):
         changed = {**one, **{key: other[key] for key in keys}}
         moved = (predict(ours, ours.condition(changed)) - before).flatten(1).norm(dim=1)
         assert (moved > 1e-3).all(), f"{part} of a sample does not reach the output"
-        rest = set(ours.conditioner.column) - {part}
-        dropped = [predict(ours, ours.condition(x, keep=rest)) for x in (one, changed)]
+        rest = set(ours.conditioner.dropout_column) - {part}
+        dropped = [predict(ours, ours.condition(x, active=rest)) for x in (one, changed)]
         assert torch.equal(*dropped), f"{part} is heard though it was dropped"
         assert not torch.equal(before, dropped[0])
 
@@ -115,7 +116,7 @@ def test_each_condition_moves_the_prediction_and_a_dropped_one_does_not(name):
 def test_the_null_is_what_all_dropped_give(name):
     ours = model(name)
     n = len(ours.conditioner)
-    everything, size = ours.condition(batch(), keep=()), (8, 8)
+    everything, size = ours.condition(batch(), active=()), (8, 8)
     assert same(everything, ours.null(B, size))
     always = Compose(dict(ours.conditioner.conditioners))
     rates = {k: c.dropout for k, c in always.conditioners.items()}
@@ -138,8 +139,11 @@ def test_each_is_dropped_by_its_own_probability(name):
     u = torch.rand(n, len(ours.conditioner), generator=torch.Generator().manual_seed(3))
     copies = {k: (v * n if isinstance(v, list) else v.expand(n, *v.shape[1:])) for k, v in batch(n=1).items()}
     for part in read(name):
-        alone, column = Compose({part: ours.conditioner.conditioners[part]}), ours.conditioner.column[part]
-        cond = alone(copies, u[:, column : column + 1], None, (8, 8), ours.encode)
+        alone, dropout_column = (
+            Compose({part: ours.conditioner.conditioners[part]}),
+            ours.conditioner.dropout_column[part],
+        )
+        cond = alone(copies, u[:, dropout_column : dropout_column + 1], None, (8, 8), ours.encode)
         null = alone.null(1, (8, 8))
         is_null = torch.stack(
             [(x == empty).flatten(1).all(1) for x, empty in zip(slots(cond), slots(null), strict=True)]
@@ -148,7 +152,7 @@ def test_each_is_dropped_by_its_own_probability(name):
         assert rate == 0.1 and torch.equal(is_null.all(0), is_null.any(0)), (
             "all slots are dropped by one draw"
         )
-        assert torch.equal(is_null[0], u[:, column] < rate)
+        assert torch.equal(is_null[0], u[:, dropout_column] < rate)
         assert abs(is_null[0].float().mean() - rate) < 4 * (rate * (1 - rate) / n) ** 0.5
 
 
@@ -169,15 +173,15 @@ def test_gradients_reach_all_that_is_learned(name):
 @torch.no_grad()
 def test_it_composes_with_text(name):
     parts = dict(conditioner(name).conditioners)
-    both = Compose({"words": conditioner("demo_text").conditioners["text"], **parts})
+    both = Compose({"words": conditioner("demo/text").conditioners["text"], **parts})
     ours, one = model_of(both), batch()
-    cond, text = ours.condition(one), ours.condition(one, keep={"words"})
+    cond, text = ours.condition(one), ours.condition(one, active={"words"})
     assert cond.context.shape[1] >= 16 and torch.equal(cond.context[:, :16], text.context[:, :16])
     assert torch.equal(cond.vector[:, :128], text.vector[:, :128])
     rest = set(parts)
     changed = {**one, "caption": ["a small blue square on a black background"] * B}
     if "text" not in rest:  # which reads the same captions
-        assert same(ours.condition(one, keep=rest), ours.condition(changed, keep=rest))
+        assert same(ours.condition(one, active=rest), ours.condition(changed, active=rest))
     assert (predict(ours, ours.condition(changed)) - predict(ours, cond)).norm() > 1e-3
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.conditioning.rescalers import Cover, LearnedRescaler, Resize, Stretched, Unshuffle
+from ldm.conditioning.rescalers import LearnedRescaler, MaxPoolMask, MinMaxNormalized, PixelUnshuffle, Resize
 
 
 def test_the_learned_one_is_a_mixture_of_the_means_of_squares():
@@ -21,17 +21,17 @@ def test_the_learned_one_is_a_mixture_of_the_means_of_squares():
 
 def test_unshuffle_keeps_every_pixel():
     x = torch.arange(64.0).view(1, 1, 8, 8)
-    y = Unshuffle(1, 4)(x, (2, 2))
-    assert y.shape == (1, 16, 2, 2) and Unshuffle(3, 2).out_channels == 12
+    y = PixelUnshuffle(1, 4)(x, (2, 2))
+    assert y.shape == (1, 16, 2, 2) and PixelUnshuffle(3, 2).out_channels == 12
     assert y[0, :, 0, 1].tolist() == x[0, 0, :4, 4:].flatten().tolist()
     with pytest.raises(ValueError, match=r"\(8, 8\) is not 4 times"):
-        Unshuffle(1, 4)(x, (4, 4))
+        PixelUnshuffle(1, 4)(x, (4, 4))
 
 
 def test_a_mask_covers_each_place_that_it_touches():
     x = torch.zeros(1, 1, 8, 8)
     x[0, 0, 7, 5] = 1
-    assert Cover()(x, (2, 2))[0, 0].tolist() == [[0, 0], [0, 1]]
+    assert MaxPoolMask()(x, (2, 2))[0, 0].tolist() == [[0, 0], [0, 1]]
     assert not Resize(1, "nearest")(x, (2, 2)).any(), "the nearest pixel is the upper left one"
 
 
@@ -45,7 +45,7 @@ def test_resize_leaves_its_own_size_alone():
 
 def test_each_map_is_stretched_by_itself_behind_its_resizing():
     x = torch.rand(3, 1, 32, 32) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
-    rescaler = Stretched(Resize(1, "bicubic"))
+    rescaler = MinMaxNormalized(Resize(1, "bicubic"))
     y = rescaler(x, (4, 4))
     assert y.shape == (3, 1, 4, 4) and rescaler.out_channels == 1
     for one, plain in zip(y[:2], Resize(1, "bicubic")(x, (4, 4)), strict=False):

@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.cli.build import build, build_untrusted
-from ldm.cli.composition import CONFIGS, compose
+from ldm.cli.config.compose import CONFIGS, compose
+from ldm.cli.config.instantiate import build_untrusted, instantiate
 from ldm.conditioning import clip_tower
-from ldm.conditioning.rescalers import Cover, Resize, Unshuffle
-from ldm.data.shards import write_shard
+from ldm.conditioning.rescalers import MaxPoolMask, PixelUnshuffle, Resize
+from ldm.data.prepare.write_shards import write_shard
 from ldm.diffusion.parameterization import Eps, V
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, ScaledLinear
@@ -24,15 +24,16 @@ from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.networks.unet import UNet
-from tests import tiny
+from tests.support import tiny
+from tests.support.configs import options
 
-NAMES = sorted(path.stem for path in (CONFIGS / "conditioner").glob("*.yaml"))
+NAMES = options("conditioner")
 DEMO = ["denoiser=demo", "autoencoder=demo"]
 MAPS = ["denoiser.context_channels=null", "denoiser.vector_channels=null"]
 FITTING = {
     "class_label": ["denoiser=ldm4_imagenet", "autoencoder=vq_f4"],
     "class_number": ["denoiser=dit_xl2"],
-    "clip_picture": [],
+    "clip_image": [],
     "clip_vit_h14": ["denoiser=sd2"],
     "clip_vit_l14": [],
     "debug": ["denoiser=debug", "denoiser.context_channels=8", "autoencoder=debug"],
@@ -52,21 +53,21 @@ FITTING = {
     "transformer_text_1280": ["denoiser=ldm8_text"],
     "unconditional": ["denoiser=ldm4_faces", "autoencoder=vq_f4"],
     "x4_upscaler": ["denoiser=sd2_x4_upscaler", "autoencoder=kl_f4_upscaler"],
-    "demo_class": DEMO,
-    "demo_class_depth": [*DEMO, "denoiser.in_channels=72"],
-    "demo_depth": [*DEMO, "denoiser.in_channels=72", *MAPS],
-    "demo_edges": [*DEMO, "denoiser.in_channels=72", *MAPS],
-    "demo_inpainting": [*DEMO, "denoiser.in_channels=80"],
-    "demo_inpainting_ldm": [*DEMO, "denoiser.in_channels=17", *MAPS],
-    "demo_layout": [*DEMO, "denoiser.vector_channels=null"],
-    "demo_picture": DEMO,
-    "demo_semantic": [*DEMO, "denoiser.in_channels=24", *MAPS],
-    "demo_semantic_tokens": [*DEMO, "denoiser.vector_channels=null"],
-    "demo_sizes": [*DEMO, "denoiser.vector_channels=240"],
-    "demo_super_resolution": [*DEMO, "denoiser.in_channels=20", *MAPS],
-    "demo_text": DEMO,
-    "demo_unconditional": [*DEMO, *MAPS],
-    "demo_upscaler": [*DEMO, "denoiser.in_channels=20", "denoiser.vector_channels=256"],
+    "demo/class": DEMO,
+    "demo/class_depth": [*DEMO, "denoiser.in_channels=72"],
+    "demo/depth": [*DEMO, "denoiser.in_channels=72", *MAPS],
+    "demo/edges": [*DEMO, "denoiser.in_channels=72", *MAPS],
+    "demo/inpainting": [*DEMO, "denoiser.in_channels=80"],
+    "demo/inpainting_ldm": [*DEMO, "denoiser.in_channels=17", *MAPS],
+    "demo/layout": [*DEMO, "denoiser.vector_channels=null"],
+    "demo/image": DEMO,
+    "demo/semantic": [*DEMO, "denoiser.in_channels=24", *MAPS],
+    "demo/semantic_tokens": [*DEMO, "denoiser.vector_channels=null"],
+    "demo/sizes": [*DEMO, "denoiser.vector_channels=240"],
+    "demo/super_resolution": [*DEMO, "denoiser.in_channels=20", *MAPS],
+    "demo/text": DEMO,
+    "demo/unconditional": [*DEMO, *MAPS],
+    "demo/upscaler": [*DEMO, "denoiser.in_channels=20", "denoiser.vector_channels=256"],
 }
 PUBLISHED = {
     "class_label": (512, None, None),
@@ -99,7 +100,7 @@ def model(*words):
     cfg = OmegaConf.create({group: leaf(group, name) for group, name in groups.items()})
     cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([w for w in words if "." in w.split("=")[0]]))
     with torch.device("meta"):
-        parts = [build(cfg[group]) for group in ("denoiser", "autoencoder", "conditioner")]
+        parts = [instantiate(cfg[group]) for group in ("denoiser", "autoencoder", "conditioner")]
         return LatentDiffusion(*parts, ScaledLinear(), Eps())
 
 
@@ -124,11 +125,11 @@ def test_it_fills_what_is_published(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["conditioner=demo_depth", *DEMO, *MAPS], "10 channels, and the latent has 8 and the conditions 64"),
-        (["conditioner=demo_class", *DEMO, "denoiser.in_channels=8"], "give denoiser.in_channels=10"),
+        (["conditioner=demo/depth", *DEMO, *MAPS], "10 channels, and the latent has 8 and the conditions 64"),
+        (["conditioner=demo/class", *DEMO, "denoiser.in_channels=8"], "give denoiser.in_channels=10"),
         (["conditioner=clip_vit_h14"], "takes a context of 768 channels, and the conditions fill 1024"),
-        (["conditioner=demo_layout", *DEMO], "fill no channels: give denoiser.vector_channels=null"),
-        (["conditioner=demo_class", *DEMO, "denoiser.context_channels=null"], "a context of no channels"),
+        (["conditioner=demo/layout", *DEMO], "fill no channels: give denoiser.vector_channels=null"),
+        (["conditioner=demo/class", *DEMO, "denoiser.context_channels=null"], "a context of no channels"),
         (["conditioner=clip_vit_l14", "denoiser=sd2_unclip", "denoiser.context_channels=768"],
          "a vector of 2048 channels"),
     ],
@@ -144,28 +145,26 @@ def test_what_does_not_fit_is_refused_with_its_numbers(words, message):
         ("inpainting_ldm", ["masked", "mask"], -1, Resize),
         ("inpainting_sd", ["text", "mask", "masked"], 0, Resize),
         ("inpainting_sd2", ["text", "mask", "masked"], 0, Resize),
-        ("demo_inpainting_ldm", ["masked", "mask"], -1, Cover),
-        ("demo_inpainting", ["text", "mask", "masked"], 0, Unshuffle),
+        ("demo/inpainting_ldm", ["masked", "mask"], -1, MaxPoolMask),
+        ("demo/inpainting", ["text", "mask", "masked"], 0, PixelUnshuffle),
     ],
 )
 def test_inpainting_stands_in_the_published_order(name, order, low, rescaler):
     """Latent diffusion: z, masked latent, mask -1 or 1; Stable Diffusion: z, mask 0 or 1, masked latent."""
     parts = model(f"conditioner={name}", *FITTING[name]).conditioner.conditioners
     assert list(parts) == order
-    assert parts["mask"].low == low and type(parts["mask"].rescaler) is rescaler
+    assert parts["mask"].background == low and type(parts["mask"].rescaler) is rescaler
 
 
-SECOND_STAGE = sorted(
-    path.stem
-    for path in (CONFIGS / "experiment").glob("*.yaml")
-    if not path.stem.startswith(("ae_", "debug_", "demo_ae", "emoji_ae"))
-)
+SECOND_STAGE = [
+    name for name in options("experiment") if not name.startswith(("ae_", "debug/", "demo/ae", "emoji/ae"))
+]
 HEIGHT, WIDTH, SIDE = 300, 340, 128
 
 
 @pytest.fixture(scope="module")
 def whole_shard(tmp_path_factory):
-    """Pictures with all that can be known of one: caption, class, maps, boxes, sizes."""
+    """Images with all that can be known of one: caption, class, maps, boxes, sizes."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shards")
 
     def png(*shape, numbers=180):
@@ -191,11 +190,11 @@ def test_the_data_of_an_experiment_hold_what_its_model_reads(name, whole_shard):
     given = [f"data.shards={whole_shard}", "init=a", "first_stage=b"]
     cfg = compose("train", [f"experiment={name}", *given, "data.global_batch_size=4", "data.num_workers=0"])
     side = cfg.data.size = min(cfg.data.size, SIDE)  # the demo's conditions are of its own size
-    if cfg.data.arrangement.buckets is not None:
-        cfg.data.arrangement.buckets.shapes = [[side, side]]
-    batch = next(iter(build(cfg.data).train_dataloader()))
+    if cfg.data.order.buckets is not None:
+        cfg.data.order.buckets.shapes = [[side, side]]
+    batch = next(iter(instantiate(cfg.data).train_dataloader()))
     with torch.device("meta"):
-        model = build(cfg.stage.model)
+        model = instantiate(cfg.stage.model)
         needed = {key for part in model.conditioner.conditioners.values() for key in part.keys}
         assert needed <= batch.keys() and batch["image"].shape == (4, 3, side, side)
         z, h, w = model.latent_shape(side, side)
@@ -208,7 +207,7 @@ def test_a_model_without_any_condition_trains_and_draws():
     nothing = build_untrusted(OmegaConf.to_container(leaf("conditioner", "unconditional")))
     model = LatentDiffusion(unet, tiny.autoencoder(), nothing, Cosine(100, 0.008, 0.999), V())
     stage = tiny.second_stage(model)
-    assert stage.loss(tiny.batch(2), dropout=True).isfinite() and not model.guidable
+    assert stage.loss(tiny.batch(2), dropout=True).isfinite() and not model.supports_guidance
     drawn = model.generate({"caption": [""]}, [0], (16, 16), ddim, trailing(model.schedule, 2), scale=1.0)
     assert drawn.shape == (1, 3, 16, 16)
 
@@ -216,18 +215,18 @@ def test_a_model_without_any_condition_trains_and_draws():
 def test_the_null_of_the_refiner_is_the_encoded_empty_prompt(tmp_path, monkeypatch):
     """It was published to be sampled so; SDXL's base has zeros there."""
     text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 2}
-    pictures = {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4}
-    config = {"embed_dim": 8, "vision_cfg": pictures, "text_cfg": text}
+    images = {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4}
+    config = {"embed_dim": 8, "vision_cfg": images, "text_cfg": text}
     (tmp_path / "tiny-refiner.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-refiner.json")
     node = leaf("conditioner", "sdxl_refiner").copy()
     node.conditioners.text.name = "tiny-refiner"
-    conditioner = build(node)
+    conditioner = instantiate(node)
     for p in conditioner.parameters():
         torch.nn.init.normal_(p, std=0.2)
     monkeypatch.setattr(clip_tower, "fill", lambda *_: None)
     conditioner.load_pretrained()
-    told, null = conditioner({"caption": [""]}, keep={"text"}), conditioner.null(1)
+    told, null = conditioner({"caption": [""]}, active={"text"}), conditioner.null(1)
     torch.testing.assert_close(null.context, told.context)
     torch.testing.assert_close(null.vector, told.vector)
     assert null.context.abs().min() > 0 and null.vector[:, :8].abs().min() > 0

@@ -1,11 +1,11 @@
-"""Maps and pictures: their channels one by one, in the published orders."""
+"""Maps and images: their channels one by one, in the published orders."""
 
 import pytest
 import torch
 
 from ldm.conditioning.base import Compose
-from ldm.conditioning.rescalers import Cover, LearnedRescaler, Resize
-from ldm.conditioning.spatial import LatentPicture, MapTokens, Mask, NumberMap, SemanticMap
+from ldm.conditioning.rescalers import LearnedRescaler, MaxPoolMask, Resize
+from ldm.conditioning.spatial import LatentImage, MapTokens, Mask, ScalarMap, SemanticMap
 from ldm.errors import UserError
 
 MAP = torch.tensor([[[0, 1, 2, 255], [1, 1, 2, 3]]], dtype=torch.uint8)
@@ -50,7 +50,7 @@ def test_the_null_follows_the_latent():
     with pytest.raises(ValueError, match="null of segmentation needs the latent's size"):
         part.null(2)
     with pytest.raises(ValueError, match="null of masked needs the latent's size"):
-        LatentPicture(4, 0.1, 4).null(2)
+        LatentImage(4, 0.1, 4).null(2)
 
 
 def test_a_map_that_does_not_divide_is_refused():
@@ -60,7 +60,7 @@ def test_a_map_that_does_not_divide_is_refused():
 
 def test_numbers_stand_as_they_are():
     depth = torch.rand(2, 1, 4, 4) * 2 - 1
-    assert torch.equal(NumberMap("depth", 0.0, 1, Resize(1, "bicubic"))(depth).concat, depth)
+    assert torch.equal(ScalarMap("depth", 0.0, 1, Resize(1, "bicubic"))(depth).concat, depth)
 
 
 def half_masked():
@@ -70,13 +70,16 @@ def half_masked():
 
 
 @pytest.mark.parametrize("low", [0, -1])
-def test_a_mask_is_one_where_the_picture_is_drawn(low):
-    mask = Mask(low, 0.0, 4, Resize(1, "nearest"))
-    assert mask(half_masked()).concat[0, 0].tolist() == [[low, 1], [low, 1]]
+def test_a_mask_is_one_where_the_image_is_drawn(background):
+    mask = Mask(background, 0.0, 4, Resize(1, "nearest"))
+    assert mask(half_masked()).concat[0, 0].tolist() == [[background, 1], [background, 1]]
     assert mask.null(1, (2, 2)).concat.unique().tolist() == [1], "without a mask all is drawn"
     touched = torch.zeros_like(half_masked())
     touched[..., 1, 1] = 255
-    assert Mask(low, 0.0, 4, Cover())(touched).concat[0, 0].tolist() == [[1, low], [low, low]]
+    assert Mask(background, 0.0, 4, MaxPoolMask())(touched).concat[0, 0].tolist() == [
+        [1, background],
+        [background, background],
+    ]
 
 
 def encode(x):
@@ -88,17 +91,17 @@ def encode(x):
 @pytest.mark.parametrize(
     ("low", "names"), [(-1, ("masked", "mask")), (0, ("mask", "masked"))], ids=["ldm", "sd"]
 )
-def test_the_published_orders_channel_by_channel(low, names):
-    parts = {"masked": LatentPicture(4, 0.0, 4), "mask": Mask(low, 0.0, 4, Resize(1, "nearest"))}
+def test_the_published_orders_channel_by_channel(background, names):
+    parts = {"masked": LatentImage(4, 0.0, 4), "mask": Mask(background, 0.0, 4, Resize(1, "nearest"))}
     compose = Compose({name: parts[name] for name in names})
     masked = torch.rand(1, 3, 8, 8) * 2 - 1
     concat = compose({"masked": masked, "mask": half_masked()}, encode=encode).concat
-    latent, mask = encode(masked), torch.tensor([[[[low, 1.0], [low, 1.0]]]])
+    latent, mask = encode(masked), torch.tensor([[[[background, 1.0], [background, 1.0]]]])
     expected = {"masked": latent, "mask": mask}
     assert torch.equal(concat, torch.cat([expected[name] for name in names], dim=1))
 
 
-def test_bytes_and_numbers_are_the_same_picture():
-    read = LatentPicture(4, 0.0, 4, key="image").read
+def test_bytes_and_numbers_are_the_same_image():
+    read = LatentImage(4, 0.0, 4, key="image").read
     whole = torch.randint(0, 256, (1, 3, 4, 4)).byte()
     torch.testing.assert_close(read({"image": whole}, None), read({"image": whole / 127.5 - 1}, None))

@@ -94,7 +94,7 @@ def test_width_divides_by_heads() -> None:
 
 
 def test_the_demos_words_and_length_fit_its_captions() -> None:
-    config = Path(__file__).parents[2] / "configs" / "conditioner" / "demo_text.yaml"
+    config = Path(__file__).parents[2] / "configs" / "conditioner" / "demo" / "text.yaml"
     tokenizer = instantiate(yaml.safe_load(config.read_text())).conditioners["text"].tokenizer
     captions = [caption(scene) for held_out in (False, True) for scene in every_scene(held_out)]
     said = {word for text in captions for word in text.split()}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.data.reader import Shards, open_shards
-from ldm.data.shards import write_shard
+from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.reader import Shards, open_shards
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> bytes:

@@ -1,4 +1,4 @@
-"""Damaged tars, pictures and captions: no crash, nothing silently wrong, counts right (docs/bad_input.md)."""
+"""Damaged tars, images and captions: no crash, nothing silently wrong, counts right (docs/bad_input.md)."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.data.decode import decode
-from ldm.data.indexing import index_shards
-from ldm.data.reader import find_shards
-from ldm.data.tar import walk
-from ldm.data.verify import verify
+from ldm.data.fields.decode import decode
+from ldm.data.prepare.index_shards import index_shards
+from ldm.data.prepare.verify import verify
+from ldm.data.shards.reader import find_shards
+from ldm.data.shards.tar import walk
 from ldm.errors import UserError
-from tests.data.numbered import EACH, jpeg, loader, replace, served, write
-from tests.data.test_decode import header_of_a_png
+from tests.data.fields.test_decode import header_of_a_png
+from tests.support.numbered_shards import EACH, jpeg, loader, replace, served, write
 
 
 @pytest.fixture
@@ -76,14 +76,14 @@ def test_a_tar_that_is_damaged_after_it_was_indexed(folder: Path, name: str) -> 
         list(loader(folder, max_bad_rate=0.01))
 
 
-def test_a_tar_with_bytes_zeroed_in_a_picture(folder: Path) -> None:
+def test_a_tar_with_bytes_zeroed_in_a_image(folder: Path) -> None:
     index_shards(find_shards(str(folder)))
     zeroed(folder / "00001.tar", "data")
     numbers, made = served(folder)
     assert made.tally.bad >= 2 and 7 not in numbers and set(numbers) == set(range(18)) - {7}
     checked = verify(find_shards(str(folder)))
     assert checked.found["changed since it was indexed"] == [f"sample number 1 of {folder}/00001.tar"]
-    assert list(checked.found) == ["changed since it was indexed", "unreadable picture"]
+    assert list(checked.found) == ["changed since it was indexed", "unreadable image"]
 
 
 def test_a_shard_with_fewer_samples_than_it_was_written_with(folder: Path) -> None:
@@ -115,7 +115,7 @@ SILENT = ("bit-flipped", "zero-filled")
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_a_picture_that_cannot_be_read(folder: Path, name: str) -> None:
+def test_a_image_that_cannot_be_read(folder: Path, name: str) -> None:
     data = UNREADABLE[name](jpeg(8))
     if name in SILENT:
         Image.open(BytesIO(data)).load()  # Pillow says nothing
@@ -123,9 +123,7 @@ def test_a_picture_that_cannot_be_read(folder: Path, name: str) -> None:
     numbers, made = served(folder)
     assert len(numbers) == 36 and made.tally.bad >= 2 and set(numbers) == set(range(18)) - {8}
     checked = verify(find_shards(str(folder)))
-    assert (
-        list(checked.found) == ["unreadable picture"] and "0008 in" in checked.found["unreadable picture"][0]
-    )
+    assert list(checked.found) == ["unreadable image"] and "0008 in" in checked.found["unreadable image"][0]
 
 
 def test_a_bit_that_flips_unseen_by_any_decoder_is_found_by_its_check_sum(folder: Path) -> None:
@@ -149,7 +147,7 @@ def as_png(number: int) -> bytes:
 @pytest.mark.parametrize(
     "data", [jpeg(8, progressive=True), as_png(8)], ids=["progressive", "PNG named .jpg"]
 )
-def test_a_picture_of_another_kind(folder: Path, data: bytes) -> None:
+def test_a_image_of_another_kind(folder: Path, data: bytes) -> None:
     replace(folder, 8, jpg=data)
     numbers, made = served(folder)
     assert sorted(numbers) == sorted([*range(18)] * 2) and made.tally.bad == 0

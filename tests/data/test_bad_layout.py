@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data import index as index_module
-from ldm.data.indexing import Indexed, index_shards
-from ldm.data.reader import find_shards, open_shards
-from ldm.data.shards import write_shard
-from ldm.data.verify import Checked, verify
+from ldm.data.prepare.index_shards import IndexReport, index_shards
+from ldm.data.prepare.verify import VerifyReport, verify
+from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards import index as index_module
+from ldm.data.shards.reader import find_shards, open_shards
 from ldm.errors import UserError
-from tests.data.numbered import EACH, jpeg, loader, replace, sample, served, write
-from tests.data.test_tar import tar
+from tests.data.shards.test_tar import tar
+from tests.support.numbered_shards import EACH, jpeg, loader, replace, sample, served, write
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path)
 
 
-def layout(folder: Path, *names: str) -> tuple[Indexed, Checked]:
+def layout(folder: Path, *names: str) -> tuple[IndexReport, VerifyReport]:
     """The middle shard with these members, a sample's number in the last digit of its key."""
     write = [(n, jpeg(int(n.split(".")[0][-1])) if n.endswith("jpg") else b"number 6") for n in names]
     tar(folder / "00001.tar", write)
@@ -64,7 +64,7 @@ def test_members_that_are_not_sorted(folder: Path) -> None:
 def test_half_samples(folder: Path) -> None:
     indexed, checked = layout(folder, "0006.jpg", "0007.txt", "0008.jpg", "0008.txt")
     assert (indexed.samples, indexed.halves, indexed.captioned) == (14, 1, 13)
-    assert list(checked.found) == ["without a picture, left out", "without a caption"]
+    assert list(checked.found) == ["without a image, left out", "without a caption"]
     numbers = [key for batch in loader(folder) for key in batch["key"]]
     assert set(numbers) == {f"{n:04d}" for n in (*range(6), 6, 8, *range(12, 18))}
 

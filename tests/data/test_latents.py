@@ -9,22 +9,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.arrays import Array
-from ldm.data.captions import Captions
+from ldm.data.datamodule import ShardDataModule
+from ldm.data.fields.arrays import ArrayField
+from ldm.data.fields.captions import CaptionField
 from ldm.data.latents import LatentHeader, read_header, write_latents
-from ldm.data.loader import one_pass
-from ldm.data.module import ShardDataModule
-from ldm.data.reader import Shards, open_shards
-from ldm.data.shards import write_shard
+from ldm.data.loading.loader import sequential_loader
+from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.reader import Shards, open_shards
 from ldm.errors import UserError
 from tests.data.conftest import png
-from tests.data.test_shards import content
+from tests.data.prepare.test_write_shards import content
 
 HEADER = LatentHeader(autoencoder="0123456789abcdef", size=8, downsampling=4, channels=2)
 
 
 def encode(image: Tensor) -> Tensor:
-    """Moments (b 4 2 2) that tell the picture's colours."""
+    """Moments (b 4 2 2) that tell the image's colours."""
     return image[:, (0, 1, 2, 2), ::4, ::4].float() + torch.tensor([0, 0, 0.5, 0.25])[:, None, None]
 
 
@@ -32,14 +32,14 @@ def test_moments_come_back_beside_their_captions(pack: Callable[..., Shards], tm
     write_latents(pack(5, 3), tmp_path / "latents", HEADER, encode, batch_size=2)
     shards = open_shards(str(tmp_path / "latents"))
     assert read_header(shards.paths) == HEADER and HEADER.shape == (4, 2, 2)
-    batches = list(one_pass(shards, [*HEADER.readers(0), Captions()], batch_size=8))
+    batches = list(sequential_loader(shards, [*HEADER.readers(0), CaptionField()], batch_size=8))
     assert batches[0]["key"][5] == "000010000" and batches[0]["caption"][6] == "s1 r1"
     assert batches[0]["moments"].dtype == torch.float16
     assert batches[0]["moments"][6, :, 0, 0].tolist() == [1, 1, 99.5, 99.25]
 
 
 def test_shards_that_are_done_are_kept(pack: Callable[..., Shards], tmp_path: Path) -> None:
-    pictures, out = pack(4, 4, 4), tmp_path / "latents"
+    images, out = pack(4, 4, 4), tmp_path / "latents"
     calls = 0
 
     def fails_in_the_second_shard(image: Tensor) -> Tensor:
@@ -50,38 +50,36 @@ def test_shards_that_are_done_are_kept(pack: Callable[..., Shards], tmp_path: Pa
         return encode(image)
 
     with pytest.raises(KeyboardInterrupt):
-        write_latents(pictures, out, HEADER, fails_in_the_second_shard, batch_size=2)
+        write_latents(images, out, HEADER, fails_in_the_second_shard, batch_size=2)
     assert sorted(path.name for path in out.iterdir()) == ["00000.index", "00000.tar", "latents.json"]
-    write_latents(pictures, out, HEADER, fails_in_the_second_shard, batch_size=2)
+    write_latents(images, out, HEADER, fails_in_the_second_shard, batch_size=2)
     assert calls == 4 + 4 and open_shards(str(out)).counts.tolist() == [4, 4, 4]
 
 
 def test_a_folder_of_other_contents_is_refused(pack: Callable[..., Shards], tmp_path: Path) -> None:
-    pictures, out = pack(2), tmp_path / "latents"
-    write_latents(pictures, out, HEADER, encode, batch_size=2)
+    images, out = pack(2), tmp_path / "latents"
+    write_latents(images, out, HEADER, encode, batch_size=2)
     other = LatentHeader("another", size=8, downsampling=4, channels=2)
     with pytest.raises(UserError, match="latents of another autoencoder"):
-        write_latents(pictures, out, other, encode, batch_size=2)
-    with pytest.raises(UserError, match="shards of pictures"):
-        write_latents(pictures, tmp_path / "shards", HEADER, encode, batch_size=2)
+        write_latents(images, out, other, encode, batch_size=2)
+    with pytest.raises(UserError, match="shards of images"):
+        write_latents(images, tmp_path / "shards", HEADER, encode, batch_size=2)
 
 
-def test_pictures_have_no_header_and_mixtures_are_refused(
-    pack: Callable[..., Shards], tmp_path: Path
-) -> None:
-    pictures = pack(2)
-    assert read_header(pictures.paths) is None
-    write_latents(pictures, tmp_path / "latents", HEADER, encode, batch_size=2)
+def test_images_have_no_header_and_mixtures_are_refused(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    images = pack(2)
+    assert read_header(images.paths) is None
+    write_latents(images, tmp_path / "latents", HEADER, encode, batch_size=2)
     with pytest.raises(UserError, match="differ in what they hold"):
-        read_header([*pictures.paths, tmp_path / "latents" / "00000.tar"])
+        read_header([*images.paths, tmp_path / "latents" / "00000.tar"])
 
 
 def test_any_number_of_ranks_write_the_same(pack: Callable[..., Shards], tmp_path: Path) -> None:
-    pictures = pack(3, 2, 4, 1, 2)
-    write_latents(pictures, tmp_path / "one", HEADER, encode, batch_size=2)
+    images = pack(3, 2, 4, 1, 2)
+    write_latents(images, tmp_path / "one", HEADER, encode, batch_size=2)
     for rank in (2, 0, 1):
-        done = write_latents(pictures, tmp_path / "three", HEADER, encode, 2, rank=rank, world=3)
-        assert done.pictures == sum(n for i, n in enumerate((3, 2, 4, 1, 2)) if i % 3 == rank)
+        done = write_latents(images, tmp_path / "three", HEADER, encode, 2, rank=rank, world=3)
+        assert done.images == sum(n for i, n in enumerate((3, 2, 4, 1, 2)) if i % 3 == rank)
     one, three = (
         {path.name: content(path) for path in (tmp_path / name).iterdir()} for name in ("one", "three")
     )
@@ -91,7 +89,7 @@ def test_any_number_of_ranks_write_the_same(pack: Callable[..., Shards], tmp_pat
 def test_a_killed_rank_leaves_nothing_half_and_another_number_goes_on(
     pack: Callable[..., Shards], tmp_path: Path
 ) -> None:
-    pictures, out = pack(3, 3, 3, 3), tmp_path / "latents"
+    images, out = pack(3, 3, 3, 3), tmp_path / "latents"
     for rank in range(2):
         calls = iter(range(100))
 
@@ -102,16 +100,16 @@ def test_a_killed_rank_leaves_nothing_half_and_another_number_goes_on(
             return encode(image)
 
         with pytest.raises(KeyboardInterrupt):
-            write_latents(pictures, out, HEADER, dies_in_the_second_shard, 2, rank=rank, world=2)
+            write_latents(images, out, HEADER, dies_in_the_second_shard, 2, rank=rank, world=2)
     assert sorted(path.name for path in out.glob("*.tar")) == ["00000.tar", "00001.tar"]
     before = [(out / f"0000{i}.tar").stat().st_ino for i in range(2)]
     for rank in range(3):
-        write_latents(pictures, out, HEADER, encode, 2, rank=rank, world=3)
+        write_latents(images, out, HEADER, encode, 2, rank=rank, world=3)
     assert [(out / f"0000{i}.tar").stat().st_ino for i in range(2)] == before
     assert open_shards(str(out)).counts.tolist() == [3, 3, 3, 3] and not list(out.glob(".*.tmp"))
 
 
-def test_latents_of_pictures_that_have_changed_are_made_again(
+def test_latents_of_images_that_have_changed_are_made_again(
     pack: Callable[..., Shards], tmp_path: Path
 ) -> None:
     out = tmp_path / "latents"
@@ -125,18 +123,18 @@ def test_latents_of_pictures_that_have_changed_are_made_again(
     assert open_shards(str(out))[1].sample(0).read("txt") == b"another"
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_counted(
+def test_images_that_cannot_be_read_are_left_out_and_counted(
     pack: Callable[..., Shards], tmp_path: Path
 ) -> None:
-    pictures, out = pack(3, 2), tmp_path / "latents"
+    images, out = pack(3, 2), tmp_path / "latents"
     samples = [("a", {"png": png((1, 1, 1))}), ("b", {"png": b"<html>"}), ("c", {"png": b""})]
     write_shard(tmp_path / "shards" / "00000.tar", samples)
     (tmp_path / "shards" / "00001.tar").write_bytes(b"not a tar")
-    done = write_latents(Shards(pictures.paths, [3, 2]), out, HEADER, encode, 2)
-    assert (done.pictures, done.bad, len(done.unreadable)) == (1, 2, 1) and "00001.tar" in done.unreadable[0]
+    done = write_latents(Shards(images.paths, [3, 2]), out, HEADER, encode, 2)
+    assert (done.images, done.bad, len(done.unreadable)) == (1, 2, 1) and "00001.tar" in done.unreadable[0]
     assert len(open_shards(str(out))[0]) == 1
     calls: list[int] = []
-    write_latents(Shards(pictures.paths, [3, 2]), out, HEADER, lambda x: calls.append(1) or encode(x), 2)
+    write_latents(Shards(images.paths, [3, 2]), out, HEADER, lambda x: calls.append(1) or encode(x), 2)
     assert not calls, "the shard is done, though it has fewer"
 
 
@@ -200,7 +198,7 @@ def test_moments_that_are_no_whole_file_are_refused(tmp_path: Path, change: Call
     np.save(tmp_path / "m.npy", np.zeros(HEADER.shape, np.float16))
     write_shard(tmp_path / "0.tar", [("a", {"moments.npy": change((tmp_path / "m.npy").read_bytes())})])
     with pytest.raises(UserError, match="moments.npy of sample a .* fp16 of shape"):
-        Array("moments.npy", "moments", HEADER.shape)(open_shards(str(tmp_path))[0].sample(0), 0)
+        ArrayField("moments.npy", "moments", HEADER.shape)(open_shards(str(tmp_path))[0].sample(0), 0)
 
 
 @pytest.mark.parametrize(
@@ -211,4 +209,4 @@ def test_moments_of_another_layout_are_refused(tmp_path: Path, array: np.ndarray
     np.save(tmp_path / "m.npy", array)
     write_shard(tmp_path / "0.tar", [("a", {"moments.npy": (tmp_path / "m.npy").read_bytes()})])
     with pytest.raises(UserError, match="moments.npy of sample a .* fp16 of shape"):
-        Array("moments.npy", "moments", HEADER.shape)(open_shards(str(tmp_path))[0].sample(0), 0)
+        ArrayField("moments.npy", "moments", HEADER.shape)(open_shards(str(tmp_path))[0].sample(0), 0)

@@ -161,7 +161,7 @@ def test_nested_with_two_conditions_is_that_of_image_and_text() -> None:
     both, null = Conditioning(text, None, image), Conditioning(no_text, None, nothing)
     at = (ScaledLinear(), Eps(), both, null, 7.5)
     theirs = prediction(two_conditions(Recording(), *at, image_scale=1.5))
-    ours = Nested({"picture": 1.5}).among([Conditioning(no_text, None, image)])
+    ours = Nested({"image": 1.5}).among([Conditioning(no_text, None, image)])
     assert torch.equal(prediction(ours(Recording(), *at)), theirs)
 
 
@@ -200,8 +200,8 @@ def test_nested_takes_its_first_prediction_from_a_weak_network() -> None:
 
 
 def test_nested_names_its_conditions_in_order() -> None:
-    guidance = Nested({"picture": 1.5, "text": 3.0})
-    assert guidance.subsets == [("picture",), ("picture", "text")]
+    guidance = Nested({"image": 1.5, "text": 3.0})
+    assert guidance.subsets == [("image",), ("image", "text")]
     with pytest.raises(ValueError, match="2 scales for 0 conditions"):
         guidance(Recording(), ScaledLinear(), Eps(), cond(1.0), cond(0.0), 2.0)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.diffusion import guidance, mixture, parameterization, times, weighting
+from ldm.diffusion import guidance, ideal_denoiser, parameterization, times, weighting
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.parameterization import Eps, V
 from ldm.diffusion.samplers.ddim import ddim
@@ -22,8 +22,8 @@ from ldm.diffusion.schedule import (
     RectifiedFlow,
     ScaledLinear,
     TableSchedule,
-    rescaled,
-    shifted,
+    rescale_zero_terminal_snr,
+    shift_snr,
 )
 from ldm.diffusion.tasks.img2img import img2img, remaining
 from ldm.diffusion.tasks.inpaint import resample
@@ -69,8 +69,8 @@ REFUSED = {
         partial(TableSchedule, ALPHA_BARS / 0.9),
         r"fall strictly, in \[0, 1\), not \[1.0",
     ),
-    "rescaled": (partial(rescaled, ALPHA_BARS[:1]), "T >= 2, not 1"),
-    "shifted": (partial(shifted, ALPHA_BARS, 0.0), "> 0 of sigma/alpha, not 0.0"),
+    "rescaled": (partial(rescale_zero_terminal_snr, ALPHA_BARS[:1]), "T >= 2, not 1"),
+    "shifted": (partial(shift_snr, ALPHA_BARS, 0.0), "> 0 of sigma/alpha, not 0.0"),
     "parameterization.EDM": (partial(parameterization.EDM, 0.0), "std > 0, not 0.0"),
     "weighting.EDM": (partial(weighting.EDM, V(), -1.0), "std > 0, not -1.0"),
     "MinSNR gamma": (partial(weighting.MinSNR, V(), 0.0), "gamma > 0 .* not 0.0"),
@@ -123,11 +123,17 @@ REFUSED = {
         lambda: list(invert(nothing, Z, torch.tensor([500.0, 0.0]), SCHEDULE, -1)),
         "refinements >= 0, not -1",
     ),
-    "mixture": (partial(mixture.mixture, SCHEDULE, mixture.two_moons(4), 0.0), "std > 0, not 0.0"),
-    "two_moons": (partial(mixture.two_moons, 3), "k >= 4 points, not 3"),
-    "draw": (partial(mixture.draw, mixture.two_moons(4), 0.1, 0, torch.Generator()), "n >= 1 .* not 0"),
+    "mixture": (
+        partial(ideal_denoiser.gaussian_mixture_denoiser, SCHEDULE, ideal_denoiser.two_moons(4), 0.0),
+        "std > 0, not 0.0",
+    ),
+    "two_moons": (partial(ideal_denoiser.two_moons, 3), "k >= 4 points, not 3"),
+    "draw": (
+        partial(ideal_denoiser.sample_mixture, ideal_denoiser.two_moons(4), 0.1, 0, torch.Generator()),
+        "n >= 1 .* not 0",
+    ),
     "energy_distance": (
-        partial(mixture.energy_distance, torch.zeros(1, 2), torch.zeros(3, 2)),
+        partial(ideal_denoiser.energy_distance, torch.zeros(1, 2), torch.zeros(3, 2)),
         ">= 2 samples of each, not 1 and 3",
     ),
     "eps at zero terminal SNR": (

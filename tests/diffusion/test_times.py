@@ -15,7 +15,7 @@ from ldm.diffusion.times import (
     LogNormalTimes,
     ShiftedTimes,
     UniformTimes,
-    evenly,
+    deterministic_u,
     explicit,
     exponential,
     karras,
@@ -213,9 +213,9 @@ def test_strata_lower_the_variance_of_a_batch_s_mean() -> None:
 
 
 @pytest.mark.parametrize("n", [10, 25, 100, 256, 1000])
-def test_validation_s_levels_are_even_for_any_number_of_pictures(n: int) -> None:
+def test_validation_s_levels_are_even_for_any_number_of_images(n: int) -> None:
     for first in (0, 7, 1000):
-        u = evenly(torch.arange(first, first + n))
+        u = deterministic_u(torch.arange(first, first + n))
         assert u.min() >= 0 and u.max() < 1 and u.dtype == torch.float32
         counts = torch.bincount((u * 10).long(), minlength=10)
         assert (counts - n / 10).abs().max() <= 2

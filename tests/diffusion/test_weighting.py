@@ -170,14 +170,14 @@ def test_the_objective_is_the_weighted_error_of_each_sample() -> None:
 
 def test_jitter_reaches_the_network_and_not_the_target() -> None:
     g = torch.Generator().manual_seed(0)
-    z_0, eps, jitter = torch.randn(3, 2, 4, 2, 2, generator=g)
+    z_0, eps, input_noise = torch.randn(3, 2, 4, 2, 2, generator=g)
     schedule, u = ScaledLinear(), torch.tensor([0.2, 0.7])
     t = UniformTimes(1000)(u)
 
     def network(z_t, time, cond):  # noqa: ANN001, ANN202
-        z = schedule.alpha(t) * z_0 + schedule.sigma(t) * (eps + jitter)
+        z = schedule.alpha(t) * z_0 + schedule.sigma(t) * (eps + input_noise)
         torch.testing.assert_close(z_t, z)
         return eps
 
     at = schedule, p.Eps(), Uniform(), UniformTimes(1000)
-    assert diffusion_loss(network, z_0, Conditioning(), eps, u, *at, jitter).tolist() == [0, 0]
+    assert diffusion_loss(network, z_0, Conditioning(), eps, u, *at, input_noise).tolist() == [0, 0]

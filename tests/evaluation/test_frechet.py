@@ -17,8 +17,8 @@ def test_equals_the_closed_form_of_gaussians() -> None:
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_too_few_pictures_are_refused() -> None:
-    with pytest.raises(ValueError, match="of 3 features needs more pictures than 3"):
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="of 3 features needs more images than 3"):
         frechet_distance(torch.zeros(3, 3), torch.zeros(9, 3))
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.losses.adversarial import adaptive_weight
+from ldm.losses.adaptive_weight import adaptive_weight
 from ldm.losses.adversary import Adversary
-from ldm.losses.games import Hinge
+from ldm.losses.gan import HingeLoss
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def adversary():
 
 
 def test_learns_before_it_is_heard(adversary):
-    assert [step for step in range(20) if adversary.learns_at(step)][0] == 6
+    assert [step for step in range(20) if adversary.trains_at(step)][0] == 6
     assert [step for step in range(20) if adversary.weight_at(step) > 0][0] == 11
     assert [adversary.weight_at(step) for step in (9, 10, 11, 12, 14, 99)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
 
@@ -37,7 +37,7 @@ def test_the_discriminator_learns_from_both_kinds(adversary):
     x, x_hat = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     terms = adversary.discriminator_terms(x, x_hat)
     real, fake = adversary.discriminator(x), adversary.discriminator(x_hat)
-    torch.testing.assert_close(terms["discriminator"], Hinge().discriminator(real, fake))
+    torch.testing.assert_close(terms["discriminator"], HingeLoss().discriminator(real, fake))
     torch.testing.assert_close(terms["logits_real"], real.mean())
     torch.testing.assert_close(terms["logits_fake"], fake.mean())
     assert not terms["logits_real"].requires_grad and not terms["logits_fake"].requires_grad

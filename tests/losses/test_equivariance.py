@@ -1,4 +1,4 @@
-"""τ is the same for latent and picture, and sometimes nothing."""
+"""τ is the same for latent and image, and sometimes nothing."""
 
 import pytest
 import torch
@@ -6,24 +6,24 @@ import torch
 from ldm.losses.equivariance import Equivariance
 
 
-def test_it_turns_latent_and_picture_alike() -> None:
-    """Pictures whose patches are all one colour stay the latent's, enlarged."""
+def test_it_turns_latent_and_image_alike() -> None:
+    """Images whose patches are all one colour stay the latent's, enlarged."""
     z = torch.randn(2, 3, 4, 6)
     x = z.repeat_interleave(8, 2).repeat_interleave(8, 3)
     equivariance = Equivariance(probability=1.0, smallest=0.5)
     for quarter in range(4):
-        turned, picture = equivariance(z, x, torch.tensor([0.0, 0.9999, quarter / 4 + 0.01]))
+        turned, image = equivariance(z, x, torch.tensor([0.0, 0.9999, quarter / 4 + 0.01]))
         assert torch.equal(turned, torch.rot90(z, quarter, (2, 3)))
-        assert torch.equal(picture, turned.repeat_interleave(8, 2).repeat_interleave(8, 3))
+        assert torch.equal(image, turned.repeat_interleave(8, 2).repeat_interleave(8, 3))
 
 
 def test_it_shrinks_both_and_keeps_their_means() -> None:
     z = torch.randn(2, 3, 8, 8)
     x = z.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    smaller, picture = Equivariance(1.0, smallest=0.5)(z, x, torch.tensor([0.0, 0.0, 0.0]))
-    assert smaller.shape == (2, 3, 4, 4) and picture.shape == (2, 3, 16, 16)
+    smaller, image = Equivariance(1.0, smallest=0.5)(z, x, torch.tensor([0.0, 0.0, 0.0]))
+    assert smaller.shape == (2, 3, 4, 4) and image.shape == (2, 3, 16, 16)
     torch.testing.assert_close(smaller.mean((2, 3)), z.mean((2, 3)), atol=0.15, rtol=0)
-    torch.testing.assert_close(picture.mean((2, 3)), x.mean((2, 3)), atol=0.15, rtol=0)
+    torch.testing.assert_close(image.mean((2, 3)), x.mean((2, 3)), atol=0.15, rtol=0)
 
 
 def test_its_least_side_is_known() -> None:

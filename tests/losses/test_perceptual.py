@@ -19,7 +19,7 @@ BLOCKS = {64: (0, 2), 128: (5, 7), 256: (10, 12, 14), 512: (17, 19, 21), 513: (2
 """VGG-16's convolutions by torchvision's numbering; 513 is the second block of 512."""
 
 
-def pictures(size: int = 64, n: int = 2) -> torch.Tensor:
+def images(size: int = 64, n: int = 2) -> torch.Tensor:
     """Blocks of colour in [-1, 1]."""
     return interpolate(2 * torch.rand(n, 3, 8, 8) - 1, (size, size))
 
@@ -69,7 +69,7 @@ def lpips(vgg: dict[str, torch.Tensor], heads: dict[str, torch.Tensor]) -> LPIPS
 def test_lpips_is_its_formula(
     lpips: LPIPS, vgg: dict[str, torch.Tensor], heads: dict[str, torch.Tensor]
 ) -> None:
-    x, x_hat = pictures(32), 1.5 * pictures(32)  # beyond [-1, 1], as a decoder may be
+    x, x_hat = images(32), 1.5 * images(32)  # beyond [-1, 1], as a decoder may be
     torch.testing.assert_close(lpips(x_hat, x), by_hand(vgg, heads, x_hat, x), rtol=1e-4, atol=1e-6)
     assert lpips(x, x).tolist() == [0.0, 0.0]
 
@@ -88,7 +88,7 @@ def test_lpips_loads_what_is_found(
 ) -> None:
     torch.save({**vgg, "classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
     monkeypatch.setattr(pretrained, "find", {"vgg16": tmp_path / "vgg.pth"}.__getitem__)
-    loss, x, x_hat = copy.deepcopy(lpips), pictures(32), pictures(32)
+    loss, x, x_hat = copy.deepcopy(lpips), images(32), images(32)
     for parameter in loss.parameters():
         parameter.zero_()
     loss.load_pretrained()
@@ -103,8 +103,8 @@ def test_lpips_is_frozen_and_stays_out_of_checkpoints(lpips: LPIPS) -> None:
 
 
 @pytest.mark.parametrize("loss", [RandomVGG((8, 16), (1, 2)), MultiScaleSSIM(3)])
-def test_without_weights_each_picture_is_judged_alone_and_more_noise_is_farther(loss: Perceptual) -> None:
-    x, noise = pictures(n=3), torch.randn(3, 3, 64, 64)
+def test_without_weights_each_image_is_judged_alone_and_more_noise_is_farther(loss: Perceptual) -> None:
+    x, noise = images(n=3), torch.randn(3, 3, 64, 64)
     assert loss(x, x).abs().max() < 1e-3
     distances = [loss(x + level * noise, x) for level in (0.02, 0.1, 0.5)]
     assert all((near < far).all() for near, far in zip(distances, distances[1:], strict=False))
@@ -114,7 +114,7 @@ def test_without_weights_each_picture_is_judged_alone_and_more_noise_is_farther(
 
 @pytest.mark.parametrize("loss", [RandomVGG((8, 16), (1, 2)), MultiScaleSSIM(3)])
 def test_without_weights_its_gradient_leads_back(loss: Perceptual) -> None:
-    x = pictures()
+    x = images()
     x_hat = (x + 0.3 * torch.randn_like(x)).requires_grad_()
     loss(x_hat, x).sum().backward()
     step = x_hat - 100 * x_hat.grad
@@ -122,7 +122,7 @@ def test_without_weights_its_gradient_leads_back(loss: Perceptual) -> None:
 
 
 def test_random_vgg_is_its_seed_whatever_the_device_it_was_built_on() -> None:
-    x, x_hat = pictures(), pictures()
+    x, x_hat = images(), images()
     with torch.device("meta"):
         meta = RandomVGG((8, 16), (1, 2))
     here, other = RandomVGG((8, 16), (1, 2)), RandomVGG((8, 16), (1, 2), seed=1)
@@ -131,7 +131,7 @@ def test_random_vgg_is_its_seed_whatever_the_device_it_was_built_on() -> None:
 
 
 def test_random_vgg_compares_the_directions_of_features() -> None:
-    loss, x, x_hat = RandomVGG((8, 16), (1, 2)), pictures(), pictures()
+    loss, x, x_hat = RandomVGG((8, 16), (1, 2)), images(), images()
     pairs = zip(loss._features(x_hat), loss._features(x), strict=True)
     expected = [2 - 2 * cosine_similarity(a, b).mean((1, 2)) for a, b in pairs]
     torch.testing.assert_close(loss(x_hat, x), torch.stack(expected).mean(0), rtol=1e-3, atol=1e-4)
@@ -149,28 +149,28 @@ def test_random_vgg_sees_brightness_and_every_layer() -> None:
 
 
 def test_one_scale_of_ms_ssim_is_ssim() -> None:
-    x, x_hat = pictures(), pictures()
+    x, x_hat = images(), images()
     expected = 1 - ssim((x_hat + 1) / 2, (x + 1) / 2, data_range=1.0, reduction="none")
     torch.testing.assert_close(MultiScaleSSIM(1)(x_hat, x), expected.clamp(max=1))
 
 
 def test_ms_ssim_ignores_autocast() -> None:
-    x, x_hat = pictures(), pictures()
+    x, x_hat = images(), images()
     expected = MultiScaleSSIM(3)(x_hat, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(MultiScaleSSIM(3)(x_hat, x), expected)
 
 
 def test_ms_ssim_of_a_negative_has_a_finite_gradient() -> None:
-    x = pictures()
+    x = images()
     x_hat = (-x).requires_grad_()
     MultiScaleSSIM(3)(x_hat, x).sum().backward()
     assert x_hat.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("scales", "least"), [(1, 11), (3, 44), (5, 176)])
-def test_ms_ssim_says_how_large_a_picture_must_be(scales: int, least: int) -> None:
-    loss, x = MultiScaleSSIM(scales), pictures(least, 1)
+def test_ms_ssim_says_how_large_a_image_must_be(scales: int, least: int) -> None:
+    loss, x = MultiScaleSSIM(scales), images(least, 1)
     assert loss(x, x).abs().max() < 1e-3
     with pytest.raises(ValueError, match=f"{scales} scales of MS-SSIM need {least} pixels a side"):
         loss(x[..., 1:], x[..., 1:])
@@ -194,10 +194,10 @@ def test_grey_is_seen_as_colour_and_of_many_channels_three() -> None:
     grey = rgb(x_hat[:, :1], x[:, :1])
     torch.testing.assert_close(grey, rgb(x_hat[:, :1].repeat(1, 3, 1, 1), x[:, :1].repeat(1, 3, 1, 1)))
     torch.testing.assert_close(three(x_hat, x), rgb(x_hat[:, [4, 0, 2]], x[:, [4, 0, 2]]))
-    with pytest.raises(UserError, match="sees 3 channels and the pictures have 5: name the three"):
+    with pytest.raises(UserError, match="sees 3 channels and the images have 5: name the three"):
         rgb(x_hat, x)
     with pytest.raises(UserError, match="give three of the channels 0..2"):
         three(x_hat[:, :3], x[:, :3])
-    with pytest.raises(UserError, match="the pictures have 2"):
+    with pytest.raises(UserError, match="the images have 2"):
         with torch.device("meta"):
             LPIPS()(torch.rand(1, 2, 32, 32), torch.rand(1, 2, 32, 32))

@@ -4,10 +4,10 @@ from diffusers import AutoencoderKL, VQModel
 
 from ldm.networks.autoencoder import Autoencoder, Decoder, Encoder
 from ldm.networks.bottleneck import KLBottleneck, NoBottleneck
-from ldm.networks.codebook import VQBottleneck
-from ldm.networks.pixels import PixelDecoder, PixelEncoder
-from tests.networks.diffusers_names import autoencoder_state
-from tests.networks.gradients import assert_same_gradients
+from ldm.networks.identity_autoencoder import PixelDecoder, PixelEncoder
+from ldm.networks.vector_quantizer import VQBottleneck
+from tests.support.diffusers_names import autoencoder_state
+from tests.support.gradients import assert_same_gradients
 
 
 def small(attention_levels: tuple[int, ...] = (), **statistics: float | list[float]) -> Autoencoder:

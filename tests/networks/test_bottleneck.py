@@ -33,7 +33,7 @@ def test_the_posterior_is_fp32_under_autocast() -> None:
     assert q.mean.dtype == q.std.dtype == torch.float32
 
 
-def test_the_kl_is_counted_per_picture_dimension() -> None:
+def test_the_kl_is_counted_per_image_dimension() -> None:
     posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
     terms = KLBottleneck(4, weight=0.01).terms(posterior, 3 * 16 * 16)
     assert terms["kl"].item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))

@@ -14,7 +14,7 @@ def test_the_published_counts_and_logits(layers: int, count: int, side: int) -> 
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_group_norm_keeps_pictures_apart_and_batch_norm_mixes_them() -> None:
+def test_group_norm_keeps_images_apart_and_batch_norm_mixes_them() -> None:
     x = torch.randn(2, 3, 32, 32)
     apart, mixed = PatchDiscriminator(channels=8), PatchDiscriminator(channels=8, norm=nn.BatchNorm2d)
     assert any(isinstance(m, GroupNorm) for m in apart.modules())
@@ -46,7 +46,7 @@ def test_a_logit_sees_its_patch_alone() -> None:
 
 
 @pytest.mark.parametrize(("layers", "smallest"), [(2, 12), (3, 24)])
-def test_a_picture_too_small_is_refused(layers: int, smallest: int) -> None:
+def test_a_image_too_small_is_refused(layers: int, smallest: int) -> None:
     model = PatchDiscriminator(channels=4, num_layers=layers)
     assert model(torch.randn(1, 3, smallest, smallest)).shape == (1, 1, 1, 1)
     with pytest.raises(ValueError, match=f"needs {smallest} a side"):

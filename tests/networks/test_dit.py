@@ -11,11 +11,11 @@ from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine
 from ldm.diffusion.times import trailing
 from ldm.model import LatentDiffusion
-from ldm.networks.dit import DiT, positions
+from ldm.networks.dit import DiT, sincos_positions
 from ldm.typing import Conditioning
-from tests import tiny
-from tests.networks.diffusers_names import dit_state
-from tests.networks.gradients import assert_same_gradients
+from tests.support import tiny
+from tests.support.diffusers_names import dit_state
+from tests.support.gradients import assert_same_gradients
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -115,7 +115,7 @@ def test_it_begins_as_published() -> None:
 
 
 def test_every_place_has_its_own_position() -> None:
-    table = positions(3, 5, 32, torch.device("cpu"))
+    table = sincos_positions(3, 5, 32, torch.device("cpu"))
     assert torch.cdist(table, table).add(torch.eye(15)).min() > 0.1
     assert torch.equal(table.view(3, 5, 32)[0, :, :16], table.view(3, 5, 32)[2, :, :16]), "a column's half"
 

@@ -8,12 +8,12 @@ from torch import nn
 
 from ldm.networks import tiling
 from ldm.networks.attention import AttentionBlock
-from ldm.networks.autoencoder import Autoencoder, Decoder, Encoder, FromLatent, ToLatent
+from ldm.networks.autoencoder import Autoencoder, Decoder, DecoderBase, Encoder, EncoderBase
 from ldm.networks.bottleneck import Bottleneck, KLBottleneck, NoBottleneck
-from ldm.networks.codebook import VQBottleneck
-from ldm.networks.deep import DeepDecoder, DeepEncoder
-from ldm.networks.patch import PatchDecoder, PatchEncoder
-from ldm.networks.pixels import PixelDecoder, PixelEncoder
+from ldm.networks.dc_ae import DeepDecoder, DeepEncoder
+from ldm.networks.identity_autoencoder import PixelDecoder, PixelEncoder
+from ldm.networks.patch_autoencoder import PatchDecoder, PatchEncoder
+from ldm.networks.vector_quantizer import VQBottleneck
 
 
 def convolutional(bottleneck: Bottleneck, levels: tuple[int, ...] = (), middle: bool = True) -> Autoencoder:
@@ -111,7 +111,7 @@ def test_no_convolution_and_no_norm_sees_more_than_a_tile(kind: str) -> None:
     assert set(entered) <= inside, "only attention and 1x1 convolutions are called as they are"
 
 
-class Other(ToLatent, FromLatent):
+class Other(EncoderBase, DecoderBase):
     """A network that nobody taught to tile."""
 
     def __init__(self) -> None:

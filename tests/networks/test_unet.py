@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ldm.networks.unet import UNet, sinusoid
 from ldm.typing import Conditioning
-from tests.networks.diffusers_names import unet_state
-from tests.networks.gradients import assert_same_gradients
+from tests.support.diffusers_names import unet_state
+from tests.support.gradients import assert_same_gradients
 
 
 def build(

@@ -38,7 +38,7 @@ def shell(*words: str) -> str:
 def submit(run: str, *words: str, hours: float = 0.5, signal: int = 60) -> int:
     """The number of a job of two CPU tasks that trains into RUNS/run."""
     job = ["nodes=1", "gpus=0", "tasks=2", "cpus=1", f"hours={hours}", f"signal={signal}"]
-    training = ["experiment=debug_ae", f"run={RUNS / run}", f"data.shards={RUNS / 'pictures'}"]
+    training = ["experiment=debug/ae", f"run={RUNS / run}", f"data.shards={RUNS / 'images'}"]
     more = [
         f"trainer.max_steps={STEPS}",
         "callbacks.checkpoint.every_n_steps=5",
@@ -139,7 +139,7 @@ def equal(a: object, b: object) -> bool:
 
 
 def same(run: str) -> None:
-    """The run ended in the bits of the one that nobody stopped, and left its sampling file."""
+    """The run ended in the bits of the one that nobody stopped, and left its model file."""
     assert (RUNS / run / "autoencoder.safetensors").is_file()
     assert equal(final("straight"), final(run)), f"{run} ended in other weights"
     say(f"{run}: bit-identical to the run that nobody stopped")
@@ -199,8 +199,8 @@ def sweep() -> None:
     launcher = ["gpus_per_node=null", "cpus_per_task=1", "timeout_min=10", "array_parallelism=2"]
     shell(
         sys.executable, "train.py", "-m", "hydra/launcher=slurm", *(f"hydra.launcher.{w}" for w in launcher),
-        f"hydra.sweep.dir={RUNS / 'multirun'}", "experiment=debug_ae", f"data.shards={RUNS / 'pictures'}",
-        f"data.val_shards={RUNS / 'pictures'}",
+        f"hydra.sweep.dir={RUNS / 'multirun'}", "experiment=debug/ae", f"data.shards={RUNS / 'images'}",
+        f"data.val_shards={RUNS / 'images'}",
         "optimizer.lr=1e-4,3e-4,1e-3", "stage.perceptual_weight=0.5,1",
         f"run={RUNS}/sweep/" + "${optimizer.lr}_${stage.perceptual_weight}",
     )  # fmt: skip
@@ -220,7 +220,7 @@ def main() -> None:
         sys.exit(f"error: no way {', '.join(unknown)}; there are: {', '.join(WAYS)}")
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # what the jobs call python
     shutil.rmtree(RUNS, ignore_errors=True)
-    shell(sys.executable, "-m", "ldm.cli.pack", "source=demo", "source.count=64", f"out={RUNS / 'pictures'}")
+    shell(sys.executable, "-m", "ldm.cli.pack", "source=demo", "source.count=64", f"out={RUNS / 'images'}")
     finish(submit("straight"))
     with ThreadPoolExecutor(len(WAYS)) as pool:
         tried = [pool.submit(WAYS[name]) for name in names]

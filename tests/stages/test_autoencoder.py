@@ -9,15 +9,15 @@ import torch
 
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.errors import UserError
-from ldm.interop import safetensors
+from ldm.interop import model_file
 from ldm.losses.equivariance import Equivariance
-from ldm.losses.likelihood import LearnedScale
+from ldm.losses.logvar import LearnedLogVar
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian, NoBottleneck
-from ldm.networks.codebook import VQBottleneck
-from ldm.networks.patch import PatchDecoder, PatchEncoder
-from ldm.networks.pixels import PixelDecoder, PixelEncoder
-from tests import tiny
+from ldm.networks.identity_autoencoder import PixelDecoder, PixelEncoder
+from ldm.networks.patch_autoencoder import PatchDecoder, PatchEncoder
+from ldm.networks.vector_quantizer import VQBottleneck
+from tests.support import tiny
 
 
 def rates(*each: float):
@@ -82,7 +82,7 @@ def test_decoder_only_leaves_the_latents_as_they_are(tmp_path):
     stage = tiny.first_stage(decoder_only=True)
     before = tiny.snapshot(stage.model)
     tiny.fit(stage, [tiny.batch(4)] * 2)
-    stage.finish(tiny.data(tmp_path, 4))
+    stage.on_export(tiny.data(tmp_path, 4))
     moved = tiny.changed(stage.model, before)
     assert moved and all(name.startswith("decoder.") for name in moved)
 
@@ -109,14 +109,14 @@ def test_latents_have_mean_0_and_std_1_after_measuring():
 def test_finish_measures_the_first_training_batches(tmp_path):
     stage = tiny.first_stage()
     data = tiny.data(tmp_path, 6)
-    stage.finish(data)
+    stage.on_export(data)
     found = stage.model.latent_mean.clone()
     stage.measure_latents(itertools.islice(data.train_dataloader(), 3))
     assert torch.equal(found, stage.model.latent_mean) and found.abs().min() > 0
 
 
 def test_the_kl_counts_by_its_weight():
-    """1e-6 of nats per picture dimension, of which 16x16 pixels have 768."""
+    """1e-6 of nats per image dimension, of which 16x16 pixels have 768."""
     stage, x = tiny.first_stage(), torch.zeros(2, 3, 16, 16)
     posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
     terms = stage.generator_loss(x, x, posterior)
@@ -147,7 +147,7 @@ def test_goes_on_from_a_sampling_file(tmp_path):
     torch.manual_seed(1)
     other, path = tiny.autoencoder(), str(tmp_path / "other.safetensors")
     other.set_latent_statistics(0.5, 2.0)
-    safetensors.save(path, other.state_dict(), {}, "autoencoder", {})
+    model_file.save(path, other.state_dict(), {}, "autoencoder", {})
     stage = tiny.first_stage(init=path)
     stage.load_pretrained()
     assert not tiny.changed(stage.model, tiny.snapshot(other))
@@ -195,7 +195,7 @@ def usage_of(run: Path, checkpoint: Path | None = None) -> dict:
 
 
 def test_usage_is_of_all_steps_from_row_to_row_and_goes_on_in_a_resumed_run(tmp_path, monkeypatch):
-    counted, count = [], VQBottleneck.usage
+    counted, count = [], VQBottleneck.metrics
 
     def watched(bottleneck: VQBottleneck) -> dict:
         counted.append((bottleneck.training, int(bottleneck.counted(bottleneck.training).sum())))
@@ -204,10 +204,15 @@ def test_usage_is_of_all_steps_from_row_to_row_and_goes_on_in_a_resumed_run(tmp_
     monkeypatch.setattr(VQBottleneck, "usage", watched)
     straight = usage_of(tmp_path / "straight")
     assert sorted(straight["train/codes_used"]) == [3, 6] and sorted(straight["val/codes_used"]) == [2, 4, 6]
-    row, pass_ = 3 * 4 * 16, 2 * 4 * 16  # pictures of 16 places: 3 steps, 2 batches of validation, of 4 each
+    row, pass_ = (
+        3 * 4 * 16,
+        2 * 4 * 16,
+    )  # preview_images of 16 places: 3 steps, 2 batches of validation, of 4 each
     assert sorted(set(counted)) == [(False, pass_), (True, row)]
     saved = tmp_path / "straight" / "checkpoints" / "step00000004.ckpt"
-    assert torch.load(saved, weights_only=True)["tally"].sum() == 4 * 16, "of the step since the row"
+    assert torch.load(saved, weights_only=True)["codebook_counts"].sum() == 4 * 16, (
+        "of the step since the row"
+    )
     resumed = usage_of(tmp_path / "resumed", saved)
     for name, column in resumed.items():
         assert column == {step: straight[name][step] for step in column} and 6 in column, name
@@ -221,7 +226,7 @@ def test_dead_codes_revive_behind_the_step_whatever_the_micro_batches():
     assert codebook.weight.abs().max() < 50
 
 
-def test_equivariance_asks_for_the_turned_and_shrunk_picture():
+def test_equivariance_asks_for_the_turned_and_shrunk_image():
     stage = tiny.first_stage(equivariance=Equivariance(probability=1.0, smallest=0.5))
     seen, reconstruct = [], stage.model.reconstruct
     stage.model.reconstruct = lambda z: seen.append(z) or reconstruct(z)
@@ -235,12 +240,12 @@ def test_equivariance_asks_for_the_turned_and_shrunk_picture():
 
 
 def test_the_likelihoods_scale_is_trained_and_not_averaged():
-    stage, rows = tiny.first_stage(likelihood=LearnedScale()), []
+    stage, rows = tiny.first_stage(logvar=LearnedLogVar()), []
     stage.record = rows.append
     tiny.fit(stage, [tiny.batch(4)] * 2)
-    assert stage.likelihood.s != 0
+    assert stage.logvar.s != 0
     assert rows[0]["train/scale"] == 1 != rows[1]["train/scale"]
-    assert not any("likelihood" in name for name in stage.averaged_parameters())
+    assert not any("logvar" in name for name in stage.averaged_parameters())
 
 
 def test_an_autoencoder_without_weights_is_refused():

@@ -7,7 +7,7 @@ import torch
 from lightning import Callback
 
 from ldm.callbacks.checkpoint import Checkpoint, newest_checkpoint
-from tests import tiny
+from tests.support import tiny
 
 
 def test_micro_batches_share_out_the_batch():

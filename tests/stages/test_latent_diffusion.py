@@ -9,27 +9,27 @@ import torch
 from ldm.callbacks.ema import EMA
 from ldm.conditioning.base import Compose
 from ldm.conditioning.coordinates import Coordinates
-from ldm.conditioning.rescalers import Cover
-from ldm.conditioning.spatial import LatentPicture, Mask
+from ldm.conditioning.rescalers import MaxPoolMask
+from ldm.conditioning.spatial import LatentImage, Mask
 from ldm.diffusion.parameterization import V
 from ldm.diffusion.schedule import Cosine
 from ldm.errors import UserError
-from ldm.interop import safetensors
+from ldm.interop import model_file
 from ldm.model import LatentDiffusion
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import NoBottleneck
-from ldm.networks.pixels import PixelDecoder, PixelEncoder
+from ldm.networks.identity_autoencoder import PixelDecoder, PixelEncoder
 from ldm.networks.unet import UNet
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture
 def weights(tmp_path):
-    """A sampling file of stage 1."""
+    """A model file of stage 1."""
     torch.manual_seed(1)
     model, path = tiny.autoencoder(), str(tmp_path / "autoencoder.safetensors")
     model.set_latent_statistics([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 0.5, 1.5])
-    safetensors.save(path, model.state_dict(), {}, "autoencoder", {})
+    model_file.save(path, model.state_dict(), {}, "autoencoder", {})
     return path
 
 
@@ -90,7 +90,7 @@ def test_captions_are_dropped_in_training_alone():
     assert drawn[0].shape == (3, 1) and drawn[1] is None
 
 
-def test_cached_moments_are_the_latents_of_the_pictures(weights):
+def test_cached_moments_are_the_latents_of_the_images(weights):
     stage = tiny.second_stage(first_stage_weights=weights)
     stage.load_pretrained()
     batch = tiny.batch(4)
@@ -104,11 +104,11 @@ def test_cached_moments_are_the_latents_of_the_pictures(weights):
 def test_the_first_stage_comes_from_its_file(weights):
     stage = tiny.second_stage(first_stage_weights=weights)
     stage.load_pretrained()
-    tensors, _, _ = safetensors.load(weights, "autoencoder")
+    tensors, _, _ = model_file.load(weights, "autoencoder")
     assert not tiny.changed(stage.model.first_stage, tensors)
     other = tiny.autoencoder()
     other.load_state_dict(tensors)
-    assert stage.first_stage_hash() == safetensors.content_hash(other)
+    assert stage.first_stage_hash() == model_file.content_hash(other)
 
 
 def test_a_missing_first_stage_is_said():
@@ -120,7 +120,7 @@ def test_a_missing_first_stage_is_said():
 
 def test_the_wrong_kind_of_file_is_said(weights, tmp_path):
     path = str(tmp_path / "latent_diffusion.safetensors")
-    safetensors.save(path, tiny.diffusion().state_dict(), {}, "latent_diffusion", {})
+    model_file.save(path, tiny.diffusion().state_dict(), {}, "latent_diffusion", {})
     with pytest.raises(UserError, match=r"'latent_diffusion' where one of kind 'autoencoder' is needed"):
         tiny.second_stage(first_stage_weights=path).load_pretrained()
     with pytest.raises(UserError, match=r"'autoencoder' where one of kind 'latent_diffusion' is needed"):
@@ -130,7 +130,7 @@ def test_the_wrong_kind_of_file_is_said(weights, tmp_path):
 def test_goes_on_from_a_sampling_file(weights, tmp_path):
     torch.manual_seed(2)
     other, path = tiny.diffusion(), str(tmp_path / "latent_diffusion.safetensors")
-    safetensors.save(path, other.state_dict(), {}, "latent_diffusion", {})
+    model_file.save(path, other.state_dict(), {}, "latent_diffusion", {})
     stage = tiny.second_stage(first_stage_weights=weights, init=path)
     stage.load_pretrained()
     assert not tiny.changed(stage.model, tiny.snapshot(other))
@@ -154,15 +154,15 @@ def test_validation_sees_the_average(tmp_path):
     assert abs(loss() / averaged - 1) > 1e-4
 
 
-def test_pictures_are_rows_of_prompts(tmp_path):
+def test_images_are_rows_of_prompts(tmp_path):
     stage = tiny.second_stage(prompts=["a red square", "a blue square"])
-    rows = stage.pictures(tiny.data(tmp_path, 1))
+    rows = stage.preview_images(tiny.data(tmp_path, 1))
     assert [(label, len(row), row[0].size) for label, row in rows] == [
         ("a red square", 8, (16, 16)),
         ("a blue square", 8, (16, 16)),
     ]
     assert [p.tobytes() for p in rows[0][1]] == [
-        p.tobytes() for p in stage.pictures(tiny.data(tmp_path, 1))[0][1]
+        p.tobytes() for p in stage.preview_images(tiny.data(tmp_path, 1))[0][1]
     ]
 
 
@@ -175,17 +175,17 @@ def test_pixel_space_needs_no_first_stage():
         tiny.second_stage().load_pretrained()
 
 
-def by_picture(dropout: float = 0.5) -> LatentDiffusion:
-    """A model of text and of a mask, with the masked picture's latent beside z_t."""
+def by_image(dropout: float = 0.5) -> LatentDiffusion:
+    """A model of text and of a mask, with the masked image's latent beside z_t."""
     text = tiny.diffusion().conditioner.conditioners["text"]
     parts = {
         "text": text,
-        "mask": Mask(0, dropout, 4, Cover()),
-        "masked": LatentPicture(4, dropout, 4, key="image"),
+        "mask": Mask(0, dropout, 4, MaxPoolMask()),
+        "masked": LatentImage(4, dropout, 4, key="image"),
         "coordinates": Coordinates(4),
     }
     unet = UNet(4 + 1 + 4 + 2, 4, 16, (1, 2), 1, (1,), 2, None, 8, 8)
-    compose = Compose(parts, together=[["mask", "masked"]])
+    compose = Compose(parts, dropped_together=[["mask", "masked"]])
     return LatentDiffusion(unet, tiny.autoencoder(), compose, Cosine(100, 0.008, 0.999), V())
 
 
@@ -195,8 +195,8 @@ def masked(n: int, first: int = 0):
     return {**tiny.batch(n, first), "mask": mask}
 
 
-def test_pictures_reach_the_conditions_as_the_frozen_first_stages_latents():
-    model = by_picture()
+def test_images_reach_the_conditions_as_the_frozen_first_stages_latents():
+    model = by_image()
     stage = tiny.second_stage(model)
     before = tiny.snapshot(stage)
     conds = []
@@ -214,19 +214,19 @@ def test_pictures_reach_the_conditions_as_the_frozen_first_stages_latents():
 
 
 def test_each_conditions_dropout_follows_positions():
-    stage = tiny.second_stage(by_picture())
+    stage = tiny.second_stage(by_image())
     whole = stage.loss(masked(6), dropout=True)
     halves = [stage.loss(masked(3, first), dropout=True) for first in (0, 3)]
     torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_previews_draw_captions_and_leave_the_rest_null():
-    stage = tiny.second_stage(by_picture(), prompts=["a red square"])
-    ((prompt, images),) = stage.pictures(SimpleNamespace(size=16))
+    stage = tiny.second_stage(by_image(), prompts=["a red square"])
+    ((prompt, images),) = stage.preview_images(SimpleNamespace(size=16))
     assert prompt == "a red square" and len(images) == 8
     with pytest.raises(UserError, match="cannot do without mask, masked: give stage.prompts="):
-        tiny.second_stage(by_picture(dropout=0.0), prompts=["a red square"])
-    model = by_picture(dropout=0.0)
+        tiny.second_stage(by_image(dropout=0.0), prompts=["a red square"])
+    model = by_image(dropout=0.0)
     model.conditioner.conditioners["text"].dropout = 0.0
     with pytest.raises(UserError, match="give stage.preview_scale=1"):
         tiny.second_stage(model, prompts=["a red square"])

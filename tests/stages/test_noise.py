@@ -15,7 +15,7 @@ from ldm.diffusion.times import LogitNormalTimes, LogNormalTimes, ShiftedTimes, 
 from ldm.diffusion.weighting import LearnedUncertainty, MinSNR, Uniform
 from ldm.model import LatentDiffusion
 from ldm.stages.latent_diffusion import LatentDiffusionStage
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def drawn(monkeypatch):
     """What the objective is called with: z_0, eps, u and jitter by name, one dict a call."""
     calls = []
 
-    def spy(network, z_0, cond, eps, u, schedule, parameterization, weighting, times, jitter=0.0):
-        calls.append({"z_0": z_0, "eps": eps, "u": u, "jitter": jitter})
+    def spy(network, z_0, cond, eps, u, schedule, parameterization, weighting, times, input_noise=0.0):
+        calls.append({"z_0": z_0, "eps": eps, "u": u, "jitter": input_noise})
         at = schedule, parameterization, weighting, times
-        return diffusion_loss(network, z_0, cond, eps, u, *at, jitter)
+        return diffusion_loss(network, z_0, cond, eps, u, *at, input_noise)
 
     monkeypatch.setattr("ldm.stages.latent_diffusion.diffusion_loss", spy)
     return calls
@@ -74,7 +74,7 @@ def test_options_do_not_reach_validation(drawn):
 
 
 def measured(stage, batches) -> dict[str, float]:
-    """What validation should find, picture by picture."""
+    """What validation should find, image by image."""
     with torch.no_grad():
         found = [stage.validation_losses(batch) for batch in batches]
     losses, u = (torch.cat([f[i] for f in found]) for i in (0, 1))

@@ -1,6 +1,6 @@
 """What a scene is: one or two coloured shapes on a plain background.
 
-Lengths are in pixels of a picture 64 wide.
+Lengths are in pixels of a image 64 wide.
 """
 
 from collections.abc import Sequence
@@ -57,17 +57,17 @@ class Place:
 
 
 def draw(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Image:
-    """The antialiased picture, size x size RGB."""
+    """The antialiased image, size x size RGB."""
     side = SUPERSAMPLING * size
-    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    pen = ImageDraw.Draw(image)
     for thing, spot in zip(scene.things, places, strict=True):
         outline(pen, thing.shape, spot, side / CANVAS, COLOURS[thing.colour])
-    return picture.reduce(SUPERSAMPLING)
+    return image.reduce(SUPERSAMPLING)
 
 
 def outline(pen: ImageDraw.ImageDraw, shape: str, spot: Place, scale: float, fill: int | RGB) -> None:
-    """A filled shape, `scale` times as large as in a picture 64 wide."""
+    """A filled shape, `scale` times as large as in a image 64 wide."""
     half = spot.across / 2
     left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
     right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from ldm import keyed
+from ldm import rng
 from ldm.data.demo.drawing import CANVAS, COLOURS, SHAPES, SUPERSAMPLING, Place, Scene, Thing, outline
 
 KINDS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
@@ -38,12 +38,12 @@ def depth(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> UInt8[np
 
 
 def mask(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> UInt8[np.ndarray, "h w"]:
-    """255 in a box somewhere, each side a quarter to a half of the picture's, and 0 around it.
+    """255 in a box somewhere, each side a quarter to a half of the image's, and 0 around it.
 
-    It is drawn by the scene: a picture has the same mask wherever it is packed.
+    It is drawn by the scene: a image has the same mask wherever it is packed.
     """
     number = blake2b(f"{scene} {places}".encode(), digest_size=4).digest()
-    u = keyed.uniform(0, [int.from_bytes(number, "little")], "mask", (2, 2))[0]
+    u = rng.uniform(0, [int.from_bytes(number, "little")], "mask", (2, 2))[0]
     sides = ((u[0] + 1) * size / 4).round()
     top, left = (u[1] * (size - sides + 1)).floor().int().tolist()
     height, width = sides.int().tolist()
@@ -53,7 +53,7 @@ def mask(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> UInt8[np.
 
 
 def boxes(scene: Scene, places: Sequence[Place]) -> list[list[float]]:
-    """[kind, left, top, right, bottom] of each object, in [0, 1] of the picture."""
+    """[kind, left, top, right, bottom] of each object, in [0, 1] of the image."""
     return [
         [kind(thing), *(c / CANVAS for c in _corners(spot))]
         for thing, spot in zip(scene.things, places, strict=True)
@@ -61,7 +61,7 @@ def boxes(scene: Scene, places: Sequence[Place]) -> list[list[float]]:
 
 
 def score(scene: Scene) -> float:
-    """The mean of SCORES over the objects: nobody's taste, but a number that a picture shows."""
+    """The mean of SCORES over the objects: nobody's taste, but a number that a image shows."""
     return sum(SCORES[thing.size] for thing in scene.things) / len(scene.things)
 
 

@@ -2,7 +2,7 @@
 
 A scene is a pure function of (split, seed, index). About a tenth of the arrangements, as
 (shape, colour, relation, shape, colour), are held out of training. A scene is told from its left or
-upper object, so that a caption's order says the places. Lengths are in pixels of a picture 64 wide.
+upper object, so that a caption's order says the places. Lengths are in pixels of a image 64 wide.
 """
 
 import math
@@ -14,10 +14,11 @@ from hashlib import blake2b
 from itertools import permutations, product
 from typing import Literal, TypeAlias
 
-from ldm import keyed
+from ldm import rng
 from ldm.data.demo import maps
 from ldm.data.demo.drawing import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Place, Scene, Thing, draw
 from ldm.data.sources import Record
+from ldm.errors import InvalidValue
 
 Split: TypeAlias = Literal["train", "val", "held_out"]
 
@@ -31,7 +32,7 @@ JITTER = {"small": 3, "large": 0}
 """How far along the relation's axis a centre may wander: two large objects leave no more room."""
 CROSS_JITTER = 3
 REACH = 15
-"""From the picture's centre to an object's nominal centre where there are two."""
+"""From the image's centre to an object's nominal centre where there are two."""
 ONE_OBJECT_SHARE = 0.25
 
 
@@ -60,7 +61,7 @@ def parse(text: str) -> Scene:
     """The inverse of `caption`; ValueError where `text` is no such sentence."""
     match = _CAPTION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} does not describe a demo scene")
+        raise InvalidValue(f"{text!r} does not describe a demo scene")
     *first, relation, size, colour, shape, background = match.groups()
     things = (Thing(*first),) if relation is None else (Thing(*first), Thing(size, colour, shape))
     return Scene(background, things, relation)
@@ -138,26 +139,26 @@ class DemoScenes(Sequence[Record]):
         self, split: Split = "train", count: int = 20_000, seed: int = 0, size: int = CANVAS
     ) -> None:
         if size < CANVAS:
-            raise ValueError(f"size is {size}, but scenes are only legible from {CANVAS} pixels")
+            raise InvalidValue(f"size is {size}, but scenes are only legible from {CANVAS} pixels")
         self.split, self.length, self.seed, self.size = split, count, seed, size
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> tuple[Scene, tuple[Place, ...]]:
-        """What picture `index` shows and where, without drawing it."""
+        """What image `index` shows and where, without drawing it."""
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
-        u = keyed.uniform(self.seed, [index], f"scene/{self.split}", (10,))[0].tolist()
+        u = rng.uniform(self.seed, [index], f"scene/{self.split}", (10,))[0].tolist()
         scene = _scene(self.split, u[:6])
         return scene, place(scene, u[6:])
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         scene, places = self.scene(index)
-        picture = draw(scene, places, self.size)
+        image = draw(scene, places, self.size)
         spots = {"places": [asdict(p) for p in places], "boxes": maps.boxes(scene, places)}
         known = {**asdict(scene), **spots, "aesthetic": maps.score(scene)}
-        return Record(picture, caption(scene), known, maps.members(scene, places, self.size))
+        return Record(image, caption(scene), known, maps.members(scene, places, self.size))
 
 
 def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[str]:
@@ -167,8 +168,8 @@ def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[s
     """
     scenes = DemoScenes(split, count)
     found: dict[str, None] = {}
-    for number in keyed.uniform(seed, [0], f"captions/{split}", (8 * n,))[0].tolist():
+    for number in rng.uniform(seed, [0], f"captions/{split}", (8 * n,))[0].tolist():
         found[caption(scenes.scene(math.floor(number * count))[0])] = None
         if len(found) == n:
             return list(found)
-    raise ValueError(f"{n} distinct captions wanted, {len(found)} found among {count} {split} scenes")
+    raise InvalidValue(f"{n} distinct captions wanted, {len(found)} found among {count} {split} scenes")

@@ -1,5 +1,5 @@
 """What `pack` reads: a source is a sequence of records, one file a source."""
 
-from ldm.data.sources.record import Record, Source, Unusable
+from ldm.data.sources.record import Record, SkippedRecord, Source
 
-__all__ = ["Record", "Source", "Unusable"]
+__all__ = ["Record", "Source", "SkippedRecord"]

@@ -1,4 +1,4 @@
-"""The pictures of the installed colour emoji font, captioned by their Unicode names."""
+"""The images of the installed colour emoji font, captioned by their Unicode names."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ FIRST, LAST = 0x203C, 0x1FFFF
 
 @dataclass
 class EmojiFont:
-    """One picture a code point, 136 x 136 on white, captioned as in 'grinning face'."""
+    """One image a code point, 136 x 136 on white, captioned as in 'grinning face'."""
 
     font: str | None = None
 
@@ -54,11 +54,11 @@ class EmojiFont:
 
     def __getitem__(self, row: int) -> Record:
         code = self.code_points[row]
-        picture = Image.new("RGB", (CANVAS, CANVAS), "white")
+        image = Image.new("RGB", (CANVAS, CANVAS), "white")
         _, top, _, bottom = self._face.getbbox(chr(code))
         at = (0, (CANVAS - (bottom - top)) / 2 - top)
-        ImageDraw.Draw(picture).text(at, chr(code), font=self._face, embedded_color=True)
-        return Record(picture, unicodedata.name(chr(code)).lower(), {"name": f"U+{code:04X}"})
+        ImageDraw.Draw(image).text(at, chr(code), font=self._face, embedded_color=True)
+        return Record(image, unicodedata.name(chr(code)).lower(), {"name": f"U+{code:04X}"})
 
 
 def _find(font: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""A folder of pictures, each with a caption, and what else is known of it, in files of the same name."""
+"""A folder of images, each with a caption, and what else is known of it, in files of the same name."""
 
 import json
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ldm.data.sources.record import Record, Unusable
-from ldm.data.tar import MAPS
+from ldm.data.shards.tar import MAPS
+from ldm.data.sources.record import Record, SkippedRecord
 from ldm.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"}
@@ -16,7 +16,7 @@ ENDINGS = tuple(f".{kind}" for kind in MAPS)
 
 @dataclass
 class Folder:
-    """Every picture under `path`, sorted; `cat.jpg`, or the array `cat.npy`, is captioned by `cat.txt`.
+    """Every image under `path`, sorted; `cat.jpg`, or the array `cat.npy`, is captioned by `cat.txt`.
 
     `cat.cls` beside it is the number of its class, `cat.seg.png`, `cat.mask.png` and `cat.depth.png` are
     maps, and what `cat.json` knows, as boxes, joins the metadata.
@@ -26,11 +26,11 @@ class Folder:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The pictures' paths."""
+        """The images' paths."""
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise UserError(
-                f"there is no folder {self.path}: give a folder of pictures with source.path=FOLDER"
+                f"there is no folder {self.path}: give a folder of images with source.path=FOLDER"
             )
         files = sorted(
             file
@@ -39,7 +39,7 @@ class Folder:
         )
         if not files:
             raise UserError(
-                f"{self.path} holds no pictures ({', '.join(sorted(SUFFIXES))}): give another folder"
+                f"{self.path} holds no images ({', '.join(sorted(SUFFIXES))}): give another folder"
             )
         return files
 
@@ -51,7 +51,7 @@ class Folder:
         name = file.relative_to(Path(self.path).expanduser()).as_posix()
         text = file.with_suffix(".txt")
         if not text.is_file():
-            raise Unusable("without a caption file (.txt)", name)
+            raise SkippedRecord("without a caption file (.txt)", name)
         beside = {kind: file.with_name(f"{file.stem}.{kind}") for kind in ("cls", *MAPS)}
         members = {kind: path.read_bytes() for kind, path in beside.items() if path.is_file()}
         caption = text.read_text("utf-8-sig", errors="replace")
@@ -65,5 +65,5 @@ def _known(file: Path, name: str) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
-        raise Unusable("with a .json that cannot be read", f"{name} ({error})") from error
+        raise SkippedRecord("with a .json that cannot be read", f"{name} ({error})") from error
     return known if isinstance(known, dict) else {}

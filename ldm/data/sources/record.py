@@ -1,4 +1,4 @@
-"""One captioned picture on its way into a shard."""
+"""One captioned image on its way into a shard."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -8,9 +8,9 @@ from PIL import Image
 
 @dataclass
 class Record:
-    """A picture, its caption and whatever else is known of it.
+    """A image, its caption and whatever else is known of it.
 
-    `image` is a drawn picture, or the bytes of a picture file, which are kept as they are unless a resize
+    `image` is a drawn image, or the bytes of a image file, which are kept as they are unless a resize
     is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; reports use its
     `name`. `members` are files that become members of the sample as they are, by kind: `cls`, `seg.png`,
     `mask.png`, `depth.png`.
@@ -24,14 +24,14 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by number; reading one may raise `Unusable`."""
+    """Records by number; reading one may raise `SkippedRecord`."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> Record: ...
 
 
-class Unusable(Exception):
+class SkippedRecord(Exception):
     """A source's record that cannot be packed: `reason` is the report's heading, `name` stands under it."""
 
     def __init__(self, reason: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A table of picture paths and captions: CSV, JSON lines or Parquet."""
+"""A table of image paths and captions: CSV, JSON lines or Parquet."""
 
 import csv
 import json
@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow.parquet
 
-from ldm.data.sources.record import Record, Unusable
+from ldm.data.sources.record import Record, SkippedRecord
 from ldm.errors import UserError
 
 
 @dataclass
 class Table:
-    """A row a picture; paths are relative to the table's own folder, other columns become metadata."""
+    """A row a image; paths are relative to the table's own folder, other columns become metadata."""
 
     path: str
     path_column: str = "path"
@@ -46,12 +46,12 @@ class Table:
         fields = dict(self.rows[row])
         path, caption = fields.pop(self.path_column, None), fields.pop(self.caption_column, None)
         if not isinstance(path, str):
-            raise Unusable("without a path", f"row {row}")
+            raise SkippedRecord("without a path", f"row {row}")
         if not isinstance(caption, str):
-            raise Unusable("without a caption", path)
+            raise SkippedRecord("without a caption", path)
         file = Path(self.path).expanduser().parent / path
         if not file.is_file():
-            raise Unusable("missing", path)
+            raise SkippedRecord("missing", path)
         return Record(file.read_bytes(), caption, {"name": path, **fields})
 
 

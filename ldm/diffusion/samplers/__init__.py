@@ -1,8 +1,8 @@
 """Samplers are generators: `sampler(denoise, z_T, times, schedule, noise)` yields z at times[1], times[2]...
 
-`times` falls, may hold any real numbers, and ends in 0 for a picture; the step into 0 returns the predicted
+`times` falls, may hold any real numbers, and ends in 0 for a image; the step into 0 returns the predicted
 z_0 itself. What a sampler draws comes from `noise(i)`, asked for at most once in step i, so that the caller
-decides how a picture's noise is keyed. One file each: `from ldm.diffusion.samplers.ddim import ddim`.
+decides how a image's noise is keyed. One file each: `from ldm.diffusion.samplers.ddim import ddim`.
 
 A step over an infinite distance in lam, from pure noise (alpha = 0) or into t = 0, is of first order in every
 sampler: alpha_s z_0 + sigma_s eps, for which no limit has to be taken.

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import points
+from ldm.diffusion.samplers.steps import schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 def ddim(
@@ -27,9 +28,9 @@ def ddim(
     which is DDPM.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in 0..1, not {eta}")
+        raise InvalidValue(f"eta must lie in 0..1, not {eta}")
     z_t = z_T
-    for i, (t, s) in enumerate(pairwise(points(schedule, times))):
+    for i, (t, s) in enumerate(pairwise(schedule_points(schedule, times))):
         z_0, eps = denoise(z_t, t.time)
         tau = eta * s.sigma * math.sqrt(-math.expm1(2 * (t.lam - s.lam)))
         z_t = s.alpha * z_0 + math.sqrt(s.sigma**2 - tau**2) * eps

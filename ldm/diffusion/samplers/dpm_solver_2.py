@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import between, hold_eps, is_finite, points
+from ldm.diffusion.samplers.steps import exp_step_eps, is_finite, lam_midpoint, schedule_points
 from ldm.diffusion.schedule import Schedule
 
 
@@ -24,12 +24,12 @@ def dpm_solver_2(
     The middle is seldom a whole time.
     """
     z_t = z_T
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_0, eps = denoise(z_t, t.time)
         if is_finite(t, s):
-            m = between(schedule, t, s, 1 / 2)
+            m = lam_midpoint(schedule, t, s, 1 / 2)
             _, eps_m = denoise(m.alpha * z_0 + m.sigma * eps, m.time)
-            z_t = hold_eps(z_t, eps_m, t, s)
+            z_t = exp_step_eps(z_t, eps_m, t, s)
         else:
             z_t = s.alpha * z_0 + s.sigma * eps
         yield z_t

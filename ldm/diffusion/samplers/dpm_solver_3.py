@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import Point, between, hold_eps, is_finite, points
+from ldm.diffusion.samplers.steps import Point, exp_step_eps, is_finite, lam_midpoint, schedule_points
 from ldm.diffusion.schedule import Schedule
 
 
@@ -25,14 +25,14 @@ def dpm_solver_3(
     thirds are seldom whole times.
     """
     z_t = z_T
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_0, eps = denoise(z_t, t.time)
         if is_finite(t, s):
-            one, two = (between(schedule, t, s, share) for share in (1 / 3, 2 / 3))
+            one, two = (lam_midpoint(schedule, t, s, share) for share in (1 / 3, 2 / 3))
             change = denoise(one.alpha * z_0 + one.sigma * eps, one.time)[1] - eps
-            u = hold_eps(z_t, eps, t, two) - 2 * _slope(t, two) * change
+            u = exp_step_eps(z_t, eps, t, two) - 2 * _slope(t, two) * change
             change = denoise(u, two.time)[1] - eps
-            z_t = hold_eps(z_t, eps, t, s) - 3 / 2 * _slope(t, s) * change
+            z_t = exp_step_eps(z_t, eps, t, s) - 3 / 2 * _slope(t, s) * change
         else:
             z_t = s.alpha * z_0 + s.sigma * eps
         yield z_t

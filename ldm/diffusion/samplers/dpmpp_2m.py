@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import is_finite, points
+from ldm.diffusion.samplers.steps import is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 def dpmpp_2m(
@@ -27,9 +28,9 @@ def dpmpp_2m(
     1 is their SDE-DPM-Solver++(2M).
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in 0..1, not {eta}")
+        raise InvalidValue(f"eta must lie in 0..1, not {eta}")
     z_t, last = z_T, None
-    for i, (t, s) in enumerate(pairwise(points(schedule, times))):
+    for i, (t, s) in enumerate(pairwise(schedule_points(schedule, times))):
         z_0, _ = denoise(z_t, t.time)
         d = z_0
         if last is not None and is_finite(t, s):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import between, hold_z_0, is_finite, points
+from ldm.diffusion.samplers.steps import exp_step_z0, is_finite, lam_midpoint, schedule_points
 from ldm.diffusion.schedule import Schedule
 
 
@@ -24,12 +24,12 @@ def dpmpp_2s(
     middle is seldom a whole time.
     """
     z_t = z_T
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_0, eps = denoise(z_t, t.time)
         if is_finite(t, s):
-            m = between(schedule, t, s, 1 / 2)
+            m = lam_midpoint(schedule, t, s, 1 / 2)
             z_0, _ = denoise(m.alpha * z_0 + m.sigma * eps, m.time)
-            z_t = hold_z_0(z_t, z_0, t, s)
+            z_t = exp_step_z0(z_t, z_0, t, s)
         else:
             z_t = s.alpha * z_0 + s.sigma * eps
         yield z_t

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import Point, hold_z_0, is_finite, points
+from ldm.diffusion.samplers.steps import Point, exp_step_z0, is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
 
 History: TypeAlias = list[tuple[Point, Tensor]]
@@ -32,9 +32,9 @@ def dpmpp_3m(
     their third-order solver is of order 2 (measured: docs/samplers.md). Here it is of order 3.
     """
     z_t, history = z_T, History()
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_0, _ = denoise(z_t, t.time)
-        z_s = hold_z_0(z_t, z_0, t, s)
+        z_s = exp_step_z0(z_t, z_0, t, s)
         if math.isfinite(t.lam):
             history = [(t, z_0), *history][:3]
         if is_finite(t, s):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers.heun import heun_step
-from ldm.diffusion.samplers.steps import at_lam, points
+from ldm.diffusion.samplers.steps import at_lam, schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 def edm(
@@ -33,12 +34,12 @@ def edm(
     `heun` does.
     """
     if churn < 0 or not 0 <= churn_min <= churn_max or inflation <= 0:
-        raise ValueError(
+        raise InvalidValue(
             "EDM's sampler needs churn >= 0, 0 <= churn_min <= churn_max and inflation > 0, "
             f"not {churn}, {churn_min}, {churn_max}, {inflation}"
         )
-    z_t, grid = z_T, points(schedule, times)
-    (last,) = points(schedule, torch.tensor([schedule.num_steps], dtype=torch.float64))
+    z_t, grid = z_T, schedule_points(schedule, times)
+    (last,) = schedule_points(schedule, torch.tensor([schedule.num_steps], dtype=torch.float64))
     growth = math.log1p(min(churn / (len(grid) - 1), math.sqrt(2) - 1))
     for i, (t, s) in enumerate(pairwise(grid)):
         lam = max(t.lam - growth, last.lam)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import Point, is_finite, points
+from ldm.diffusion.samplers.steps import Point, is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
 
 
@@ -24,7 +24,7 @@ def heun(
     thousands (cosine) take times that grow with it (karras, exponential), or a DPM-Solver++.
     """
     z_t = z_T
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_t = heun_step(denoise, z_t, t, s)
         yield z_t
 

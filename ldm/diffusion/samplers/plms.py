@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import hold_eps, is_finite, points
+from ldm.diffusion.samplers.steps import exp_step_eps, is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
 
 ADAMS_BASHFORTH = {
@@ -33,7 +33,7 @@ def plms(
     times: `leading` or `linspace`.
     """
     z_t, history = z_T, list[Tensor]()
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_0, eps = denoise(z_t, t.time)
         z_s = s.alpha * z_0 + s.sigma * eps
         if is_finite(t, s):
@@ -43,6 +43,6 @@ def plms(
             else:
                 weights = ADAMS_BASHFORTH[len(history)]
                 mean = sum((w * e for w, e in zip(weights, history, strict=True)), torch.zeros_like(eps))
-            z_s = hold_eps(z_t, mean, t, s)
+            z_s = exp_step_eps(z_t, mean, t, s)
         z_t = z_s
         yield z_t

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 class Point(NamedTuple):
@@ -19,14 +20,14 @@ class Point(NamedTuple):
     lam: float
 
 
-def points(schedule: Schedule, times: Float[Tensor, " s"]) -> list[Point]:
+def schedule_points(schedule: Schedule, times: Float[Tensor, " s"]) -> list[Point]:
     """The coefficients of all times, read from the schedule at once: no step then waits for the device.
 
     ValueError unless all times lie in 0..T.
     """
     t, T = times.double(), schedule.num_steps
     if t.min() < 0 or t.max() > T:
-        raise ValueError(f"a sampler's times must lie in 0..{T}, not {times.tolist()}")
+        raise InvalidValue(f"a sampler's times must lie in 0..{T}, not {times.tolist()}")
     alpha, sigma, lam = (f(t).flatten().tolist() for f in (schedule.alpha, schedule.sigma, schedule.lam))
     return [Point(*values) for values in zip(times, alpha, sigma, lam, strict=True)]
 
@@ -34,11 +35,11 @@ def points(schedule: Schedule, times: Float[Tensor, " s"]) -> list[Point]:
 def at_lam(schedule: Schedule, lam: float, like: Point) -> Point:
     """The point where the schedule has `lam`, its time in the precision of another's."""
     time = schedule.time(torch.tensor([lam], dtype=torch.float64))
-    (point,) = points(schedule, time.to(like.time.dtype))
+    (point,) = schedule_points(schedule, time.to(like.time.dtype))
     return point
 
 
-def between(schedule: Schedule, t: Point, s: Point, share: float) -> Point:
+def lam_midpoint(schedule: Schedule, t: Point, s: Point, share: float) -> Point:
     """The point that lies `share` of the way from t to s in lam."""
     return at_lam(schedule, t.lam + share * (s.lam - t.lam), t)
 
@@ -48,7 +49,7 @@ def is_finite(t: Point, s: Point) -> bool:
     return math.isfinite(t.lam) and math.isfinite(s.lam)
 
 
-def hold_z_0(
+def exp_step_z0(
     z_t: Float[Tensor, "b z h w"], z_0: Float[Tensor, "b z h w"], t: Point, s: Point
 ) -> Float[Tensor, "b z h w"]:
     """z_s = (sigma_s/sigma_t) z_t + alpha_s (1 - e^-h) z_0, h = lam_s - lam_t (Lu et al. 2022b, section 4.1).
@@ -58,7 +59,7 @@ def hold_z_0(
     return s.sigma / t.sigma * z_t - s.alpha * math.expm1(t.lam - s.lam) * z_0
 
 
-def hold_eps(
+def exp_step_eps(
     z_t: Float[Tensor, "b z h w"], eps: Float[Tensor, "b z h w"], t: Point, s: Point
 ) -> Float[Tensor, "b z h w"]:
     """z_s = (alpha_s/alpha_t) z_t - sigma_s (e^h - 1) eps, h = lam_s - lam_t (Lu et al. 2022a, eq. 3.7).

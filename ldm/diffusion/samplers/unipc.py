@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import Point, hold_z_0, is_finite, points
+from ldm.diffusion.samplers.steps import Point, exp_step_z0, is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 Predicted: TypeAlias = tuple[Point, Tensor]
 """Where z_0 was predicted, and what."""
@@ -42,16 +43,16 @@ def unipc(
     the next begins. The first steps are of the order that the predictions so far allow.
     """
     if order not in (1, 2, 3):
-        raise ValueError(f"UniPC's order must be 1, 2 or 3, not {order}")
+        raise InvalidValue(f"UniPC's order must be 1, 2 or 3, not {order}")
     z_t, z_r, history = z_T, z_T, list[Predicted]()
-    for t, s in pairwise(points(schedule, times)):
+    for t, s in pairwise(schedule_points(schedule, times)):
         z_0, _ = denoise(z_t, t.time)
         if history:
             z_t = _step(z_r, t, history, [*history[1:], (t, z_0)], b)
         if math.isfinite(t.lam):
             history = [(t, z_0), *history][:order]
         z_r = z_t
-        z_t = _step(z_t, s, history, history[1:], b) if is_finite(t, s) else hold_z_0(z_t, z_0, t, s)
+        z_t = _step(z_t, s, history, history[1:], b) if is_finite(t, s) else exp_step_z0(z_t, z_0, t, s)
         yield z_t
 
 
@@ -65,7 +66,7 @@ def _step(
     t, z_0 = history[0]
     h = s.lam - t.lam
     ratios = [(k.lam - t.lam) / h for k, _ in others]
-    z_s = hold_z_0(z_t, z_0, t, s)
+    z_s = exp_step_z0(z_t, z_0, t, s)
     for a, r, (_, z_0_k) in zip(_weights(ratios, -h, b), ratios, others, strict=True):
         z_s = z_s - s.alpha * b(-h) * a / r * (z_0_k - z_0)
     return z_s

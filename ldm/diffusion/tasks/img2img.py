@@ -1,4 +1,4 @@
-"""Pictures from pictures: SDEdit (Meng et al. 2022)."""
+"""Images from images: SDEdit (Meng et al. 2022)."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
-from ldm.diffusion.samplers.steps import points
+from ldm.diffusion.samplers.steps import schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 def img2img(
@@ -24,17 +25,17 @@ def img2img(
     """z_t = alpha_t z_0 + sigma_t z_T, and the sampler's steps from there (Meng et al. 2022, algorithm 1).
 
     Args:
-        z_0: what to begin from, one or one a picture.
+        z_0: what to begin from, one or one a image.
         strength: the share of the steps that are made, in (0, 1], at least one: t is the time before them.
     """
     kept = remaining(times, strength)
-    (t,) = points(schedule, kept[:1])
+    (t,) = schedule_points(schedule, kept[:1])
     yield from sampler(denoise, t.alpha * z_0 + t.sigma * z_T, kept, schedule, noise)
 
 
 def remaining(times: Float[Tensor, " s"], strength: float) -> Float[Tensor, " r"]:
     """The last `strength` of the steps."""
     if not 0 < strength <= 1:
-        raise ValueError(f"the strength must lie in (0, 1], not {strength}")
+        raise InvalidValue(f"the strength must lie in (0, 1], not {strength}")
     steps = len(times) - 1
     return times[steps - max(1, round(strength * steps)) :]

@@ -1,4 +1,4 @@
-"""Pictures of which a part is known, by any model."""
+"""Images of which a part is known, by any model."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
-from ldm.diffusion.samplers.steps import Point, points
+from ldm.diffusion.samplers.steps import Point, schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 def inpaint(
@@ -23,11 +24,11 @@ def inpaint(
     known: Float[Tensor, "#b z h w"],
     mask: Float[Tensor, "#b 1 h w"],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """The sampler's own steps with `keep(denoise)`: the known part ends exactly as it is known."""
-    return sampler(keep(denoise, schedule, known, mask), z_T, times, schedule, noise)
+    """The sampler's own steps with `replace_known(denoise)`: the known part ends exactly as it is known."""
+    return sampler(replace_known(denoise, schedule, known, mask), z_T, times, schedule, noise)
 
 
-def keep(
+def replace_known(
     denoise: Denoise,
     schedule: Schedule,
     known: Float[Tensor, "#b z h w"],
@@ -37,13 +38,13 @@ def keep(
 
     A sampler then carries the known part from z_T to `known` along q(z_s | z_t, z_0 = known), as replacing it
     by noisy copies does (Song et al. 2021b, appendix I.2; Lugmayr et al. 2022, eq. 8), but of one noise, so
-    that multistep samplers and those with steps in between work, too. `mask` is 1 where the picture is drawn.
+    that multistep samplers and those with steps in between work, too. `mask` is 1 where the image is drawn.
     """
 
     def kept(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         z_0, _ = denoise(z_t, t)
         z_0 = torch.lerp(known.to(z_0).expand_as(z_0), z_0, mask.to(z_0))
-        (at,) = points(schedule, t.reshape(1))
+        (at,) = schedule_points(schedule, t.reshape(1))
         return z_0, (z_t - at.alpha * z_0) / at.sigma
 
     return kept
@@ -66,7 +67,7 @@ def resample(
     multistep sampler begins anew with every stretch of `jump` steps.
     """
     if repeats < 1 or jump < 1:
-        raise ValueError(f"resampling needs repeats >= 1 and jump >= 1, not {repeats} and {jump}")
+        raise InvalidValue(f"resampling needs repeats >= 1 and jump >= 1, not {repeats} and {jump}")
     z_t, numbers = z_T, count()
 
     def draw(_: int) -> Tensor:
@@ -74,7 +75,7 @@ def resample(
 
     for first in range(0, len(times) - 1, jump):
         stretch = times[first : first + jump + 1]
-        start, *_, end = points(schedule, stretch)
+        start, *_, end = schedule_points(schedule, stretch)
         for again in reversed(range(repeats)):
             for z_s in sampler(denoise, z_t, stretch, schedule, draw):
                 yield z_s

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 
@@ -29,13 +30,13 @@ def slerp(
     return from_a[..., None] * a + from_b[..., None] * b
 
 
-def between(a: Conditioning, b: Conditioning, share: Float[Tensor, " b"]) -> Conditioning:
-    """`share` of the way from a to b: every token and vector by `slerp`, pictures along a straight line."""
+def interpolate_conditions(a: Conditioning, b: Conditioning, share: Float[Tensor, " b"]) -> Conditioning:
+    """`share` of the way from a to b: every token and vector by `slerp`, images along a straight line."""
 
     def mixed(x: Tensor | None, y: Tensor | None, straight: bool) -> Tensor | None:
         if x is None or y is None:
             if x is not y:
-                raise ValueError("two conditions can be mixed only if they fill the same slots")
+                raise InvalidValue("two conditions can be mixed only if they fill the same slots")
             return None
         w = share.to(x).view(-1, *[1] * (x.ndim - 1))
         return torch.lerp(x, y, w) if straight else slerp(x, y, w[..., 0].expand(x.shape[:-1]))
@@ -45,7 +46,7 @@ def between(a: Conditioning, b: Conditioning, share: Float[Tensor, " b"]) -> Con
     )
 
 
-def blend(
+def slerp_noise(
     denoise: Denoise,
     z_T: Float[Tensor, "b z h w"],
     times: Float[Tensor, " s"],
@@ -55,6 +56,6 @@ def blend(
     other: Float[Tensor, "b z h w"],
     share: Float[Tensor, " b"],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """The sampler from z_T mixed with `share` of another noise, by `slerp` over all that a picture has."""
+    """The sampler from z_T mixed with `share` of another noise, by `slerp` over all that a image has."""
     mixed = slerp(z_T.flatten(1), other.to(z_T).flatten(1), share.to(z_T)).view_as(z_T)
     return sampler(denoise, mixed, times, schedule, noise)

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
-from ldm.diffusion.samplers.steps import Point, hold_eps, is_finite, points
+from ldm.diffusion.samplers.steps import Point, exp_step_eps, is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import InvalidValue
 
 
 def invert(
@@ -27,11 +28,11 @@ def invert(
     that the way back ends nearer to z_0. Nothing is evaluated at t = 0.
     """
     if refinements < 0:
-        raise ValueError(f"inversion needs refinements >= 0, not {refinements}")
+        raise InvalidValue(f"inversion needs refinements >= 0, not {refinements}")
     z_s = z_0
-    for s, t in pairwise(reversed(points(schedule, times))):
+    for s, t in pairwise(reversed(schedule_points(schedule, times))):
         if s.sigma == t.alpha == 0:
-            raise ValueError("one step from pure noise into 0 cannot be inverted: give at least 2 steps")
+            raise InvalidValue("one step from pure noise into 0 cannot be inverted: give at least 2 steps")
         z_s = _fixed_point(_back(denoise, z_s, s, t), z_s, refinements)
         yield z_s
 
@@ -42,7 +43,7 @@ def _back(denoise: Denoise, z_s: Tensor, s: Point, t: Point) -> Callable[[Tensor
     def back(z_t: Tensor) -> Tensor:
         z_0, eps = denoise(z_t, t.time)
         if s.sigma == 0 or is_finite(t, s):
-            return hold_eps(z_s, eps, s, t)
+            return exp_step_eps(z_s, eps, s, t)
         # In pure noise eps is z_t, whatever it is: z_0 alone says something.
         return t.sigma / s.sigma * (z_s - s.alpha * z_0)
 
@@ -50,7 +51,7 @@ def _back(denoise: Denoise, z_s: Tensor, s: Point, t: Point) -> Callable[[Tensor
 
 
 def _fixed_point(function: Callable[[Tensor], Tensor], z: Tensor, refinements: int) -> Tensor:
-    """z = f(z) by f alone, then by Anderson's (1965) mixture of the last two, for each picture by itself."""
+    """z = f(z) by f alone, then by Anderson's (1965) mixture of the last two, for each image by itself."""
     before, image_before = z, function(z)
     z = image_before
     for _ in range(refinements):

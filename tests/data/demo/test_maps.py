@@ -1,4 +1,4 @@
-"""A scene's maps agree with its picture, pixel by pixel."""
+"""A scene's maps agree with its image, pixel by pixel."""
 
 from io import BytesIO
 
@@ -15,7 +15,7 @@ SCENES = DemoScenes("train", 40)
 
 @pytest.mark.parametrize("index", range(0, 40, 4))
 @pytest.mark.parametrize("size", [64, 128])
-def test_labels_are_the_colours_of_the_picture(index: int, size: int) -> None:
+def test_labels_are_the_colours_of_the_image(index: int, size: int) -> None:
     scene, places = SCENES.scene(index)
     picture = np.asarray(DemoScenes("train", 40, size=size)[index].image).astype(int)
     labels = segmentation(scene, places, size)
@@ -47,7 +47,7 @@ def test_a_mask_is_a_box_of_its_own_scene(size: int) -> None:
         assert (found == 255).sum() == len(rows) * len(columns) and set(np.unique(found)) == {0, 255}
         assert (found == mask(*SCENES.scene(index), size)).all()
     covered = np.mean([found > 0 for found in masks], axis=0)
-    assert covered.max() < 0.6 and (covered > 0).mean() > 0.8, "they lie all over the picture"
+    assert covered.max() < 0.6 and (covered > 0).mean() > 0.8, "they lie all over the image"
 
 
 def test_boxes_are_the_extent_of_their_labels() -> None:

@@ -103,7 +103,7 @@ def test_a_scene_depends_on_split_seed_and_index_alone():
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_the_picture_shows_its_record(size):
+def test_the_image_shows_its_record(size):
     for record in DemoScenes("held_out", 12, size=size):
         assert record.image.size == (size, size)
         meta = record.metadata

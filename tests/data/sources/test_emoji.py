@@ -11,7 +11,7 @@ installed = any(Path(folder, emoji.FILE).expanduser().is_file() for folder in em
 
 
 @pytest.mark.skipif(not installed, reason="no colour emoji font on this machine")
-def test_emoji_are_pictures_with_their_unicode_names() -> None:
+def test_emoji_are_images_with_their_unicode_names() -> None:
     font = EmojiFont()
     assert len(font) > 1300
     record = font[font.code_points.index(ord("😀"))]

@@ -4,25 +4,25 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ldm.data.sources import Unusable
+from ldm.data.sources import SkippedRecord
 from ldm.data.sources.table import Table
 from ldm.errors import UserError
 
-CSV = '\ufeffpath,caption,score\npictures/a.jpg,"a cat, asleep",3\nmissing.jpg,gone,1\n'
+CSV = '\ufeffpath,caption,score\nimages/a.jpg,"a cat, asleep",3\nmissing.jpg,gone,1\n'
 JSONL = """
-{"path": "pictures/a.jpg", "caption": "a cat, asleep", "score": "3"}
+{"path": "images/a.jpg", "caption": "a cat, asleep", "score": "3"}
 
 {"path": "missing.jpg", "caption": "gone"}
 """
 
 
 def table(folder: Path, kind: str) -> Table:
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "a.jpg").write_bytes(b"picture")
+    (folder / "images").mkdir()
+    (folder / "images" / "a.jpg").write_bytes(b"image")
     path = folder / f"t.{kind}"
     if kind == "parquet":
         rows = {
-            "path": ["pictures/a.jpg", "missing.jpg"],
+            "path": ["images/a.jpg", "missing.jpg"],
             "caption": ["a cat, asleep", "gone"],
             "score": ["3", "1"],
         }
@@ -33,18 +33,18 @@ def table(folder: Path, kind: str) -> Table:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_row_is_a_picture_beside_the_table(tmp_path: Path, kind: str) -> None:
+def test_a_row_is_a_image_beside_the_table(tmp_path: Path, kind: str) -> None:
     rows = table(tmp_path, kind)
     assert len(rows) == 2
-    assert rows[0].image == b"picture" and rows[0].caption == "a cat, asleep"
-    assert rows[0].metadata == {"name": "pictures/a.jpg", "score": "3"}
-    with pytest.raises(Unusable) as unusable:
+    assert rows[0].image == b"image" and rows[0].caption == "a cat, asleep"
+    assert rows[0].metadata == {"name": "images/a.jpg", "score": "3"}
+    with pytest.raises(SkippedRecord) as unusable:
         rows[1]
     assert (unusable.value.reason, unusable.value.name) == ("missing", "missing.jpg")
 
 
 def test_columns_have_names(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"picture")
+    (tmp_path / "a.jpg").write_bytes(b"image")
     (tmp_path / "t.csv").write_text("file,text\na.jpg,a cat\n")
     assert Table(str(tmp_path / "t.csv"), "file", "text")[0].caption == "a cat"
     with pytest.raises(UserError, match="no column 'path', only file, text.*source.path_column=COLUMN"):
@@ -55,7 +55,7 @@ def test_a_row_without_caption_is_unusable(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"path": "a.jpg", "caption": null}\n{"caption": "b"}\n')
     rows = Table(str(tmp_path / "t.jsonl"))
     for row, reason in enumerate(("without a caption", "without a path")):
-        with pytest.raises(Unusable) as unusable:
+        with pytest.raises(SkippedRecord) as unusable:
             rows[row]
         assert unusable.value.reason == reason
 

@@ -5,7 +5,7 @@ import torch
 
 from ldm.diffusion.samplers import dpmpp_3m
 from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, Schedule
-from tests.diffusion.samplers.exact import (
+from tests.support.exact_samplers import (  # fmt: skip
     ODE,
     SDE,
     drawn,
@@ -16,7 +16,7 @@ from tests.diffusion.samplers.exact import (
     marginal,
     order,
     solution,
-)  # fmt: skip
+)
 
 EXPECTED = {
     "ddim": 1, "euler": 1, "plms": 2, "heun": 2, "dpm_solver_2": 2, "dpmpp_2s": 2, "dpmpp_2m": 2,

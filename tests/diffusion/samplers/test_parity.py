@@ -31,7 +31,7 @@ from ldm.diffusion.samplers.plms import plms
 from ldm.diffusion.samplers.unipc import bh1, bh2, unipc
 from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.times import leading
-from tests.diffusion.samplers.exact import drawn, halved, no_noise
+from tests.support.exact_samplers import drawn, halved, no_noise
 
 SHAPE = (2, 3, 4, 4)
 VP = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}

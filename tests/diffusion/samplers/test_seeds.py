@@ -1,4 +1,4 @@
-"""A picture depends on its own seed alone, and every sampler on every schedule ends where it should."""
+"""A image depends on its own seed alone, and every sampler on every schedule ends where it should."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm import keyed
+from ldm import rng
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.samplers.dpmpp_2m import dpmpp_2m
@@ -16,14 +16,14 @@ from ldm.diffusion.samplers.euler_ancestral import euler_ancestral
 from ldm.diffusion.samplers.unipc import bh2, unipc
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.times import trailing
-from tests.diffusion.samplers.exact import MEAN, ODE, SDE, STD, drawn, exact
+from tests.support.exact_samplers import MEAN, ODE, SDE, STD, drawn, exact
 
 ALL = ODE | SDE
 SHAPE = (3, 5, 7)
 
 
 def of(seeds: list[int]) -> Callable[[int], Tensor]:
-    return lambda step: keyed.normal(0, seeds, f"sampler/{step}", SHAPE)
+    return lambda step: rng.normal(0, seeds, f"sampler/{step}", SHAPE)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -31,7 +31,7 @@ def test_batch_1_and_batch_7_in_any_order_bit_for_bit(name: str) -> None:
     schedule, times = ScaledLinear(), trailing(1000, 9)
 
     def draw(seeds: list[int]) -> Tensor:
-        z_T = keyed.normal(0, seeds, "z_T", SHAPE)
+        z_T = rng.normal(0, seeds, "z_T", SHAPE)
         *_, z_0 = ALL[name](exact(schedule), z_T, times, schedule, of(seeds))
         return z_0
 

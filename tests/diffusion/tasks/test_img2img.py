@@ -1,4 +1,4 @@
-"""Beginning from a picture."""
+"""Beginning from a image."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.tasks.img2img import img2img, remaining
 from ldm.diffusion.times import trailing
-from tests.diffusion.samplers.exact import exact, no_noise
+from tests.support.exact_samplers import exact, no_noise
 
 SCHEDULES = [ScaledLinear(), Cosine(), RectifiedFlow(1000)]
 IDS = ["vp", "cosine", "flow"]

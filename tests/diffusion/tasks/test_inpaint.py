@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.ddim import ddim
-from ldm.diffusion.samplers.steps import points
+from ldm.diffusion.samplers.steps import schedule_points
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.tasks.inpaint import add_noise, inpaint, resample
 from ldm.diffusion.times import trailing
-from tests.diffusion.samplers.exact import ODE, SDE, drawn, exact, no_noise
+from tests.support.exact_samplers import ODE, SDE, drawn, exact, no_noise
 
 SCHEDULES = [ScaledLinear(), Cosine(), RectifiedFlow(1000)]
 IDS = ["vp", "cosine", "flow"]
@@ -49,7 +49,7 @@ def correlated(schedule: Schedule, rho: float):  # noqa: ANN201
     cov = torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        (at,) = points(schedule, t.reshape(1))
+        (at,) = schedule_points(schedule, t.reshape(1))
         gain = at.alpha * cov @ torch.linalg.inv(at.alpha**2 * cov + at.sigma**2 * torch.eye(2).double())
         z_0 = z_t @ gain
         return z_0, (z_t - at.alpha * z_0) / at.sigma
@@ -94,7 +94,7 @@ def test_resampling_numbers_its_draws() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
 def test_noise_put_back_has_the_marginal_of_its_time(schedule: Schedule) -> None:
-    s, t = points(schedule, torch.tensor([200.0, 700.0]))
+    s, t = schedule_points(schedule, torch.tensor([200.0, 700.0]))
     z_0, n = 0.5, 20_000
     z_s = s.alpha * z_0 + s.sigma * normal(n, 1, 1, 1)
     z_t = add_noise(z_s, s, t, normal(n, 1, 1, 1, seed=1))

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import ScaledLinear
-from ldm.diffusion.tasks.interpolate import between, blend, slerp
+from ldm.diffusion.tasks.interpolate import interpolate_conditions, slerp, slerp_noise
 from ldm.diffusion.times import trailing
 from ldm.typing import Conditioning
-from tests.diffusion.samplers.exact import exact, no_noise
+from tests.support.exact_samplers import exact, no_noise
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -38,23 +38,26 @@ def test_mixed_noise_is_noise() -> None:
 def test_conditions_are_mixed_slot_by_slot() -> None:
     a = Conditioning(normal(2, 3, 4), normal(2, 5, seed=1), normal(2, 1, 2, 2, seed=2))
     b = Conditioning(normal(2, 3, 4, seed=3), normal(2, 5, seed=4), normal(2, 1, 2, 2, seed=5))
-    mixed = between(a, b, torch.tensor([0.0, 1.0]).double())
+    mixed = interpolate_conditions(a, b, torch.tensor([0.0, 1.0]).double())
     for slot in ("context", "vector", "concat"):
         torch.testing.assert_close(getattr(mixed, slot)[0], getattr(a, slot)[0])
         torch.testing.assert_close(getattr(mixed, slot)[1], getattr(b, slot)[1])
-    half = between(a, b, torch.full((2,), 0.5).double())
+    half = interpolate_conditions(a, b, torch.full((2,), 0.5).double())
     torch.testing.assert_close(half.concat, (a.concat + b.concat) / 2)
     token = slerp(a.context[1, 2], b.context[1, 2], torch.tensor(0.5).double())
     torch.testing.assert_close(half.context[1, 2], token)
-    assert between(Conditioning(a.context), Conditioning(b.context), torch.zeros(2)).vector is None
+    assert (
+        interpolate_conditions(Conditioning(a.context), Conditioning(b.context), torch.zeros(2)).vector
+        is None
+    )
     with pytest.raises(ValueError, match="same slots"):
-        between(a, Conditioning(b.context), torch.zeros(2))
+        interpolate_conditions(a, Conditioning(b.context), torch.zeros(2))
 
 
 def test_a_blend_begins_between_its_noises() -> None:
     schedule, times, a, b = ScaledLinear(), trailing(1000, 5), normal(3, 1, 4, 4), normal(3, 1, 4, 4, seed=1)
     share = torch.tensor([0.0, 0.5, 1.0]).double()
-    *_, z = blend(exact(schedule), a, times, schedule, no_noise, ddim, b, share)
+    *_, z = slerp_noise(exact(schedule), a, times, schedule, no_noise, ddim, b, share)
     *_, from_a = ddim(exact(schedule), a, times, schedule, no_noise)
     *_, from_b = ddim(exact(schedule), b, times, schedule, no_noise)
     torch.testing.assert_close(z[0], from_a[0])

@@ -8,7 +8,7 @@ from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.tasks.invert import invert
 from ldm.diffusion.times import trailing
-from tests.diffusion.samplers.exact import MEAN, STD, exact, no_noise
+from tests.support.exact_samplers import MEAN, STD, exact, no_noise
 
 SCHEDULES = [ScaledLinear(), Cosine(), RectifiedFlow(1000)]
 IDS = ["vp", "cosine", "flow"]

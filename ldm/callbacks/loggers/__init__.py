@@ -1,0 +1,1 @@
+"""Lightning loggers: CSV, TensorBoard and W&B."""

@@ -1,0 +1,50 @@
+"""The run's numbers as a table."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """`path`: one row a logged step. A resumed run goes on in it, in place of the rows after its step."""
+
+    name = version = None
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.columns: list[str] = []
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """The configuration stands in the model file's header."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
+        """Append one row; new names become new columns."""
+        row = {"step": step, **metrics}
+        new = [name for name in row if name not in self.columns]
+        if not self.columns:
+            rows = [r for r in self._rows() if int(r["step"]) < step]
+            self._write([*dict.fromkeys([*(rows[0] if rows else ()), *row])], rows)
+        elif new:
+            self._write([*self.columns, *new], self._rows())
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        self.columns = columns
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)

@@ -1,0 +1,307 @@
+"""Compose configs/ with a command line's overrides; every mistake in them becomes one sentence."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+STRENGTH = {"guidance": "scale"}
+"""For a group that users may confuse with a number, the key of that number."""
+
+
+def compose(
+    name: str, overrides: Sequence[str], configs: Path = CONFIGS, complete: bool = True
+) -> DictConfig:
+    """Return the config `configs/<name>.yaml` with `overrides`, all its interpolations resolvable.
+
+    Args:
+        complete: refuse a config in which a required key (`???`) has no value.
+
+    Raises UserError, in one sentence, for whatever is wrong with the overrides or with a config they name.
+    """
+    with _hydra(configs):
+        parsed = parse(with_search_path(overrides, configs))
+        cfg = _load(name, parsed)
+        _check_types(name, parsed, cfg)
+        return _finish(cfg, configs, complete)
+
+
+def choices(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str | None]:
+    """Return the chosen option of each config group of a command; "???" where the user must choose."""
+    with _hydra(configs):
+        return _choices(_load(name, parse(with_search_path(overrides, configs)), skip_missing=True))
+
+
+def required_keys(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str]:
+    """Return the keys that still need a value, each with the comment beside its `???`."""
+    with _hydra(configs):
+        cfg = _load(name, parse(with_search_path(overrides, configs)), skip_missing=True)
+        return _required(cfg, configs)
+
+
+def options(group: str, configs: Path = CONFIGS) -> list[str]:
+    """Return the options of a config group, those in its folders as folder/name."""
+    with _hydra(configs):
+        return _options(group)
+
+
+def sweep_points(overrides: Sequence[str], configs: Path = CONFIGS) -> list[list[str]]:
+    """Return a few lists of plain overrides that together hold every value of every swept override."""
+    with _hydra(configs):
+        columns = [_swept_values(override) for override in parse(overrides)]
+    columns = [column for column in columns if column]
+    return [[c[i % len(c)] for c in columns] for i in range(max(map(len, columns), default=1))]
+
+
+def with_search_path(overrides: Sequence[str], configs: Path) -> list[str]:
+    """Return the overrides, with one that finds in configs/ the groups that another folder lacks."""
+    if configs == CONFIGS or any(text.startswith("hydra.searchpath=") for text in overrides):
+        return list(overrides)
+    return [*overrides, f"hydra.searchpath=['file://{CONFIGS}']"]
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return at most three of `names` that resemble `name` as a whole or in the last part of a dotted path."""
+    names = list(dict.fromkeys(names))
+    whole = difflib.get_close_matches(name, names, n=3)
+    leaf = name.rpartition(".")[2]
+    leaves = difflib.get_close_matches(leaf, {n.rpartition(".")[2] for n in names}, n=3, cutoff=0.75)
+    return list(dict.fromkeys(whole + [n for x in leaves for n in names if n.rpartition(".")[2] == x]))[:3]
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Return the overrides as Hydra parses them; Hydra must be initialized."""
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise UserError(f"'{text}' is not an override: write key=value, for example {text}=...")
+    try:
+        return OverridesParser.create(_loader()).parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise UserError(
+            f"cannot parse the override '{error.override}': close its quotes and brackets, and quote the "
+            "whole for the shell, for example \"prompts=['a red circle, left']\""
+        ) from error
+
+
+@contextmanager
+def _hydra(configs: Path) -> Iterator[None]:
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        yield
+
+
+def _loader() -> ConfigLoader:
+    return GlobalHydra.instance().config_loader()
+
+
+def _load(name: str, parsed: Sequence[Override], skip_missing: bool = False) -> DictConfig:
+    mode = RunMode.MULTIRUN if skip_missing else RunMode.RUN  # Hydra's way to leave a group `???`
+    try:
+        return _loader().load_configuration(name, [str(o.input_line) for o in parsed], mode)
+    except MissingConfigException as error:
+        raise UserError(_missing_option(error)) from error
+    except ConfigCompositionException as error:
+        raise UserError(_explain(error, name, parsed)) from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read a config file: {_one_line(error)}") from error
+    except ValueError as error:
+        if (message := _number_for_group(parsed)) is None:
+            raise
+        raise UserError(message) from error
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    path = error.missing_cfg_file or ""
+    groups = [str(parent) for parent in PurePosixPath(path).parents][:-1]
+    group = next((g for g in reversed(groups) if _options(g)), groups[0] if groups else "")
+    if not group:
+        return f"no config '{path}': {_one_line(error)}"
+    name, names = path.removeprefix(f"{group}/"), _options(group)
+    return f"no {group} '{name}';{_hint(name, names)} all: {', '.join(names) or 'none'}"
+
+
+def _number_for_group(parsed: Sequence[Override]) -> str | None:
+    """Explain a number, a boolean or null where a config group needs the name of an option."""
+    for override in parsed:
+        key = override.key_or_group
+        if _options(key) and not isinstance(override.value(), str | list):
+            hint = f"; its strength is {STRENGTH[key]}={override.value()}" if key in STRENGTH else ""
+            names = ", ".join(_options(key))
+            return f"'{override.input_line}': {key} is a config group, choose one of {names}{hint}"
+    return None
+
+
+def _explain(error: ConfigCompositionException, name: str, parsed: Sequence[Override]) -> str:
+    text = str(error)
+    if match := re.search(r"You must specify '(.+?)'", text):
+        return f"{match[1]} is required: give {match[1]}=..., one of {', '.join(_options(match[1]))}"
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?:\n| requires)", text):
+        key, _, value = match[1].partition("=")
+        return (
+            f"'{match[1]}' is a sweep: write {key}=[{value}] for a list, \"{key}='{value}'\" for a string,"
+            " or add -m to run one job per value"
+        )
+    if match := re.search(r"Could not override '(.+?)'", text):
+        if match[1].partition("@")[0] not in {o.key_or_group for o in parsed}:
+            return _incompatible(match[1], parsed)
+        return _unknown(match[1], name, parsed)
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{_one_line(error)}: {_one_line(error.__cause__)}".removeprefix(": ")
+    return _one_line(error)
+
+
+def _incompatible(group: str, parsed: Sequence[Override]) -> str:
+    """Explain options that exclude each other, such as an experiment of one stage and the other stage."""
+    given = [str(o.input_line) for o in parsed if _options(o.key_or_group)]
+    if len(given) == 1:
+        return f"{given[0]} overrides {group}, which is not in its defaults: correct that file"
+    return (
+        f"{' and '.join(given)} cannot be combined: one of them sets {group}, which the others do not have; "
+        "remove one"
+    )
+
+
+def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
+    if "@" in key:
+        group, _, package = key.partition("@")
+        return f"no {package} to override: write +{key}=..., one of {', '.join(_options(group)) or 'none'}"
+    base = _load(name, [o for o in parsed if _options(o.key_or_group) and o.key_or_group != key])
+    groups = sorted(_choices(base))
+    if _options(key) or "/" in key:
+        near = _hint(key, groups)
+        return f"no config group '{key}' in this command's config;{near} its groups: {', '.join(groups)}"
+    known = [*(path for path, _ in _flat(base)), *groups]
+    parent, _, leaf = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if parent and k.rpartition(".")[0] == parent}
+    if not siblings:
+        near = _hint(key, known)
+    elif alike := nearest(leaf, siblings):  # whole paths would resemble each other by their common parent
+        near = f" nearest: {', '.join(siblings[k] for k in alike)};"
+    else:
+        near = f" keys of {parent}: {', '.join(siblings)};"
+    return f"no key '{key}';{near} --cfg job lists every key"
+
+
+def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None:
+    """Refuse a string where the config has a number or a boolean; 'auto' is always accepted.
+
+    Only the config without these overrides says what type they replace, so it is loaded, too.
+    """
+    words = {o.key_or_group for o in parsed if isinstance(_select(cfg, o.key_or_group), str)} - {"hydra"}
+    words = {w for w in words if not _options(w) and not w.startswith("hydra") and _select(cfg, w) != "auto"}
+    if not words:
+        return
+    base = _load(name, [o for o in parsed if _options(o.key_or_group) or o.key_or_group.startswith("hydra")])
+    for key in sorted(words):
+        default, value = _select(base, key), _select(cfg, key)
+        if isinstance(default, bool):
+            raise UserError(
+                f"{key} must be true or false, not '{value}': for example {key}={str(default).lower()}"
+            )
+        if isinstance(default, int | float):
+            raise UserError(f"{key} must be a number, not '{value}': for example {key}={default}")
+
+
+def _finish(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
+    """Return `cfg` without Hydra's own node, after trying every interpolation."""
+    missing = _required(cfg, configs)
+    if missing and complete:
+        key, about = next(iter(missing.items()))
+        raise UserError(f"{key} is required{f' ({about})' if about else ''}: give {key}=...")
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir, cfg.hydra.job.num, cfg.hydra.job.id = ".", 0, "0"
+        HydraConfig.instance().set_config(cfg)  # for interpolations like ${hydra:job.num}
+        del cfg["hydra"]
+    try:
+        if not missing:
+            OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot resolve the config's key '{error.full_key}': {_one_line(error)}") from error
+    finally:
+        HydraConfig.instance().cfg = None
+    return cfg
+
+
+def _required(cfg: DictConfig, configs: Path) -> dict[str, str]:
+    chosen = [f"{group.partition('@')[0]}/{option}" for group, option in _choices(cfg).items()]
+    files = [
+        folder / f"{name}.yaml"
+        for name in [cfg.hydra.job.config_name, *chosen]
+        for folder in {configs, CONFIGS}
+    ]
+    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
+    found = {}
+    for key in sorted(key for key, value in _flat(cfg) if value == "???"):
+        pattern = re.compile(rf"\s*{re.escape(key.rpartition('.')[2])}:\s*\?\?\?\s*#\s*(.+?)\s*")
+        about = {m[1] for line in lines if (m := pattern.fullmatch(line))}
+        found[key] = about.pop() if len(about) == 1 else ""
+    return found
+
+
+def _swept_values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        return []
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _options(group: str) -> list[str]:
+    names = list(_loader().get_group_options(group))
+    for folder in _loader().list_groups(group):
+        names += [f"{folder}/{name}" for name in _options(f"{group}/{folder}")]
+    return names
+
+
+def _choices(cfg: DictConfig) -> dict[str, str | None]:
+    chosen = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    assert isinstance(chosen, dict)
+    return {str(group): option for group, option in chosen.items() if not str(group).startswith("hydra/")}
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _flat(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield path and value of every key but Hydra's own; a missing value is "???"."""
+    plain: Any = OmegaConf.to_container(cfg)
+    del plain["hydra"]
+
+    def walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            yield f"{prefix}{key}", value
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{key}.")
+
+    yield from walk(plain, "")
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    near = nearest(name, names)
+    return f" nearest: {', '.join(near)};" if near else ""
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an exception's text as one line, without OmegaConf's appendix."""
+    text = re.split(r"\n\s*(?:full_key|object_type|reference_type):", str(error))[0]
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,1 @@
+"""From an order of samples to batches: reading, collating, worker processes."""

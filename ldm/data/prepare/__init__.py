@@ -1,0 +1,1 @@
+"""Preparing data once: write, index and verify shards, cache latents."""

@@ -1,0 +1,230 @@
+"""Writing shards as img2dataset lays them out: `00000.tar` of `000000000.jpg .json .txt`, and an index.
+
+A shard is the unit of a restart: it holds the records from number * shard_size on, less those that were
+skipped, and is complete when its `_stats.json` says how many those are.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm.atomic import replacing, room_for
+from ldm.data.prepare.encode_record import EncodedRecord, Format, RecordEncoder
+from ldm.data.shards.index import build_index, load_index, save_index
+from ldm.data.shards.manifest import ShardEntry, write_manifest
+from ldm.data.sources import SkippedRecord, Source
+from ldm.errors import UserError
+
+NAMES_SHOWN = 5
+
+
+@dataclass
+class PackReport:
+    """What became of a source's records: how many were packed, and which were not and why."""
+
+    packed: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Number by reason."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """The first few by reason; a shard's own `_stats.json` has all of them."""
+
+    def add(self, packed: int, skipped: Mapping[str, Sequence[str]]) -> None:
+        """Count one shard."""
+        self.packed += packed
+        for reason, names in skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + len(names)
+            self.names[reason] = [*self.names.get(reason, []), *names][:NAMES_SHOWN]
+
+    def __str__(self) -> str:
+        lines = [f"packed {self.packed:,}, skipped {sum(self.skipped.values()):,}"]
+        for reason, n in sorted(self.skipped.items()):
+            more = ", ..." if n > len(self.names[reason]) else ""
+            lines.append(f"  {n:,} {reason}: {', '.join(self.names[reason])}{more}")
+        return "\n".join(lines)
+
+
+def write_shards(
+    source: Source,
+    out: Path,
+    shard_size: int = 1000,
+    format: Format | None = None,
+    size: int | None = None,
+    num_workers: int = 0,
+    channels: int = 3,
+) -> PackReport:
+    """Pack a source into shards in `out`, going on where an earlier call with the same settings stopped.
+
+    Images whose short side exceeds `size` are reduced to it. A file that needs no change is kept byte by
+    byte; others become `format`, which is by default png for drawn images and jpg for files. Arrays, and
+    all files where `channels` is neither 3 nor 1, are of so many bands and become `.npy`.
+    """
+    if not len(source):
+        raise UserError(f"{_described(source)} holds no records: there is nothing to pack")
+    settings = {"shard_size": shard_size, "format": format, "size": size, "channels": channels}
+    _claim(out, {"source": _described(source), "records": len(source), **settings})
+    report = PackReport()
+    with (
+        _encoders(RecordEncoder(source, format, size, channels), num_workers) as encode,
+        tqdm(total=len(source), desc="packing", unit=" images", smoothing=0.05) as bar,
+    ):
+        for first in range(0, len(source), shard_size):
+            path = out / f"{first // shard_size:05d}.tar"
+            rows = range(first, min(first + shard_size, len(source)))
+            stats = _complete(path)
+            if stats is None:
+                stats = _pack(path, _counted(encode(rows), bar.update), len(str(shard_size - 1)))
+            else:
+                bar.initial += len(rows)  # kept from before: no part of the speed
+                bar.update(len(rows))
+            report.add(stats["successes"], stats["skipped"])
+    paths = sorted(out.glob("*.tar"))
+    write_manifest(out, [ShardEntry.of(path, load_index(path)) for path in paths])
+    _write_json(out / "report.json", asdict(report))
+    return report
+
+
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], source: bytes = bytes(8)
+) -> int:
+    """Write one tar of (key, {kind: bytes}) and its index, never seen half done; returns the count.
+
+    The index holds what the `.json` members know and check sums, and the hash of the shard it was made from.
+    """
+    count = 0
+    with room_for(path), replacing(path) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for key, members in samples:
+                count += 1
+                for kind, data in sorted(members.items()):
+                    info = tarfile.TarInfo(f"{key}.{kind}")
+                    info.size = len(data)
+                    tar.addfile(info, BytesIO(data))
+        save_index(build_index(temporary, facts=True, sums=True).changed(source=source), path)
+    return count
+
+
+@contextmanager
+def _encoders(
+    encoder: RecordEncoder, num_workers: int
+) -> Iterator[Callable[[range], Iterator[EncodedRecord | SkippedRecord]]]:
+    """Encodes rows in order, in this process or in a pool to which the source is handed only once."""
+    if num_workers == 0:
+        yield lambda rows: map(encoder, rows)
+        return
+    pool = ProcessPoolExecutor(num_workers, initializer=_adopt, initargs=(encoder,))
+    try:
+        yield lambda rows: pool.map(_encode_row, rows, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_encoder_of_worker: RecordEncoder
+
+
+def _adopt(encoder: RecordEncoder) -> None:
+    global _encoder_of_worker
+    _encoder_of_worker = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+
+
+def _die_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_row(row: int) -> EncodedRecord | SkippedRecord:
+    return _encoder_of_worker(row)
+
+
+def _counted(
+    items: Iterable[EncodedRecord | SkippedRecord], count: Callable[[], object]
+) -> Iterator[EncodedRecord | SkippedRecord]:
+    for item in items:
+        yield item
+        count()
+
+
+def _pack(path: Path, encoded: Iterator[EncodedRecord | SkippedRecord], digits: int) -> dict[str, Any]:
+    """Write one shard, then its statistics."""
+    skipped: dict[str, list[str]] = {}
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for row, item in enumerate(encoded):
+            if isinstance(item, SkippedRecord):
+                skipped.setdefault(item.reason, []).append(item.name)
+            else:
+                key = f"{path.stem}{row:0{max(digits, 4)}d}"
+                yield key, _members(key, item)
+
+    stats = {"successes": write_shard(path, samples()), "skipped": skipped}
+    _write_json(_stats_path(path), stats)
+    return stats
+
+
+def _members(key: str, item: EncodedRecord) -> dict[str, bytes]:
+    text = json.dumps({"key": key, "caption": item.caption, **item.metadata}, ensure_ascii=False)
+    return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode(), **item.members}
+
+
+def _complete(path: Path) -> dict[str, Any] | None:
+    """The statistics of a shard that an earlier run finished."""
+    if not (path.is_file() and _stats_path(path).is_file()):
+        return None
+    stats = json.loads(_stats_path(path).read_text())
+    try:
+        return stats if len(load_index(path)) == stats["successes"] else None
+    except UserError:  # a damaged shard is packed again
+        return None
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in an empty folder; refuse one that was packed with others."""
+    file = out / "pack.json"
+    for leftover in out.glob(".*.tmp"):  # of a run that was killed
+        leftover.unlink()
+    if file.is_file():
+        before = {"channels": 3, **json.loads(file.read_text())}  # once it was not noted
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{out} was packed with {name}={_shown(before.get(name))} and now it is {_shown(value)}: "
+                    "choose another out=FOLDER, or delete that one"
+                )
+        return
+    if any(out.glob("*.tar")):
+        raise UserError(f"{out} holds shards of another origin: choose another out=FOLDER")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(file, settings)
+
+
+def _described(source: Source) -> str:
+    plain = {k: v for k, v in getattr(source, "__dict__", {}).items() if isinstance(v, str | int | float)}
+    return f"{type(source).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _stats_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.stem}_stats.json")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,1 @@
+"""Reading shards: tar files, their indexes and manifest, local or remote."""

@@ -1,0 +1,1 @@
+"""Exact metrics of the demo's synthetic scenes."""

@@ -1,0 +1,36 @@
+"""The first stage that changes nothing: diffusion on pixels, the paper's baseline LDM-1."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.networks.autoencoder import DecoderBase, EncoderBase
+from ldm.networks.tiling import Map, Tiles, tiled
+
+
+class PixelEncoder(EncoderBase):
+    """z = x (Rombach et al. 2022, section 4.1, f = 1)."""
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.in_channels = self.out_channels = in_channels
+        self.downsampling = 1
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
+        return x
+
+
+class PixelDecoder(DecoderBase):
+    """x = z; there is no last layer, for nothing is trained."""
+
+    def __init__(self, out_channels: int = 3) -> None:
+        super().__init__()
+        self.in_channels = out_channels
+
+    def forward(self, z: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
+        return z
+
+
+@tiled.register(PixelEncoder)
+@tiled.register(PixelDecoder)
+def _(network: nn.Module, x: Map, tiles: Tiles) -> Map:
+    return x

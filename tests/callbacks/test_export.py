@@ -1,0 +1,47 @@
+"""The file that a run leaves."""
+
+import torch
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.export import Export
+from ldm.interop import model_file
+from tests.support import tiny
+
+CONFIG = {"_target_": "ldm.model.LatentDiffusion", "numbers": [1, 2.5, None]}
+
+
+def test_holds_averaged_weights_and_says_what_they_are(tmp_path):
+    stage, ema, path = tiny.second_stage(), EMA(0.9), tmp_path / "out.safetensors"
+    trainer = tiny.trainer(3, [ema, Export(str(path), CONFIG, "latent_diffusion", 10)])
+    trainer.fit(stage, tiny.data(tmp_path / "shards", 3))
+    tensors, config, header = model_file.load(path, "latent_diffusion")
+    assert config == CONFIG and header["step"] == "3" and header["size"] == "16"
+    for name, value in stage.model.state_dict().items():
+        assert torch.equal(tensors[name], ema.averages.get(name, value)), name
+    assert tiny.changed(stage.model, tensors) == set(ema.averages), "the run itself goes on unaveraged"
+
+
+def test_stage_1_leaves_the_latents_statistics(tmp_path):
+    stage, ema, path = tiny.first_stage(), EMA(0.9), tmp_path / "out.safetensors"
+    data = tiny.data(tmp_path / "shards", 3)
+    tiny.trainer(3, [ema, Export(str(path), CONFIG, "autoencoder", 10)]).fit(stage, data)
+    tensors, _, _ = model_file.load(path, "autoencoder")
+    with ema.applied(stage):
+        stage.on_export(data)
+    assert torch.equal(tensors["latent_mean"], stage.model.latent_mean)
+    assert torch.equal(tensors["latent_std"], stage.model.latent_std)
+    assert not torch.equal(tensors["latent_std"], torch.ones(4))
+
+
+def test_written_on_the_way_too(tmp_path):
+    path, steps = tmp_path / "out.safetensors", []
+    stage = tiny.second_stage()
+
+    def look(*_) -> None:
+        steps.append(model_file.load(path, "latent_diffusion")[2]["step"] if path.exists() else None)
+
+    stage.on_train_batch_end = look
+    trainer = tiny.trainer(5, [Export(str(path), CONFIG, "latent_diffusion", 2)])
+    trainer.fit(stage, tiny.data(tmp_path / "shards", 5))
+    assert steps == [None, "2", "2", "4", "4"]
+    assert model_file.load(path, "latent_diffusion")[2]["step"] == "5"

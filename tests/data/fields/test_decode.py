@@ -1,0 +1,205 @@
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from ldm.data.fields.decode import Unreadable, cover, decode, resize_short_side, to_tensor
+
+ORANGE = (250, 150, 50)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def palette_with_a_hole() -> bytes:
+    image = Image.new("P", (6, 4), 0)
+    image.putpalette([*ORANGE, 0, 0, 0])
+    return encoded(image, "PNG", transparency=0)
+
+
+def animated() -> bytes:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ((0, 0, 0), (255, 255, 255))]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    "data,expected,tolerance",
+    [
+        (encoded(Image.new("RGB", (6, 4), ORANGE), "PNG"), ORANGE, 0),
+        (encoded(Image.new("RGB", (6, 4), ORANGE), "JPEG", quality=95), ORANGE, 4),
+        (encoded(Image.new("RGB", (6, 4), ORANGE), "JPEG", quality=95, progressive=True), ORANGE, 4),
+        (encoded(Image.new("RGB", (6, 4), ORANGE), "WEBP", lossless=True), ORANGE, 0),
+        (encoded(Image.new("L", (6, 4), 77), "JPEG"), (77, 77, 77), 2),
+        (encoded(Image.new("CMYK", (6, 4), (0, 255, 255, 0)), "JPEG"), (255, 0, 0), 4),
+        (encoded(Image.new("RGBA", (6, 4), (*ORANGE, 0)), "PNG"), (255, 255, 255), 0),
+        (encoded(Image.new("RGBA", (6, 4), (0, 0, 0, 128)), "PNG"), (127, 127, 127), 1),
+        (encoded(Image.new("LA", (6, 4), (0, 0)), "PNG"), (255, 255, 255), 0),
+        (palette_with_a_hole(), (255, 255, 255), 0),
+        (encoded(Image.new("1", (6, 4), 1), "PNG"), (255, 255, 255), 0),
+        (encoded(Image.fromarray(np.full((4, 6), 128 * 257, np.uint16)), "PNG"), (128, 128, 128), 0),
+        (animated(), (0, 0, 0), 0),
+    ],
+    ids="png jpg progressive webp grey cmyk alpha half grey-alpha palette-alpha bits 16-bit animated".split(),
+)
+def test_decode_gives_rgb(data: bytes, expected: tuple[int, int, int], tolerance: int) -> None:
+    image = decode(data)
+    assert image.mode == "RGB" and image.size == (6, 4)
+    assert np.abs(np.asarray(image, int) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_decode_turns_a_image_by_its_exif(format: str) -> None:
+    image = Image.new("RGB", (6, 4), "white")
+    image.putpixel((0, 0), (0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    turned = decode(encoded(image, format, exif=exif, lossless=True))
+    assert turned.size == (4, 6) and turned.getpixel((3, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("written", ["exif", "xmp"])
+def test_decode_turns_a_jpeg_as_pillow_does(turn: int, written: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    xmp = f'<x tiff:Orientation="{turn}"/>'.encode()
+    data = encoded(wave(60, 40), "JPEG", **({"exif": exif} if written == "exif" else {"xmp": xmp}))
+    theirs = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+    assert theirs is not None and theirs.size == ((60, 40) if turn < 5 else (40, 60))
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("least", [None, (64, 64), (20, 200), (5, 5)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_the_same_pixels_as_by_pillow(
+    mode: str, progressive: bool, least: tuple[int, int] | None
+) -> None:
+    data = encoded(wave(513, 375).convert(mode), "JPEG", quality=92, progressive=progressive)
+    theirs: Image.Image = Image.open(BytesIO(data))
+    if least and mode != "CMYK":
+        scale = {(64, 64): 2, (20, 200): 1, (5, 5): 8}[least]
+        theirs.draft(None, (513 // scale, 375 // scale))  # type: ignore[attr-defined]
+    assert np.array_equal(np.asarray(decode(data, least)), np.asarray(theirs.convert("RGB")))
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    """With its end or 2 KB lost, or two bytes that became a marker."""
+    half = len(data) // 2
+    if how == "cut":
+        return data[:half]
+    if how == "last bytes":
+        return data[:-2]
+    if how == "zeros":
+        return data[:half] + bytes(2000) + data[half + 2000 :]
+    return data[:half] + b"\xff\xd1" + data[half + 2 :]
+
+
+@pytest.mark.parametrize("how", ["cut", "last bytes", "zeros", "a marker"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_is_unreadable_also_where_pillow_reads_it(mode: str, how: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    data = damaged(encoded(Image.fromarray(noise).convert(mode), "JPEG"), how)
+    if how not in ("cut", "last bytes"):
+        Image.open(BytesIO(data)).load()
+    with pytest.raises(Unreadable):
+        decode(data)
+
+
+def test_what_follows_a_whole_jpeg_does_not_matter() -> None:
+    data = encoded(wave(60, 40), "JPEG")
+    assert np.array_equal(np.asarray(decode(data + data)), np.asarray(decode(data)))
+    padded = data[:2] + b"\xff\xff" + data[2:]  # filling before a marker is allowed
+    assert np.array_equal(np.asarray(decode(padded)), np.asarray(decode(data)))
+
+
+@pytest.mark.parametrize("cut", [0, 10, -300])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_what_is_not_a_whole_image_is_unreadable(cut: int, format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    with pytest.raises(Unreadable):
+        decode(encoded(Image.fromarray(noise), format)[:cut])
+
+
+def test_resize_is_antialiased_and_never_short() -> None:
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (99, 50)))
+    small = np.asarray(resize_short_side(stripes, 33), int)
+    assert small.shape == (33, 33) and abs(small[:, 3:-3] - 127).max() < 30
+    assert resize_short_side(Image.new("RGB", (1001, 333)), 64).size == (192, 64)
+    assert resize_short_side(Image.new("RGB", (10, 31)), 64).size == (64, 198)
+
+
+def test_to_tensor_puts_channels_first() -> None:
+    pixels = to_tensor(Image.new("RGB", (6, 4), ORANGE))
+    assert pixels.shape == (3, 4, 6) and pixels.dtype == torch.uint8
+    assert tuple(pixels[:, 0, 0].tolist()) == ORANGE
+
+
+def wave(width: int, height: int) -> Image.Image:
+    """A smooth image, as photographs are."""
+    y, x = np.mgrid[:height, :width] / 20
+    parts = [np.sin(x + k) * np.cos(y * (k + 1) / 2) for k in range(3)]
+    return Image.fromarray((np.stack(parts, -1) * 100 + 128).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size,expected", [((33, 33), (33, 66)), ((20, 50), (25, 50)), ((99, 10), (99, 198))])
+def test_cover_is_what_pillow_makes_and_never_short(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image = wave(400, 200)
+    ours = cover(to_tensor(image), *size)
+    theirs = image.resize(expected[::-1], Image.Resampling.BICUBIC)
+    assert ours.shape[1:] == expected
+    assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs, int)).max() <= 1
+
+
+def test_cover_leaves_alone_what_fits() -> None:
+    pixels = to_tensor(wave(50, 30))
+    assert cover(pixels, 30, 20) is pixels and cover(pixels, 10, 50) is pixels
+
+
+def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    error = (ours.double() - theirs.double()).square().mean()
+    return float(10 * torch.log10(255**2 / error))
+
+
+@pytest.mark.parametrize(
+    "width,height,scale", [(255, 200, 1), (256, 300, 2), (512, 752, 4), (1024, 1024, 8), (200, 1024, 1)]
+)
+def test_a_jpeg_is_decoded_smaller_while_it_covers_its_target_twice(
+    width: int, height: int, scale: int
+) -> None:
+    data = encoded(wave(width, height), "JPEG", quality=92)
+    reduced = decode(data, (64, 64))
+    assert reduced.size == (-(-width // scale), -(-height // scale))
+    ours, theirs = (cover(to_tensor(image), 64, 64) for image in (reduced, decode(data)))
+    assert psnr(ours, theirs) > 45
+
+
+def test_a_turned_jpeg_is_reduced_for_the_side_that_becomes_the_width() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(wave(600, 1200), "JPEG", exif=exif)  # 1200 x 600 once turned
+    assert decode(data, (100, 300)).size == (1200 // 2, 600 // 2)
+    assert decode(data, (300, 100)).size == (1200, 600)
+
+
+def header_of_a_png(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(bytes(900), 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in (chunk, pixels)
+    )
+
+
+@pytest.mark.parametrize("side", [9_500, 20_000])
+def test_too_many_pixels_are_refused_before_they_are_decoded(side: int) -> None:
+    with pytest.raises(Unreadable, match=f"{side} x {side} pixels, more than|DecompressionBomb"):
+        decode(header_of_a_png(side, side))

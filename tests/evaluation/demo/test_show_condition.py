@@ -1,0 +1,68 @@
+"""What a image was drawn from is shown in its own size, and all words of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.data.demo.drawing import COLOURS
+from ldm.data.demo.scenes import caption, every_scene
+from ldm.evaluation.demo import show_condition
+from ldm.typing import Batch
+
+LONGEST = max(map(caption, every_scene(False)), key=len)
+IMAGE = (torch.arange(2 * 3 * 64 * 64) % 251).view(2, 3, 64, 64).to(torch.uint8)
+BATCH: Batch = {
+    "image": IMAGE,
+    "caption": [LONGEST, "a small red circle on a white background"],
+    "label": torch.tensor([0, 11]),
+    "segmentation": torch.tensor([0, 5]).repeat(2, 64, 32).to(torch.uint8),
+    "boxes": torch.tensor([[3.0, 0.25, 0.25, 0.75, 0.5], [-1, 0, 0, 0, 0]]).repeat(2, 1, 1),
+    "depth": torch.linspace(-1, 1, 64).expand(2, 1, 64, 64),
+    "small": IMAGE[:, :, ::4, ::4],
+}
+ALL = [
+    show_condition.Caption(),
+    show_condition.ClassName(),
+    show_condition.Nothing(),
+    show_condition.ConditionImage(),
+    show_condition.LowResolutionImage(),
+    show_condition.Map("depth"),
+    show_condition.Labels(),
+    show_condition.Boxes(),
+]
+
+
+def arrays(way: show_condition.ShowCondition) -> list[np.ndarray]:
+    return [np.asarray(image) for image in way(BATCH)]
+
+
+@pytest.mark.parametrize("way", ALL, ids=lambda way: type(way).__name__)
+def test_one_image_a_sample_of_its_size(way: show_condition.ShowCondition) -> None:
+    shown = arrays(way)
+    assert [image.shape for image in shown] == [(64, 64, 3)] * 2
+    assert all(image.std() > 0 for image in shown), "and something on it"
+
+
+def test_images_and_maps_are_as_they_are() -> None:
+    assert np.array_equal(arrays(show_condition.ConditionImage())[1], IMAGE[1].permute(1, 2, 0).numpy())
+    assert np.array_equal(
+        arrays(show_condition.LowResolutionImage())[1][1::4, 2::4], IMAGE[1, :, ::4, ::4].permute(1, 2, 0)
+    )
+    assert arrays(show_condition.Map("depth"))[0][5, :, 0].tolist() == sorted(
+        arrays(show_condition.Map("depth"))[0][9, :, 1]
+    )
+    assert arrays(show_condition.Labels())[0][0, :2].tolist() == [[255, 255, 255], list(COLOURS["green"])]
+    assert arrays(show_condition.Boxes())[0][16, 40].tolist() == list(COLOURS["green"])
+
+
+def test_the_longest_caption_has_room() -> None:
+    ink = arrays(show_condition.Caption())[0].min(2) < 200
+    assert ink[-10:-1].any() and not ink[-1].any() and not ink[:, -1].any()
+    whole = np.asarray(show_condition.draw_text(LONGEST, (64, 128))).min(2) < 200
+    assert np.array_equal(whole[:64], ink) and not whole[64:].any(), "a higher image shows no more"
+
+
+def test_words_say_which() -> None:
+    first, last = arrays(show_condition.ClassName())
+    assert not np.array_equal(first, last)
+    assert np.array_equal(last, np.asarray(show_condition.draw_text("yellow triangle", (64, 64))))

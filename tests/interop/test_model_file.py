@@ -1,0 +1,140 @@
+"""Weight files: bit for bit, whole or not at all, and one sentence for each way in which a file is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ldm.errors import UserError
+from ldm.interop.model_file import content_hash, load, load_state, save
+
+CONFIG = {"_target_": "ldm.model.LatentDiffusion", "width": 8, "levels": [1, 2], "null": None, "rate": 1e-4}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.randn(5).bfloat16(),
+        "c": torch.tensor(7),
+        "d": torch.randn(4, 3).T,
+        "e": torch.tensor([float("nan"), -0.0]),
+    }
+    save(
+        tmp_path / "deep" / "model.safetensors",
+        tensors,
+        CONFIG,
+        "autoencoder",
+        {"hash": "12ab", "naïve": "☃"},
+    )
+    return tmp_path / "deep" / "model.safetensors"
+
+
+def test_round_trip_bit_for_bit(tmp_path):
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.randn(5).bfloat16(),
+        "c": torch.tensor(7),
+        "d": torch.randn(4, 3).T,
+    }
+    save(tmp_path / "x.safetensors", tensors, CONFIG, "autoencoder", {"hash": "12ab", "naïve": "☃"})
+    back, config, header = load(tmp_path / "x.safetensors", "autoencoder")
+    assert config == CONFIG
+    assert header == {"format": "ldm", "kind": "autoencoder", "hash": "12ab", "naïve": "☃"}
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_the_config_keeps_its_order(tmp_path):
+    """That of the conditions is the order in which their channels are joined."""
+    config = {"conditioners": {"masked": {"factor": 4}, "mask": {"low": -1, "factor": 4}}}
+    save(tmp_path / "x.safetensors", {}, config, "latent_diffusion", {})
+    found = load(tmp_path / "x.safetensors", "latent_diffusion")[1]["conditioners"]
+    assert list(found) == ["masked", "mask"] and list(found["mask"]) == ["low", "factor"]
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    save(tmp_path / "a.safetensors", {"w": torch.zeros(1)}, {}, "autoencoder", {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_failed_write_keeps_the_old_file(file, monkeypatch):
+    before = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save(file, {"a": torch.zeros(1)}, {}, "autoencoder", {})
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def refusal(path: Path, kind: str = "autoencoder") -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, kind)
+    sentence = str(caught.value)
+    assert str(path) in sentence and "\n" not in sentence
+    return sentence
+
+
+def test_missing_and_wrong_kind(file):
+    assert "there is no weight file" in refusal(file.with_name("none.safetensors"))
+    assert "kind 'autoencoder' where one of kind 'latent_diffusion'" in refusal(file, "latent_diffusion")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 9, 60, -1])
+def test_cut(file, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "is cut or damaged" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"PK\x03\x04 a pickle in a zip", b"<html>not found</html>", b"\x80\x02}q\x00." * 9]
+)
+def test_not_safetensors(file, content):
+    file.write_bytes(content)
+    assert "is not a safetensors file" in refusal(file)
+
+
+def test_foreign_safetensors(file):
+    save_file({"a": torch.zeros(1)}, file)
+    assert "was not written by ldm" in refusal(file)
+
+
+def test_fill_takes_every_tensor_or_none():
+    source, module = nn.Linear(2, 3), nn.Linear(2, 3)
+    load_state(module, source.state_dict(), "x.safetensors")
+    assert content_hash(module) == content_hash(source)
+    before = content_hash(module)
+    for tensors in ({}, {"weight": torch.zeros(3, 2)}, nn.Linear(2, 4).state_dict()):
+        with pytest.raises(UserError, match="x.safetensors does not fit .* of 2 tensors differ"):
+            load_state(module, tensors, "x.safetensors")
+    with pytest.raises(UserError, match="1 of 2 tensors differ, extra first"):
+        load_state(module, {**source.state_dict(), "extra": torch.zeros(1)}, "x.safetensors")
+    assert content_hash(module) == before
+
+
+def test_hash_is_of_names_shapes_types_and_bytes():
+    def module() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+    first, other = content_hash(module()), module()
+    assert len(first) == 64 and first == content_hash(module())
+    assert first == content_hash(module().requires_grad_(False).eval())
+    other[0].weight.data[0, 0] = torch.nextafter(other[0].weight.data[0, 0], torch.tensor(9.0))
+    assert content_hash(other) != first
+    assert content_hash(module().bfloat16()) != first
+    assert content_hash(nn.ModuleList(module())) == first  # same names, same state
+    assert content_hash(nn.ModuleDict({"x": module()})) != first
+    buffers = module()
+    buffers[1].running_mean += 1
+    assert content_hash(buffers) != first
