@@ -1,6 +1,6 @@
-# make demo   the main job on drawn images, from an empty folder to scored samples
+# make demo   both stages on synthetic scenes, from an empty folder to scored samples
 # make test   lint, types, import contracts, tests;  make test-slow   full sizes and long trials
-# make test-slurm   a training on a real SLURM, stopped in every way; WAYS="killed sweep" for some of them
+# make test-slurm   a training on a real SLURM, interrupted in every way; WAYS="killed sweep" for some of them
 # PYTHON=python3.12 names another interpreter, JOBS=8 more test processes.
 
 PYTHON ?= python3
@@ -33,7 +33,7 @@ demo: $(USER_STAMP)
 	$(RUN) -m ldm.cli.encode_latents first_stage=runs/demo_ae/autoencoder.safetensors shards=data/demo/train out=data/demo/latents size=64
 	$(RUN) -m ldm.cli.encode_latents first_stage=runs/demo_ae/autoencoder.safetensors shards=data/demo/val out=data/demo/val_latents size=64
 	$(RUN) train.py experiment=demo/text resume=auto
-	$(RUN) sample.py ckpt=runs/demo_text/latent_diffusion.safetensors prompts=docs/demo_prompts.txt out=runs/demo_text/samples n=8 steps=30 scale=2.0 seed=100 grid_scale=2
+	$(RUN) sample.py ckpt=runs/demo_text/latent_diffusion.safetensors prompts=docs/prompts/demo.txt out=runs/demo_text/samples n=8 steps=30 scale=2.0 seed=100 grid_scale=2
 	$(RUN) -m ldm.cli.evaluate ckpt=runs/demo_text/latent_diffusion.safetensors out=runs/demo_text/scores
 
 lint: $(DEV_STAMP)

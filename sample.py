@@ -1,28 +1,33 @@
-"""Draw images: `python sample.py ckpt=runs/NAME/latent_diffusion.safetensors prompts="['a red ...']"`."""
+"""Sample images: `python sample.py ckpt=runs/NAME/latent_diffusion.safetensors prompts="['a red ...']"`."""
 
 from omegaconf import DictConfig
 
-from ldm.cli.config import validate
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files, tasks
+from ldm.cli.config.validate import check_sampling
+from ldm.cli.sampling.load import load_model, load_weak_model
+from ldm.cli.sampling.prompts import read_prompts
+from ldm.cli.sampling.save import save_samples
+from ldm.cli.sampling.setup import sampling_options
+from ldm.cli.sampling.tasks.base import SamplingContext, additional_tasks, output_size
 from ldm.cli.sampling.tiling import set_tile
 
 
 @command("sample")
 def main(cfg: DictConfig) -> None:
-    """Draw n images a prompt: PNGs with prompt, seed and settings inside them, and a labelled grid."""
-    validate.sampling(cfg)
-    task, also = instantiate(cfg.task), tasks.additional_tasks(instantiate(cfg.also))
-    prompts = files.read_prompts(cfg.prompts)
-    model, settings = files.load_model(cfg.ckpt, cfg.device)
-    weak = files.load_weak(cfg.weak, model, cfg.device)
+    """Sample n images per prompt: PNGs that carry prompt, seed and settings, and a labelled grid."""
+    check_sampling(cfg)
+    task, also = instantiate(cfg.task), additional_tasks(instantiate(cfg.also))
+    prompts = read_prompts(cfg.prompts)
+    model, header = load_model(cfg.ckpt, cfg.device)
+    weak = load_weak_model(cfg.weak, model, cfg.device)
     set_tile(model.first_stage, cfg.tile)
+    tasks = [task, *also]
+    size = output_size(tasks, model, cfg.size, header)
+    context = SamplingContext(model, tasks, sampling_options(cfg), size, weak)
     times = instantiate(cfg.timestep_spacing)(model.schedule, cfg.steps)
-    size = tasks.output_size([task, *also], model, cfg, settings)
-    inputs = tasks.SamplingContext(model, [task, *also], cfg, size, weak)
-    drawn = task(inputs, inputs.captions(prompts), instantiate(cfg.sampler), times)
-    files.save_samples(drawn, cfg, settings)
+    samples = task(context, context.require_prompts(prompts), sampler=instantiate(cfg.sampler), times=times)
+    save_samples(samples, cfg, header)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Latent diffusion: an autoencoder, then a denoiser of its latents (Rombach et al. 2022)."""
+"""Latent diffusion models: an autoencoder, then a denoiser of its latents (Rombach et al. 2022)."""

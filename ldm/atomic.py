@@ -1,39 +1,50 @@
-"""Files that appear whole or not at all."""
+"""Files that appear under their name complete or not at all."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from ldm.errors import UserError
-
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`, synced and renamed onto it when the block ends well, removed when not."""
-    temporary = path.with_name(
-        f".{path.name}.{uuid4().hex[:12]}.tmp"
-    )  # process numbers repeat on other nodes
+def write_atomically(
+    path: Path, temporary: Path | None = None, sync_file: bool = True, sync_folder: bool = False
+) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path` and rename it to `path` when the block ends.
+
+    If the block raises, the temporary file is removed and `path` stays as it was. A process that has `path`
+    open keeps the file it opened. The new file gets the permissions that the umask gives any new file.
+
+    Args:
+        temporary: its name, in the same folder; None for a hidden unique one.
+        sync_file: flush the data to disk before the rename, so that a power failure leaves no empty file.
+        sync_folder: flush the rename as well, so that a power failure does not bring the old file back.
+    """
+    if temporary is None:  # no process number in its name: other nodes have the same ones
+        temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if temporary.stat().st_mode != mode:  # some libraries write files for their owner alone
+            temporary.chmod(mode)
+        if sync_file:
+            sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if sync_folder:
+        sync(path.parent)
 
 
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Makes one sentence of a disk that is full or read-only."""
+def sync(path: Path) -> None:
+    """Wait until a file's data, or a folder's list of names, are on disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name != "posix":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        raise UserError(
-            f"{path} could not be written ({error.strerror}): make room and run the same command again, it "
-            "goes on with this file"
-        ) from error
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,4 +1,4 @@
-"""Images side by side, with words."""
+"""Labelled grids of images."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ FONT_SIZE = 12
 
 
 def to_pil(x: Float[Tensor, "c h w"]) -> Image.Image:
-    """A image in [-1, 1] as 8-bit RGB, clamped: of many channels the first three, of two the first."""
+    """Convert an image in [-1, 1] to 8-bit RGB, clamped: the first 3 channels, or of 1 or 2 the first."""
     colours = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
     bytes_ = ((colours.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
 
 
 def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 1) -> Image.Image:
-    """One row a label: the words at the left, its images beside them, each enlarged `scale` times."""
-    width, height = (side * scale for side in rows[0][1][0].size)
+    """Draw a row per label: the text at the left, then its images, each enlarged `scale` times."""
+    width, height = (pixels * scale for pixels in rows[0][1][0].size)
     columns = max(len(images) for _, images in rows)
     font = ImageFont.load_default(FONT_SIZE)
     sheet = Image.new(

@@ -1,7 +1,7 @@
-"""A latent diffusion model: what sampling, evaluation and export hold in their hands."""
+"""A latent diffusion model as sampling, evaluation and export use it."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm import rng
 from ldm.conditioning.base import Compose, Size
-from ldm.diffusion.guidance import Denoise, Guidance, Nested, guided
+from ldm.diffusion.guidance import Denoise, Guidance, NestedCFG, Prediction, classifier_free_guidance
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
@@ -22,7 +22,7 @@ from ldm.typing import Batch, Conditioning
 class LatentDiffusion(nn.Module):
     """Denoiser, first stage, conditioner, schedule and parameterization (Rombach et al. 2022).
 
-    UserError where the conditions fill other slots, or other widths of them, than the denoiser takes.
+    UserError if the conditions fill other fields of `Conditioning`, or other widths, than the denoiser takes.
     """
 
     def __init__(
@@ -43,21 +43,24 @@ class LatentDiffusion(nn.Module):
         self._check_widths()
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
-        """The first stage is frozen: it stays in evaluation mode."""
+        """Set training mode, except for the first stage, which is frozen."""
         super().train(mode)
         self.first_stage.eval()
         return self
 
     def identity(self) -> dict[str, str]:
-        """Name and hash of the conditioner's frozen encoders, which files leave out."""
-        named = self.conditioner.identity()
-        return {f"{name}.{k}": v for name, entry in named.items() for k, v in entry.items()}
+        """Return name and hash of the conditioner's frozen encoders, which model files leave out."""
+        encoders = self.conditioner.identity()
+        return {f"{name}.{k}": v for name, encoder in encoders.items() for k, v in encoder.items()}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of images of a size in pixels."""
+        """Return (channels, height, width) of the latent of an image of this size in pixels."""
         factor = self.first_stage.downsampling
         if height % factor or width % factor or height < factor or width < factor:
-            raise UserError(f"the size {height}x{width} does not divide by the first stage's factor {factor}")
+            raise UserError(
+                f"an image of {height}x{width} cannot be encoded: give a height and width that are multiples "
+                f"of the first stage's downsampling factor {factor}"
+            )
         return self.first_stage.latent_channels, height // factor, width // factor
 
     def condition(
@@ -67,28 +70,33 @@ class LatentDiffusion(nn.Module):
         size: Size | None = None,
         active: Collection[str] | None = None,
     ) -> Conditioning:
-        """The conditions of a batch, its images through the first stage where one wants a latent.
+        """Return the conditioning of a batch; images that a conditioner needs as latents are encoded.
 
         Args:
-            u, keep: see `Compose`.
-            size: of the latents, (height, width); None is as the batch's maps have it.
+            u, active: see `Compose`.
+            size: (height, width) of the latents; None takes it from the batch's maps.
         """
         return self.conditioner(batch, u, active, size, self.encode)
 
     @property
     def supports_guidance(self) -> bool:
-        """Whether training drops a condition, so that guidance can lead away from its absence."""
+        """Whether training drops any condition, as classifier-free guidance needs."""
         return len(self.conditioner.never_dropped) < len(self.conditioner)
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """n times no condition at all; maps need to know the latent's size."""
+        """Return the conditioning of n samples with every condition dropped; maps need the latents' size."""
         return self.conditioner.null(n, size)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z h2 w2"]:
-        """The latent of images in [-1, 1]: the mean of its posterior, normalised as z_0."""
+        """Return the normalized latent z_0 of images in [-1, 1]: the mean of their posterior."""
         self.latent_shape(*x.shape[-2:])
         return self.first_stage.normalize(self.first_stage.posterior(x).mean).float()
+
+    @torch.no_grad()
+    def decode(self, z_0: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Return the images of normalized latents, clamped to [-1, 1]."""
+        return self.first_stage.decode(z_0).clamp(-1, 1)
 
     def trajectory(
         self,
@@ -98,13 +106,13 @@ class LatentDiffusion(nn.Module):
         sampler: Sampler,
         times: Float[Tensor, " s"],
     ) -> Iterator[Float[Tensor, "b z h w"]]:
-        """z_T, then every z_t of the sampler. A image's noise depends on its own seed alone.
+        """Yield z_T, then every z_t of the sampler. The noise of an image depends on its own seed only.
 
         Args:
             denoise: see ldm.diffusion.guidance.
-            seeds: one a image.
+            seeds: one per image.
             size: (height, width) in pixels.
-            times: falling, ending in 0; see ldm.diffusion.times.
+            times: decreasing, ending in 0; see ldm.diffusion.times.
         """
         shape, device = self.latent_shape(*size), next(self.denoiser.parameters()).device
         z_T = rng.normal(0, seeds, "z_T", shape).to(device)
@@ -118,60 +126,72 @@ class LatentDiffusion(nn.Module):
     def denoise(
         self,
         batch: Batch,
+        *,
         scale: float,
         negative: Batch | None = None,
-        guidance: Guidance = guided,
+        guidance: Guidance = classifier_free_guidance,
         weak: "LatentDiffusion | None" = None,
         size: Size | None = None,
         active: Collection[str] | None = None,
     ) -> Denoise:
-        """What a sampler calls, for the conditions of a batch.
+        """Return the function that a sampler calls, for the conditions of a batch.
 
-        Guidance leads away from the conditions that training never drops, all others null: those the network
-        knows the absence of.
+        The null condition that guidance extrapolates away from keeps the conditions that training never
+        drops and drops all others.
 
         Args:
             scale: of guidance; 1 is none.
-            negative: prompts to lead away from, in place of their null.
+            negative: a batch of negative prompts; its conditions replace their null.
             guidance: see ldm.diffusion.guidance.
-            weak: a model to lead away from, with the batch's own conditions: a smaller or an earlier one, of
-                the same schedule and parameterization (autoguidance).
-            size: of the latents, (height, width); None is as the batch's maps have it.
-            keep: names of the conditions to keep beside those that training never drops; None keeps all.
+            weak: a smaller or less trained model with the same schedule and parameterization; guidance
+                extrapolates away from its prediction for the same conditions (autoguidance).
+            size: (height, width) of the latents; None takes it from the batch's maps.
+            active: names of the conditions to use beside those that training never drops; None uses all.
         """
         if negative is not None and weak is not None:
-            raise UserError("a weak model takes the negative prompt's place: give one of the two")
-        cond = self.condition(batch, size=size, active=self.kept(active))
+            raise UserError("a negative prompt and a weak model exclude each other: give one of the two")
+        cond = self.condition(batch, size=size, active=self.active_names(active))
         if weak is None:
-            null = self.without(batch, scale, negative, size)
+            null = self.null_condition(batch, scale, negative, size)
         else:
-            null = weak.condition(batch, size=size, active=weak.kept(active))
-        if isinstance(guidance, Nested):
-            subsets = [self.kept(names) for names in guidance.subsets]
-            guidance = guidance.among([self.condition(batch, size=size, active=names) for names in subsets])
-        network = None if weak is None else weak.denoiser
-        return guidance(self.denoiser, self.schedule, self.parameterization, cond, null, scale, network)
+            null = weak.condition(batch, size=size, active=weak.active_names(active))
+        if isinstance(guidance, NestedCFG):
+            subsets = [self.active_names(names) for names in guidance.subsets]
+            guidance = guidance.with_conditions(
+                [self.condition(batch, size=size, active=names) for names in subsets]
+            )
+        return guidance(self.prediction(cond, null, None if weak is None else weak.denoiser), scale)
 
-    def kept(self, names: Collection[str] | None) -> Collection[str] | None:
-        """The names, and what training never drops."""
+    def prediction(
+        self, cond: Conditioning, null: Conditioning | None = None, weak: Denoiser | None = None
+    ) -> Prediction:
+        """Return the denoiser's prediction under these conditions, which a guidance turns into `denoise`."""
+        return Prediction(self.denoiser, self.schedule, self.parameterization, cond, null, weak)
+
+    def active_names(self, names: Collection[str] | None) -> Collection[str] | None:
+        """Return the names, and those of the conditions that training never drops; None for all."""
         return None if names is None else {*names, *self.conditioner.never_dropped}
 
-    def without(self, batch: Batch, scale: float, negative: Batch | None, size: Size | None) -> Conditioning:
-        """What guidance leads away from: the negative's conditions, and of the others those never dropped."""
+    def null_condition(
+        self, batch: Batch, scale: float, negative: Batch | None, size: Size | None
+    ) -> Conditioning:
+        """Return what guidance extrapolates away from: the negative's conditions, all others dropped.
+
+        Conditions that training never drops stay as in the batch.
+        """
         if negative is None:
             if scale != 1 and not self.supports_guidance:
                 raise UserError(
-                    f"guidance of scale {scale} leads away from dropped conditions, and this model was "
-                    "trained with none dropped: give scale=1"
+                    f"scale={scale:g} needs classifier-free guidance, but this model was trained without "
+                    "condition dropout: use scale=1"
                 )
-            return self.condition(batch, size=size, active=self.kept(()))
-        if unread := sorted(negative.keys() - self.conditioner.keys):
+            return self.condition(batch, size=size, active=self.active_names(()))
+        if unused := sorted(negative.keys() - self.conditioner.batch_keys):
             raise UserError(
-                f"no condition of this model reads {', '.join(unread)}, to lead away from one: leave the "
-                "negative out"
+                f"negative: this model has no condition that uses {', '.join(unused)}: remove the negative"
             )
-        told = self.kept(self.conditioner.conditions_in(negative))
-        return self.condition({**batch, **negative}, size=size, active=told)
+        active = self.active_names(self.conditioner.conditions_in(negative))
+        return self.condition({**batch, **negative}, size=size, active=active)
 
     @torch.no_grad()
     def generate(
@@ -179,47 +199,52 @@ class LatentDiffusion(nn.Module):
         batch: Batch,
         seeds: Sequence[int],
         size: tuple[int, int],
+        *,
         sampler: Sampler,
         times: Float[Tensor, " s"],
         scale: float,
         negative: Batch | None = None,
-        progress: Callable[[Iterator[Tensor]], Iterator[Tensor]] = iter,
-        guidance: Guidance = guided,
+        guidance: Guidance = classifier_free_guidance,
         weak: "LatentDiffusion | None" = None,
         active: Collection[str] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1]; the arguments as in `denoise` and `trajectory`.
-
-        `progress` wraps the iteration over steps, e.g. in a bar.
-        """
-        latent = self.latent_shape(*size)[1:]
-        denoise = self.denoise(batch, scale, negative, guidance, weak, latent, active)
-        z_0 = deque(progress(self.trajectory(denoise, seeds, size, sampler, times)), maxlen=1).pop()
-        return self.first_stage.decode(z_0).clamp(-1, 1)
+        """Sample images in [-1, 1]; the arguments are those of `denoise` and `trajectory`."""
+        denoise = self.denoise(
+            batch,
+            scale=scale,
+            negative=negative,
+            guidance=guidance,
+            weak=weak,
+            size=self.latent_shape(*size)[1:],
+            active=active,
+        )
+        return self.decode(deque(self.trajectory(denoise, seeds, size, sampler, times), maxlen=1).pop())
 
     @torch.no_grad()
     def _check_widths(self) -> None:
-        side = 16 * self.denoiser.downsampling  # any will do that patches divide
-        null, latent = self.conditioner.null(1, (side, side)), self.first_stage.latent_channels
+        """Raise UserError if the conditions' channels are not those that the denoiser was built for."""
+        size = 16 * self.denoiser.downsampling  # any multiple of the denoiser's factor will do
+        null, latent = self.conditioner.null(1, (size, size)), self.first_stage.latent_channels
         concat = 0 if null.concat is None else null.concat.shape[1]
         if latent + concat != self.denoiser.in_channels:
             raise UserError(
-                f"{self.denoiser.title} takes {self.denoiser.in_channels} channels, and the latent has "
-                f"{latent} and the conditions {concat} beside it: give "
-                f"denoiser.in_channels={latent + concat}, or another conditioner=..."
+                f"{self.denoiser.title} has {self.denoiser.in_channels} input channels, but the latent has "
+                f"{latent} and the concatenated conditions {concat}: set "
+                f"denoiser.in_channels={latent + concat}, or choose another conditioner=..."
             )
-        for name, value, taken in (
+        for name, value, expected in (
             ("context", null.context, self.denoiser.context_channels),
             ("vector", null.vector, self.denoiser.vector_channels),
         ):
-            filled = None if value is None else value.shape[-1]
-            if filled != taken:
-                wanted = "null" if filled is None else filled
+            channels = None if value is None else value.shape[-1]
+            if channels != expected:
+                needed = "null" if channels is None else channels
                 raise UserError(
-                    f"{self.denoiser.title} takes a {name} of {_channels(taken)}, and the conditions fill "
-                    f"{_channels(filled)}: give denoiser.{name}_channels={wanted}, or another conditioner=..."
+                    f"{self.denoiser.title} takes a {name} of {_count(expected)}, but the conditions give "
+                    f"{_count(channels)}: set denoiser.{name}_channels={needed}, or choose another "
+                    "conditioner=..."
                 )
 
 
-def _channels(n: int | None) -> str:
-    return "no channels" if n is None else f"{n} channels"
+def _count(channels: int | None) -> str:
+    return "no channels" if channels is None else f"{channels} channels"

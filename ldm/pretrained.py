@@ -1,4 +1,4 @@
-"""Weights of others: where each file comes from, its hash and its licence; found, or else downloaded."""
+"""Pretrained weights: source, hash and licence of each file, which is found on disk or else downloaded."""
 
 import hashlib
 import os
@@ -17,20 +17,20 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class Weights:
-    """One published file."""
+    """A published weights file."""
 
     title: str
     url: str
     sha256: str
     licence: str
     cache: str
-    """Where the package that publishes it keeps its downloads, under the url's name or its hash."""
+    """The publisher's own download cache, which names the file as the url does or by its hash."""
     name: str = ""
-    """The file's, where the url's says too little."""
+    """The file name, if the url's is not descriptive."""
 
     @property
-    def file(self) -> str:
-        """The file's name."""
+    def file_name(self) -> str:
+        """The file name in the weights folder."""
         return self.name or self.url.rsplit("/", 1)[-1]
 
 
@@ -69,75 +69,75 @@ WEIGHTS = {
 }
 
 
-def folder() -> Path:
-    """Where weights are looked for first and downloaded to: $LDM_WEIGHTS, or ~/.cache/ldm/weights."""
+def weights_folder() -> Path:
+    """Return the folder to search first and to download to: $LDM_WEIGHTS, or ~/.cache/ldm/weights."""
     return Path(os.environ.get("LDM_WEIGHTS", "~/.cache/ldm/weights")).expanduser()
 
 
 def find(name: str) -> Path:
-    """The file of the weights `name`, its hash checked; downloaded where it is nowhere.
+    """Return the file of the weights `name`, its hash verified; download it if it is not on disk.
 
-    UserError: it is missing and there is no network, or the file is another than the published one.
+    UserError if it cannot be downloaded, or if its hash differs from the published one.
     """
     weights = WEIGHTS[name]
     cache = Path(weights.cache).expanduser()
-    for path in (folder() / weights.file, cache / weights.file, cache / weights.sha256):
+    for path in (weights_folder() / weights.file_name, cache / weights.file_name, cache / weights.sha256):
         if path.is_file():
-            return _checked(path, weights)
-    return _downloaded(weights, folder() / weights.file)
+            return _verify(path, weights)
+    return _download(weights, weights_folder() / weights.file_name)
 
 
-def _checked(path: Path, weights: Weights) -> Path:
+def _verify(path: Path, weights: Weights) -> Path:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     if digest.hexdigest() != weights.sha256:
         raise UserError(
-            f"{path} is not {weights.title}: its sha256 starts with {digest.hexdigest()[:12]} and should "
-            f"start with {weights.sha256[:12]}, so delete it with `rm {path}` and run this again"
+            f"{path} is not {weights.title}: its sha256 starts with {digest.hexdigest()[:12]} instead of "
+            f"{weights.sha256[:12]}; delete it with `rm {path}` and run this again"
         )
     return path
 
 
-def _downloaded(weights: Weights, path: Path) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}")  # one a process: several ranks may start at once
+def _download(weights: Weights, path: Path) -> Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}")  # per process: all ranks may download
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urlopen(weights.url, timeout=20) as source, part.open("wb") as file:
             total = int(source.headers.get("Content-Length", 0))
             title = f"{weights.title}, licence {weights.licence}"
-            with tqdm(total=total, unit="B", unit_scale=True, desc=title) as bar:
+            with tqdm(total=total, unit="B", unit_scale=True, desc=title) as progress:
                 while chunk := source.read(1 << 20):
-                    bar.update(file.write(chunk))
+                    progress.update(file.write(chunk))
         if part.stat().st_size < total:
             raise OSError(f"the connection closed after {part.stat().st_size} of {total} bytes")
-        return _checked(part, weights).replace(path)
+        return _verify(part, weights).replace(path)
     except OSError as error:
         raise UserError(
             f"the weights of {weights.title} are neither in {path.parent} nor in {weights.cache} and cannot "
-            f"be downloaded ({error}): run `curl -L --create-dirs -o {path} {weights.url}` where there is a "
-            f"network, or let the variable LDM_WEIGHTS name a folder that holds {weights.file}"
+            f"be downloaded ({error}): run `curl -L --create-dirs -o {path} {weights.url}` on a machine with "
+            f"network access, or set LDM_WEIGHTS to a folder that has {weights.file_name}"
         ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def keep_out_of_checkpoints(module: nn.Module, child: str) -> None:
-    """Leaves the frozen `module.<child>` out of state dicts without making strict loading miss it.
+    """Leave the frozen `module.<child>` out of state dicts, while strict loading still works.
 
-    Checkpoints name such weights by their hash. Loading a state dict keeps those that the child has.
+    Checkpoints store only the hash of such weights. Loading a state dict leaves the child's unchanged.
     """
-    module.register_state_dict_post_hook(partial(_drop, child))
-    module.register_load_state_dict_pre_hook(partial(_keep, child))
+    module.register_state_dict_post_hook(partial(_remove_child, child))
+    module.register_load_state_dict_pre_hook(partial(_add_child, child))
 
 
-def _drop(child: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _remove_child(child: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}{child}.")]:
         del state[key]
 
 
-def _keep(child: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own: OrderedDict[str, Any] = getattr(module, child).state_dict(prefix=f"{prefix}{child}.")
-    for key, value in own.items():
+def _add_child(child: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    current: OrderedDict[str, Any] = getattr(module, child).state_dict(prefix=f"{prefix}{child}.")
+    for key, value in current.items():
         state.setdefault(key, value)

@@ -1,4 +1,4 @@
-"""The shapes and records that every layer shares."""
+"""Tensor types and dataclasses that all layers share."""
 
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
@@ -10,61 +10,61 @@ Image: TypeAlias = Float[Tensor, "b c h w"]
 """Pixels in [-1, 1]."""
 
 Latent: TypeAlias = Float[Tensor, "b z h w"]
-"""Latents; normalised (mean 0, std 1 a channel) wherever diffusion sees them."""
+"""Latents; for diffusion always normalised (mean 0, std 1 per channel)."""
 
 Tokens: TypeAlias = Int64[Tensor, "b l"]
 """Token ids."""
 
 
 class Batch(TypedDict, total=False):
-    """What a loader yields: one global batch's share of one rank. A batch holds what was asked for.
+    """A rank's share of a global batch, as data loaders yield it, with only the keys that were configured.
 
-    Images and maps of a sample share one crop and one flip; c is `data.channels`. A table in docs/data.md
-    says where each is read from, and by which condition.
+    Images and maps of a sample have the same crop and flip; c is `data.channels`. The table in
+    docs/guide/data.md lists the source of each key and the conditioners that need it.
     """
 
     position: Int64[Tensor, " b"]
-    """Place in the endless stream, epoch * N + index: the key of all the sample's randomness."""
+    """In the endless stream of samples, epoch * N + index; the key of all the sample's random numbers."""
     key: list[str]
     """The sample's name in its shard."""
     image: UInt8[Tensor, "b c h w"]
-    """RGB, luma, or bands as stored, 0..255; the stage maps it to [-1, 1] on the device."""
+    """RGB, greyscale or multi-channel, 0..255; the stage maps it to [-1, 1] on the device."""
     moments: Float[Tensor, "b two_z h w"]
-    """Cached posterior of the first stage: mean then standard deviation, raw (not normalised)."""
+    """Cached posterior of the first stage: mean, then standard deviation, not normalised."""
     caption: list[str]
     text: Float[Tensor, "b l d"]
-    """Cached states of the caption, of a frozen text encoder."""
+    """Cached hidden states of the caption from a frozen text encoder."""
     ids: Tokens
-    """The caption's token ids, where workers tokenize it."""
+    """The caption's token ids, if the data workers tokenize."""
     label: Int64[Tensor, " b"]
-    """Number of the class, 0..num_classes-1."""
+    """Class label, 0..num_classes-1."""
     segmentation: UInt8[Tensor, "b h w"]
-    """Label of each pixel; 255 is none."""
+    """Label of each pixel; 255: unlabelled."""
     boxes: Float[Tensor, "b n 5"]
-    """(label, left, top, right, bottom) in [0, 1] of the crop; label -1 where there is no box."""
+    """(label, left, top, right, bottom), the coordinates in [0, 1] of the crop; label -1: padding."""
     depth: Float[Tensor, "b 1 h w"]
-    """[-1, 1], 1 is near."""
+    """[-1, 1], near is 1."""
     edges: Float[Tensor, "b 1 h w"]
-    """[-1, 1], 1 is a full step from black to white."""
+    """[-1, 1]; 1 is a full step from black to white."""
     mask: UInt8[Tensor, "b 1 h w"]
-    """255 where the image is to be drawn anew, 0 where it stays."""
+    """255 where the image is to be generated, 0 where it is kept."""
     masked: Float[Tensor, "b c h w"]
-    """The image in [-1, 1], one stated number where the mask is."""
+    """The image in [-1, 1], with a constant where the mask is 255."""
     small: UInt8[Tensor, "b c h2 w2"]
-    """The image at a fraction of its size, perhaps spoilt, 0..255."""
+    """The image downsampled, possibly degraded, 0..255."""
     noise_level: Int64[Tensor, " b"]
-    """Time of the noise that `small` gets, 0 for none."""
+    """Timestep of the noise to add to `small`; 0: none."""
     noise: Float[Tensor, "b c h2 w2"]
     """N(0, I), for `small`."""
     sizes: Float[Tensor, "b 6"]
-    """In pixels: height and width as stored, the crop's top and left, height and width drawn."""
+    """In pixels: height and width as stored, the crop's top and left, target height and width."""
     aesthetic: Float[Tensor, "b 1"]
-    """A score of the image, commonly 1..10."""
+    """Aesthetic score of the image, usually 1..10."""
 
 
 @dataclass
 class Conditioning:
-    """Where a condition enters the denoiser; an absent slot is None."""
+    """Conditions by where they enter the denoiser; absent ones are None."""
 
     context: Float[Tensor, "b l d"] | None = None
     """Keys and values of cross-attention."""

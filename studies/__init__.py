@@ -1,4 +1,4 @@
-"""Comparisons that regenerate docs/results: they may import all of `ldm`, and nothing in `ldm` imports them."""
+"""Studies that regenerate the results in docs/. They may import all of `ldm`, which never imports them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every demo job beside its null and its ceiling: `python -m studies.conditional_tasks out=runs/jobs`."""
+"""Score the demo's conditional tasks, their nulls and ceilings: `python -m studies.conditional_tasks`."""
 
 import json
 import math
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.evaluate import reconstructions
-from ldm.cli.sampling import files
+from ldm.cli.sampling.load import load_model, load_weak_model
 from ldm.diffusion.samplers import Sampler
 from ldm.errors import UserError
-from ldm.evaluation.demo.alignment import Z_95, wilson
+from ldm.evaluation.demo.alignment import Z_95, wilson_interval
 from ldm.evaluation.demo.metrics import Metric
 from ldm.evaluation.demo.show_condition import ShowCondition
+from ldm.evaluation.reconstruction import reconstruct
 from ldm.grid import labelled_grid, to_pil
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
@@ -30,18 +30,18 @@ from studies import CONFIGS, training_log
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over images and its 95 % interval: Wilson's of a share, the normal one of other numbers."""
+    """A mean over images with its 95 % interval: Wilson's for a proportion, otherwise the normal one."""
 
     mean: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Float[Tensor, " n"], share: bool) -> "Score":
-        """Of one number a image, each 0 or 1 where their mean is a share."""
+    def from_values(cls, values: Float[Tensor, " n"], is_proportion: bool) -> "Score":
+        """Return the score of one value per image; each is 0 or 1 for a proportion."""
         n, mean = len(values), float(values.mean())
-        if share:
-            return cls(mean, *wilson(round(n * mean), n))
+        if is_proportion:
+            return cls(mean, *wilson_interval(round(n * mean), n))
         half = Z_95 * float(values.std()) / math.sqrt(n)
         return cls(mean, mean - half, mean + half)
 
@@ -51,123 +51,129 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """One job: what its conditions give, what is left without them, and what nothing can pass."""
+    """The scores of one task: with its conditions, without them, and of reconstructions."""
 
     unit: str
     n: int
-    """Images of each."""
-    drawn: Score
+    """Number of images behind each score."""
+    samples: Score
     null: Score
     ceiling: Score
-    beside: Mapping[str, Score] = field(default_factory=dict)
-    """What needs no model, by name: of super-resolution the small image enlarged."""
+    baselines: Mapping[str, Score] = field(default_factory=dict)
+    """Scores of methods without a model, by name: bicubic enlargement for super-resolution."""
     training: training_log.TrainingSummary | None = None
-    """How long it took; None without its log."""
+    """None without the log of the training run."""
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any], training: training_log.TrainingSummary | None) -> "Result":
-        """From what `asdict` makes of one."""
-        scores = {kind: Score(**plain[kind]) for kind in ("drawn", "null", "ceiling")}
-        beside = {name: Score(**score) for name, score in plain["beside"].items()}
-        return cls(plain["unit"], plain["n"], **scores, beside=beside, training=training)
+    def from_dict(cls, values: Mapping[str, Any], training: training_log.TrainingSummary | None) -> "Result":
+        """Return the result that `asdict` turned into `values`."""
+        scores = {kind: Score(**values[kind]) for kind in ("samples", "null", "ceiling")}
+        baselines = {name: Score(**score) for name, score in values["baselines"].items()}
+        return cls(values["unit"], values["n"], **scores, baselines=baselines, training=training)
 
     @property
-    def apart(self) -> bool:
-        """Whether the intervals of null and drawn do not meet."""
-        return self.null.high < self.drawn.low or self.drawn.high < self.null.low
+    def is_separated(self) -> bool:
+        """Whether the intervals of null and samples do not overlap."""
+        return self.null.high < self.samples.low or self.samples.high < self.null.low
 
     @property
-    def closed(self) -> float | None:
-        """The share of the gap between null and ceiling that is closed; None where there is no gap."""
+    def gap_closed(self) -> float | None:
+        """The proportion of the gap between null and ceiling that samples close; None without a gap."""
         gap = self.ceiling.mean - self.null.mean
-        return None if gap == 0 else (self.drawn.mean - self.null.mean) / gap
+        return None if gap == 0 else (self.samples.mean - self.null.mean) / gap
 
 
 @command("conditional_tasks", CONFIGS)
 def main(cfg: DictConfig) -> None:
-    """Score each demo job that has been trained: a table, and a image of all side by side."""
-    out, jobs = Path(cfg.out), trained(cfg)
-    if not jobs:
+    """Score each demo task whose model is trained: a table, and a grid of conditions and samples."""
+    out, tasks = Path(cfg.out), find_trained(cfg)
+    if not tasks:
         raise UserError(
-            f"no demo job has been trained into {cfg.runs}: start with experiment=demo/class, say"
+            f"no demo task is trained in {cfg.runs}: start with experiment=demo/class, for example"
         )
-    results = {name: found(name, job, cfg) for name, job in jobs.items()}
-    stacked([Image.open(out / name / "images.png") for name in results]).save(out / "jobs.png")
-    (out / "jobs.md").write_text(table(results) + "\n")
-    (out / "jobs.json").write_text(json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
-    print(f"{table(results)}\nwrote {out}/jobs.md, .json and .png")
+    results = {name: load_or_score(name, task, cfg) for name, task in tasks.items()}
+    grid = stack_vertically([Image.open(out / name / "images.png") for name in results])
+    grid.save(out / "conditional_tasks.png")
+    (out / "conditional_tasks.md").write_text(table(results) + "\n")
+    plain = {name: asdict(result) for name, result in results.items()}
+    (out / "conditional_tasks.json").write_text(json.dumps(plain, indent=1) + "\n")
+    print(f"{table(results)}\nwrote {out}/conditional_tasks.md, .json and .png")
 
 
-def trained(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The jobs whose models are there; of the others the commands that train them are printed."""
-    ready = {}
-    for name, job in cfg.jobs.items():
-        wanted = {f"demo_{name}": f"experiment=demo/{name}"}
-        if "weak" in job:
-            wanted[job.weak.run] = job.weak.train
-        lacking = [
+def find_trained(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Return the tasks whose models are trained; print the training commands of the others."""
+    trained = {}
+    for name, task in cfg.tasks.items():
+        overrides = {f"demo_{name}": f"experiment=demo/{name}"}
+        if "weak" in task:
+            overrides[task.weak.run] = task.weak.train
+        commands = [
             f"python train.py {words} run={cfg.runs}/{run}"
-            for run, words in wanted.items()
-            if not file(cfg, run).is_file()
+            for run, words in overrides.items()
+            if not model_path(cfg, run).is_file()
         ]
-        if lacking:
-            print(f"{name} is not trained: {'; '.join(lacking)}", flush=True)
+        if commands:
+            print(f"{name} is not trained: {'; '.join(commands)}", flush=True)
         else:
-            ready[str(name)] = job
-    return ready
+            trained[str(name)] = task
+    return trained
 
 
-def file(cfg: DictConfig, run: str) -> Path:
-    """A run's model file."""
+def model_path(cfg: DictConfig, run: str) -> Path:
+    """Return the path of a run's model file."""
     return Path(cfg.runs) / run / "latent_diffusion.safetensors"
 
 
-def found(name: str, job: DictConfig, cfg: DictConfig) -> Result:
-    """A job's scores of before, where all that was asked is as it was; else it is scored now, and kept."""
-    folder, training = Path(cfg.out) / name, training_log.read(file(cfg, name).parent)
-    kept = folder / "found.json"
-    asked: Any = OmegaConf.to_container(cfg, resolve=True)
-    del asked["out"], asked["jobs"]
-    asked["job"] = OmegaConf.to_container(job, resolve=True)
-    files = [file(cfg, name), *([file(cfg, job.weak.run)] if "weak" in job else [])]
-    asked["files"] = [path.stat().st_mtime_ns for path in files]
-    if kept.is_file() and (known := json.loads(kept.read_text()))["asked"] == asked:
+def load_or_score(name: str, task: DictConfig, cfg: DictConfig) -> Result:
+    """Return the saved result of a task, or score and save it if settings or model files have changed."""
+    folder, models = Path(cfg.out) / name, [model_path(cfg, f"demo_{name}")]
+    if "weak" in task:
+        models.append(model_path(cfg, task.weak.run))
+    training, path = training_log.summarize(models[0].parent), folder / "result.json"
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    del settings["out"], settings["tasks"]
+    settings["task"] = OmegaConf.to_container(task, resolve=True)
+    settings["files"] = [model.stat().st_mtime_ns for model in models]
+    if path.is_file() and (saved := json.loads(path.read_text()))["settings"] == settings:
         print(f"{name}: scored before", flush=True)
-        return Result.read(known["result"], training)
-    result, rows = scored(name, job, cfg)
+        return Result.from_dict(saved["result"], training)
+    result, rows = score_task(name, task, cfg)
     folder.mkdir(parents=True, exist_ok=True)
     labelled_grid(rows).save(folder / "images.png")
-    kept.write_text(json.dumps({"asked": asked, "result": asdict(result)}, indent=1) + "\n")
-    print(f"{name}: {result.unit} {result.drawn}", flush=True)
-    return Result.read(asdict(result), training)
+    path.write_text(json.dumps({"settings": settings, "result": asdict(result)}, indent=1) + "\n")
+    print(f"{name}: {result.unit} {result.samples}", flush=True)
+    return Result.from_dict(asdict(result), training)
 
 
-def scored(name: str, job: DictConfig, cfg: DictConfig) -> tuple[Result, list[tuple[str, list[Image.Image]]]]:
-    """A job's scores, and rows of what it was given and what it drew."""
-    measure: Metric = instantiate(job.measure)
-    given: ShowCondition = instantiate(job.given)
-    model, _ = files.load_model(str(file(cfg, name)), cfg.device)
-    weak = files.load_weak(str(file(cfg, job.weak.run)) if "weak" in job else None, model, cfg.device)
+def score_task(
+    name: str, task: DictConfig, cfg: DictConfig
+) -> tuple[Result, list[tuple[str, list[Image.Image]]]]:
+    """Sample and score n images of a task; return the scores and grid rows of conditions and samples."""
+    metric: Metric = instantiate(task.metric)
+    show: ShowCondition = instantiate(task.show)
+    path = model_path(cfg, f"demo_{name}")
+    model, _ = load_model(str(path), cfg.device)
+    weak = load_weak_model(str(model_path(cfg, task.weak.run)) if "weak" in task else None, model, cfg.device)
     values: dict[str, list[Tensor]] = {}
     rows: list[tuple[str, list[Image.Image]]] = []
-    for i, batch in enumerate(batches(file(cfg, name).parent, job, cfg)):
-        made = images(model, weak, batch, cfg.seed + i * cfg.batch_size, job.get("scale", 1.0), cfg)
-        made = {kind: measure.prepare(x, batch) for kind, x in made.items()} | measure.beside(batch)
-        for kind, x in made.items():
-            values.setdefault(kind, []).append(measure(x, batch))
+    for i, batch in enumerate(validation_batches(path.parent, task, cfg)):
+        images = sample_batch(model, weak, batch, cfg.seed + i * cfg.batch_size, task.get("scale", 1.0), cfg)
+        images = {kind: metric.prepare(x, batch) for kind, x in images.items()} | metric.baselines(batch)
+        for kind, x in images.items():
+            values.setdefault(kind, []).append(metric(x, batch))
         if not rows:
             rows = [
-                (f"{name}: given", given(batch)[: cfg.shown]),
-                ("drawn", [to_pil(x) for x in made["drawn"][: cfg.shown]]),
+                (f"{name}: condition", show(batch)[: cfg.shown]),
+                ("samples", [to_pil(x) for x in images["samples"][: cfg.shown]]),
             ]
-    numbers = {kind: torch.cat(parts) for kind, parts in values.items()}
-    scores = {kind: Score.of(x, measure.share) for kind, x in numbers.items()}
-    unit = f"{measure.unit}{', less is better' if measure.less else ''}"
-    drawn, null, ceiling = (scores.pop(kind) for kind in ("drawn", "null", "ceiling"))
-    return Result(unit, len(numbers["drawn"]), drawn, null, ceiling, scores), rows
+    scores = {kind: Score.from_values(torch.cat(v), metric.is_proportion) for kind, v in values.items()}
+    unit = f"{metric.unit}{', lower is better' if metric.lower_is_better else ''}"
+    n = sum(len(v) for v in values["samples"])
+    samples, null, ceiling = (scores.pop(kind) for kind in ("samples", "null", "ceiling"))
+    return Result(unit, n, samples, null, ceiling, scores), rows
 
 
-def images(
+def sample_batch(
     model: LatentDiffusion,
     weak: LatentDiffusion | None,
     batch: Batch,
@@ -175,19 +181,20 @@ def images(
     scale: float,
     cfg: DictConfig,
 ) -> dict[str, Float[Tensor, "b c h w"]]:
-    """Of a batch: from its conditions, from none, and its own as the first stage leaves them."""
+    """Sample with the conditions of a batch ("samples") and without ("null"); reconstruct it ("ceiling")."""
     seeds = range(seed, seed + len(batch["position"]))
     size = (batch["image"].shape[2], batch["image"].shape[3])
     times, sampler = instantiate(cfg.timestep_spacing)(model.schedule, cfg.steps), instantiate(cfg.sampler)
+    samples = model.generate(batch, seeds, size, sampler=sampler, times=times, scale=scale, weak=weak)
     return {
-        "drawn": model.generate(batch, seeds, size, sampler, times, scale, weak=weak).cpu(),
-        "null": null(model, batch, seeds, size, sampler, times),
-        "ceiling": reconstructions(model, batch["image"].float() / 127.5 - 1),
+        "samples": samples.cpu(),
+        "null": sample_null(model, batch, seeds, size, sampler, times),
+        "ceiling": reconstruct(model.first_stage, batch["image"].float() / 127.5 - 1),
     }
 
 
 @torch.no_grad()
-def null(
+def sample_null(
     model: LatentDiffusion,
     batch: Batch,
     seeds: Sequence[int],
@@ -195,51 +202,52 @@ def null(
     sampler: Sampler,
     times: Float[Tensor, " s"],
 ) -> Float[Tensor, "b c h w"]:
-    """What is drawn with the conditions dropped; where there are none, what stage 1 makes of pure noise."""
+    """Sample with the conditions dropped; a model that never drops them gives decoded noise instead."""
     if model.supports_guidance:
-        return model.generate(batch, seeds, size, sampler, times, 1.0, active=()).cpu()
-    denoise = model.denoise(batch, 1.0, size=model.latent_shape(*size)[1:])
+        return model.generate(batch, seeds, size, sampler=sampler, times=times, scale=1.0, active=()).cpu()
+    denoise = model.denoise(batch, scale=1.0, size=model.latent_shape(*size)[1:])
     z_T = next(model.trajectory(denoise, seeds, size, sampler, times))
     return model.first_stage.decode(z_T).clamp(-1, 1).cpu()
 
 
-def batches(folder: Path, job: DictConfig, cfg: DictConfig) -> Iterator[Batch]:
-    """The first n validation samples, or all where there are fewer, with the run's own conditions."""
-    trained_on = OmegaConf.load(folder / "config.yaml").data
+def validation_batches(folder: Path, task: DictConfig, cfg: DictConfig) -> Iterator[Batch]:
+    """Yield the first n validation samples, or all of a smaller set, with the conditions of the run."""
+    data = OmegaConf.load(folder / "config.yaml").data
     sizes = {"global_batch_size": cfg.batch_size, "val_batches": -(-cfg.n // cfg.batch_size)}
     left = cfg.n
-    for batch in instantiate(OmegaConf.merge(trained_on, job.get("data", {}), sizes)).val_dataloader():
+    for batch in instantiate(OmegaConf.merge(data, task.get("data", {}), sizes)).val_dataloader():
         yield {key: values[:left] for key, values in batch.items()}  # type: ignore[misc]
         left -= len(batch["position"])
 
 
-def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
-    """One below the other."""
-    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)))
+def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
+    """Stack images into one, the first at the top."""
+    stack = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)))
     top = 0
-    for sheet in sheets:
-        whole.paste(sheet, (0, top))
-        top += sheet.height
-    return whole
+    for image in images:
+        stack.paste(image, (0, top))
+        top += image.height
+    return stack
 
 
 def table(results: Mapping[str, Result]) -> str:
-    """Markdown."""
+    """Return a Markdown table with one row per task."""
     lines = [
-        "Validation images, 95 % intervals in brackets; apart: null's and drawn's do not meet.",
+        "Means over validation images with 95 % intervals; a task is separated if the intervals of null and "
+        "samples do not overlap.",
         "",
-        "| job | steps | trained, s | images | what is counted | null | drawn | ceiling | gap closed "
-        "| apart |",
+        "| task | steps | training, s | images | metric | null | samples | ceiling | gap closed "
+        "| separated (95 % CI) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
-        beside = "".join(f"; {what} {score}" for what, score in r.beside.items())
+        baselines = "".join(f"; {method} {score}" for method, score in r.baselines.items())
         steps = "" if r.training is None else f"{r.training.steps:,}"
         seconds = "" if r.training is None or r.training.seconds is None else f"{r.training.seconds:.0f}"
-        closed = "" if r.closed is None else f"{100 * r.closed:.0f} %"
+        closed = "" if r.gap_closed is None else f"{100 * r.gap_closed:.0f} %"
         lines.append(
-            f"| {name} | {steps} | {seconds} | {r.n} | {r.unit} | {r.null}{beside} | {r.drawn} | {r.ceiling} "
-            f"| {closed} | {'yes' if r.apart else 'no'} |"
+            f"| {name} | {steps} | {seconds} | {r.n} | {r.unit} | {r.null}{baselines} | {r.samples} "
+            f"| {r.ceiling} | {closed} | {'yes' if r.is_separated else 'no'} |"
         )
     return "\n".join(lines)
 

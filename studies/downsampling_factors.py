@@ -1,4 +1,4 @@
-"""Pixel space against latents at equal time: `python -m studies.downsampling_factors out=...`."""
+"""Compare pixel space and latents at equal time: `python -m studies.downsampling_factors out=...`."""
 
 import copy
 import json
@@ -18,237 +18,242 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.evaluate import ceilings
-from ldm.cli.sampling import files
+from ldm.cli.sampling.batches import sample_in_batches
+from ldm.cli.sampling.load import load_model
 from ldm.cli.training import run_config
-from ldm.cli.training.setup import precision
+from ldm.cli.training.setup import default_precision
 from ldm.data.demo.scenes import captions
 from ldm.errors import UserError
-from ldm.evaluation.demo.alignment import AlignmentScore, score
+from ldm.evaluation.demo.alignment import AlignmentScore, score_alignment
+from ldm.evaluation.demo.reference import render_scenes, score_ceilings
 from ldm.evaluation.frechet import demo_features, frechet_distance
 from ldm.grid import labelled_grid, to_pil
 from ldm.interop import model_file
 from ldm.model import LatentDiffusion
 from studies import CONFIGS, equal_time, training_log
-from studies.downsampling_tables import Space, figure, report
-from studies.first_stages import pictures
-from studies.samplers import drawn_scenes
+from studies.downsampling_tables import Space, plot, report
+from studies.first_stages import load_images
 
-FILE = "latent_diffusion.safetensors"
-PIXELS = ("data.shards={shards}", "data.val_shards=null")
-"""Encoding as it trains."""
-QUIET = "callbacks.latent_statistics=null"
-"""The log's statistics of the latents would encode some images twice."""
+MODEL_FILE = "latent_diffusion.safetensors"
+WITHOUT_CACHE = ("data.shards={shards}", "data.val_shards=null")
+"""Overrides that train on images, which each step encodes."""
+WITHOUT_STATISTICS = "callbacks.latent_statistics=null"
+"""The logged statistics of the latents would encode some images twice."""
 
 
 @command("downsampling_factors", CONFIGS)
 def main(cfg: DictConfig) -> None:
-    """Speed and score of spaces, their U-Nets equally large and equally long trained: tables and plots."""
+    """Measure speed and quality of models of equal size and training time: tables and plots."""
     out = Path(cfg.out)
     names = list(cfg.experiments)
-    seconds, size = trained(Path(cfg.runs), names), image_size(Path(cfg.runs), names)
-    real = demo_features(drawn_scenes(cfg.reference, size))
-    spaces = {name: found(name, cfg, seconds, real) for name in names}
-    floor = frechet_distance(demo_features(drawn_scenes(cfg.n, size, cfg.reference)), real)
-    text = report(spaces, cfg.steps, floor)
-    (out / "factors.md").write_text(text)
+    seconds, size = check_trained(Path(cfg.runs), names), image_size(Path(cfg.runs), names)
+    reference = demo_features(render_scenes(cfg.reference, size))
+    spaces = {name: load_or_measure(name, cfg, seconds, reference) for name in names}
+    scenes = render_scenes(cfg.n, size, first=cfg.reference)
+    text = report(spaces, cfg.steps, frechet_distance(demo_features(scenes), reference))
+    (out / "downsampling_factors.md").write_text(text)
     plain = {name: asdict(space) for name, space in spaces.items()}
-    (out / "factors.json").write_text(json.dumps(plain, indent=1) + "\n")
-    figure(spaces).savefig(out / "factors.png")
-    titles = {name: f"{name}: {100 * s.samples.passed:.0f} % all right" for name, s in spaces.items()}
-    labelled_grid([(title, shown(out / name, cfg.shown)) for name, title in titles.items()]).save(
-        out / "factors_samples.png"
+    (out / "downsampling_factors.json").write_text(json.dumps(plain, indent=1) + "\n")
+    plot(spaces).savefig(out / "downsampling_factors.png")
+    titles = {name: f"{name}: {100 * s.samples.passed:.0f} % correct" for name, s in spaces.items()}
+    rows = [(title, open_samples(out / name, cfg.shown)) for name, title in titles.items()]
+    labelled_grid(rows).save(out / "downsampling_factors_samples.png")
+    print(
+        f"{text}\nwrote {out}/downsampling_factors.md, .json and .png, and downsampling_factors_samples.png"
     )
-    print(f"{text}\nwrote {out}/factors.md, .json and .png, and {out}/factors_samples.png")
 
 
-def file(cfg: DictConfig, name: str) -> Path:
-    """An experiment's model file."""
-    return Path(cfg.runs) / name / FILE
+def model_path(cfg: DictConfig, name: str) -> Path:
+    """Return the path of an experiment's model file."""
+    return Path(cfg.runs) / name / MODEL_FILE
 
 
-def trained(runs: Path, names: list[str]) -> float:
-    """Seconds that every run was trained for; UserError for what is missing, unfinished or not equal."""
-    again = f"python -m studies.equal_time {' '.join(names)} stage.log_every=10 --trial 20 --out {runs}"
-    plans = {name: runs / name / "equal_time.json" for name in names}
-    missing = [name for name in names if not ((runs / name / FILE).is_file() and plans[name].is_file())]
+def check_trained(runs: Path, names: list[str]) -> float:
+    """Return the seconds of training planned for all runs; UserError if any is unfinished or differs."""
+    command = f"python -m studies.equal_time {' '.join(names)} stage.log_every=10 --trial 20 --out {runs}"
+    paths = {name: runs / name / equal_time.PLAN_FILE for name in names}
+    missing = [n for n in names if not ((runs / n / MODEL_FILE).is_file() and paths[n].is_file())]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{', '.join(missing)} {verb} not trained: {again} --seconds 150")
-    planned = {name: json.loads(plan.read_text()) for name, plan in plans.items()}
-    for name, plan in planned.items():
-        step = int(model_file.read_header(runs / name / FILE, "latent_diffusion")["step"])
+        raise UserError(f"{', '.join(missing)} {verb} not trained: run {command} --seconds 150")
+    plans = {name: json.loads(path.read_text()) for name, path in paths.items()}
+    for name, plan in plans.items():
+        step = int(model_file.read_header(runs / name / MODEL_FILE, "latent_diffusion")["step"])
         if step < plan["steps"]:
             raise UserError(
-                f"{name} stands at step {step:,} of {plan['steps']:,}: {again} --seconds {plan['seconds']:g}"
+                f"{name} is at step {step:,} of {plan['steps']:,}: "
+                f"run {command} --seconds {plan['seconds']:g}"
             )
-    seconds = {name: float(plan["seconds"]) for name, plan in planned.items()}
-    said = "the runs were not trained equally long, in seconds"
-    return agreed(seconds, said, "give them another --out")
+    seconds = {name: float(plan["seconds"]) for name, plan in plans.items()}
+    return common_value(
+        seconds, "the runs have different training times, in seconds", "give them another --out"
+    )
 
 
 def image_size(runs: Path, names: list[str]) -> tuple[int, int]:
-    """(height, width) that every run draws; UserError where they differ."""
-    headers = {name: model_file.read_header(runs / name / FILE, "latent_diffusion") for name in names}
+    """Return the (height, width) of the images of all runs; UserError if they differ."""
+    headers = {name: model_file.read_header(runs / name / MODEL_FILE, "latent_diffusion") for name in names}
     sizes = {name: int(header["size"]) for name, header in headers.items()}
-    side = int(agreed(sizes, "the runs draw images of several sizes", "train them with one data.size"))
-    return side, side
+    size = int(
+        common_value(sizes, "the runs have different image sizes", "train them with the same data.size")
+    )
+    return size, size
 
 
-def agreed(values: Mapping[str, float], fault: str, mend: str) -> float:
-    """The one value of all runs; UserError where there are several."""
+def common_value(values: Mapping[str, float], problem: str, remedy: str) -> float:
+    """Return the value that all runs share; UserError if they differ."""
     if len(set(values.values())) > 1:
         listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        raise UserError(f"{fault}: {listed}; {mend}")
+        raise UserError(f"{problem} ({listed}): {remedy}")
     return next(iter(values.values()))
 
 
-def found(name: str, cfg: DictConfig, seconds: float, real: Float[Tensor, "n d"]) -> Space:
-    """What was measured of a run before, where all that was asked is as it was; else it is measured now.
+def load_or_measure(name: str, cfg: DictConfig, seconds: float, reference: Float[Tensor, "n d"]) -> Space:
+    """Return the saved measurements of a run, or measure and save them if its settings or model changed.
 
-    How long it was trained is read from its log each time.
+    The training time is always read from the log.
     """
-    log = training_log.read(file(cfg, name).parent)
-    took = None if log is None else log.seconds
-    kept = Path(cfg.out) / name / "found.json"
-    stat = file(cfg, name).stat()
-    asked: Any = OmegaConf.to_container(cfg, resolve=True)
-    asked = {k: v for k, v in asked.items() if k not in ("out", "experiments")} | {"file": stat.st_mtime_ns}
-    if kept.is_file():
-        known = json.loads(kept.read_text())
-        if known["asked"] == asked:
+    log = training_log.summarize(model_path(cfg, name).parent)
+    training_seconds = None if log is None else log.seconds
+    path = Path(cfg.out) / name / "result.json"
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: value for key, value in settings.items() if key not in ("out", "experiments")}
+    settings["file"] = model_path(cfg, name).stat().st_mtime_ns
+    if path.is_file():
+        saved = json.loads(path.read_text())
+        if saved["settings"] == settings:
             print(f"{name}: measured before", flush=True)
-            scores = {key: AlignmentScore(**known[key]) for key in ("samples", "reconstructions")}
-            return replace(Space(**{**known["space"], **scores}), took=took)
-    space = replace(measured(name, cfg, seconds, real), took=took)
+            scores = {key: AlignmentScore(**saved[key]) for key in ("samples", "reconstructions")}
+            return replace(Space(**saved["space"], **scores), training_seconds=training_seconds)
+    space = replace(measure(name, cfg, seconds, reference), training_seconds=training_seconds)
     plain = asdict(space)
     scores = {key: plain.pop(key) for key in ("samples", "reconstructions")}
-    kept.write_text(json.dumps({"asked": asked, "space": plain, **scores}, indent=1) + "\n")
+    path.write_text(json.dumps({"settings": settings, "space": plain, **scores}, indent=1) + "\n")
     return space
 
 
-def measured(name: str, cfg: DictConfig, seconds: float, real: Float[Tensor, "n d"]) -> Space:
-    """All of one run, its Fréchet distance from features of real images; its first samples beside."""
+def measure(name: str, cfg: DictConfig, seconds: float, reference: Float[Tensor, "n d"]) -> Space:
+    """Measure one run, and save its first samples.
+
+    Args:
+        reference: features of rendered scenes, for the Fréchet distance.
+    """
     out = Path(cfg.out) / name
     out.mkdir(parents=True, exist_ok=True)
-    model, header = files.load_model(str(file(cfg, name)), cfg.device)
+    model, header = load_model(str(model_path(cfg, name)), cfg.device)
     size, steps = (int(header["size"]), int(header["size"])), int(header["step"])
     factor, latent_channels = model.first_stage.downsampling, model.first_stage.latent_channels
-    cached = training_speed(name, cfg, out / "trial")
-    batch = run_config.read(file(cfg, name).parent)["data"]["global_batch_size"]
-    wanted = captions("train", cfg.n)
-    images, clock = draw(model, wanted, cfg, size)
+    speed = uncached_speed = measure_training_speed(name, cfg, out / "trial")
+    if factor > 1:
+        uncached_speed = measure_training_speed(name, cfg, out / "trial_uncached", WITHOUT_CACHE)
+    batch = run_config.read(model_path(cfg, name).parent)["data"]["global_batch_size"]
+    prompts = captions("train", cfg.n)
+    images, duration = sample_timed(model, prompts, cfg, size)
     for i, image in enumerate(images[: cfg.shown]):
         to_pil(image).save(out / f"{i:02d}.png")
     return Space(
         factor=factor,
         channels=latent_channels,
         parameters=sum(p.numel() for p in model.denoiser.parameters()),
-        gmac=gmac(model, size),
-        seconds=seconds,
+        gmac=count_gmac(model, size),
+        planned_seconds=seconds,
         steps=steps,
-        pictures=steps * batch,
-        cached=cached,
-        uncached=cached if factor == 1 else training_speed(name, cfg, out / "trial_uncached", PIXELS),
-        encoding=None if factor == 1 else encoding(model, cfg, size[0]),
-        denoising=clock.denoising,
-        decoding=clock.decoding,
-        samples=score(images, wanted),
-        distance=frechet_distance(demo_features(images), real),
-        reconstructions=ceilings(model, cfg.n)["their reconstructions (ceiling)"],
+        images=steps * batch,
+        training_speed=speed,
+        uncached_training_speed=uncached_speed,
+        encoding_speed=None if factor == 1 else measure_encoding_speed(model, cfg, size[0]),
+        denoising_seconds=duration.denoising,
+        decoding_seconds=duration.decoding,
+        samples=score_alignment(images, prompts),
+        distance=frechet_distance(demo_features(images), reference),
+        reconstructions=score_ceilings(model.first_stage, cfg.n)["reconstructions (ceiling)"],
     )
 
 
 @torch.no_grad()
-def gmac(model: LatentDiffusion, size: tuple[int, int]) -> float:
-    """10^9 multiplications and additions of a image's pass through the denoiser, without guidance."""
-    # On the meta device attention is counted, too, which the CPU's fused kernel hides from the counter.
-    twin = copy.deepcopy(model).to("meta")
-    shape = twin.latent_shape(*size)
+def count_gmac(model: LatentDiffusion, size: tuple[int, int]) -> float:
+    """Count the 10^9 multiply-accumulates of the denoiser per image, without guidance."""
+    # On the meta device attention is counted as well; the CPU's fused kernel hides it from the counter.
+    meta = copy.deepcopy(model).to("meta")
+    shape = meta.latent_shape(*size)
     z_t, t = torch.zeros(1, *shape, device="meta"), torch.zeros(1, device="meta")
-    cond = twin.null(1, shape[1:])
+    cond = meta.null(1, shape[1:])
     with FlopCounterMode(display=False) as counter:
-        twin.denoiser(z_t, t, cond)
+        meta.denoiser(z_t, t, cond)
     return counter.get_total_flops() / 2e9
 
 
-def training_speed(name: str, cfg: DictConfig, run: Path, data: Sequence[str] = ()) -> float:
-    """Images a second of a few steps of the same training, now: all spaces on one machine in one hour."""
-    words = [word.format(shards=cfg.shards) for word in data]
-    whole = OmegaConf.create(run_config.read(file(cfg, name).parent))
-    equal_time.try_out(name, run, [*cfg.given, *words, QUIET], whole, cfg.trial_steps)
-    return equal_time.images_a_second(run)
+def measure_training_speed(name: str, cfg: DictConfig, run: Path, overrides: Sequence[str] = ()) -> float:
+    """Train a few steps now, so that all spaces are timed on one machine in one hour; return images/s."""
+    extra = [override.format(shards=cfg.shards) for override in overrides]
+    train_cfg = OmegaConf.create(run_config.read(model_path(cfg, name).parent))
+    equal_time.run_trial(name, run, [*cfg.given, *extra, WITHOUT_STATISTICS], train_cfg, cfg.trial_steps)
+    return equal_time.images_per_second(run)
 
 
 @torch.no_grad()
-def encoding(model: LatentDiffusion, cfg: DictConfig, size: int) -> float:
-    """Images a second through the encoder, in the precision of training."""
+def measure_encoding_speed(model: LatentDiffusion, cfg: DictConfig, size: int) -> float:
+    """Return the images/s of the encoder in the precision of training."""
     device = model.first_stage.latent_mean.device
-    parts = [
-        x.to(device).float() / 127.5 - 1 for x in pictures(cfg.shards, size, cfg.encoded, cfg.batch_size)
+    batches = [
+        x.to(device).float() / 127.5 - 1 for x in load_images(cfg.shards, size, cfg.encoded, cfg.batch_size)
     ]
     with training_precision(device):
-        model.first_stage.posterior(parts[0])  # kernels are made in the first pass
-        start = now(device)
-        for x in parts:
+        model.first_stage.posterior(batches[0])  # warm-up: the first pass compiles kernels
+        start = synchronized_time(device)
+        for x in batches:
             model.first_stage.posterior(x)
-    return sum(map(len, parts)) / (now(device) - start)
+    return sum(map(len, batches)) / (synchronized_time(device) - start)
 
 
 def training_precision(device: torch.device) -> AbstractContextManager:
-    """bf16 where training would have it."""
-    bf16 = precision("auto" if device.type == "cuda" else "cpu") != "32-true"
+    """Return an autocast to bf16 if training on this device uses it."""
+    bf16 = default_precision("auto" if device.type == "cuda" else "cpu") != "32-true"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 @dataclass
-class Clock:
-    """Seconds of sampling, in its two parts."""
+class SamplingTime:
+    """Seconds of sampling, by part."""
 
     denoising: float = 0.0
     decoding: float = 0.0
 
 
-def draw(
-    model: LatentDiffusion, wanted: list[str], cfg: DictConfig, size: tuple[int, int]
-) -> tuple[Float[Tensor, "b 3 h w"], Clock]:
-    """A image a caption, as sample.py draws it, and where the time went."""
-    sampler, guidance, spacing = (
-        instantiate(cfg.sampler),
-        instantiate(cfg.guidance),
-        instantiate(cfg.timestep_spacing),
-    )
+def sample_timed(
+    model: LatentDiffusion, prompts: list[str], cfg: DictConfig, size: tuple[int, int]
+) -> tuple[Float[Tensor, "b 3 h w"], SamplingTime]:
+    """Sample an image per prompt, as sample.py does, and measure the time of both parts."""
+    sampler, guidance = instantiate(cfg.sampler), instantiate(cfg.guidance)
+    spacing = instantiate(cfg.timestep_spacing)
     times, device = spacing(model.schedule, cfg.steps), next(model.denoiser.parameters()).device
-    clock = Clock()
+    duration = SamplingTime()
 
-    def make(part: slice, progress: files.Progress) -> Tensor:
-        start = middle = now(device)
-
-        def steps(made: Iterator[Tensor]) -> Iterator[Tensor]:
-            nonlocal middle
-            yield from progress(made)
-            middle = now(device)
-
+    def trajectory(part: slice) -> Iterator[Tensor]:
+        start = synchronized_time(device)
         seeds = range(cfg.seed, cfg.seed + cfg.n)[part]
-        words: Any = {"caption": wanted[part]}
-        images = model.generate(words, seeds, size, sampler, times, cfg.scale, None, steps, guidance)
-        clock.denoising += middle - start
-        clock.decoding += now(device) - middle
-        return images
+        batch: Any = {"caption": prompts[part]}
+        latent_size = model.latent_shape(*size)[1:]
+        denoise = model.denoise(batch, scale=cfg.scale, guidance=guidance, size=latent_size)
+        yield from model.trajectory(denoise, seeds, size, sampler, times)
+        duration.denoising += synchronized_time(device) - start
 
-    warm: Any = {"caption": wanted[: cfg.batch_size]}
-    once = spacing(model.schedule, 1)  # kernels are made in the first pass
-    model.generate(warm, range(len(warm["caption"])), size, sampler, once, cfg.scale, guidance=guidance)
-    return files.sample_in_batches(len(wanted), cfg.batch_size, len(times) - 1, model, make), clock
+    warm_up: Any = {"caption": prompts[: cfg.batch_size]}
+    seeds, one_step = range(len(warm_up["caption"])), spacing(model.schedule, 1)
+    model.generate(warm_up, seeds, size, sampler=sampler, times=one_step, scale=cfg.scale, guidance=guidance)
+    start = synchronized_time(device)
+    images = sample_in_batches(model, len(prompts), cfg.batch_size, len(times) - 1, trajectory)
+    duration.decoding = synchronized_time(device) - start - duration.denoising
+    return images, duration
 
 
-def shown(folder: Path, n: int) -> list[Image.Image]:
-    """The images that `measured` kept."""
+def open_samples(folder: Path, n: int) -> list[Image.Image]:
+    """Open the first samples that `measure` saved."""
     return [Image.open(path) for path in sorted(folder.glob("*.png"))[:n]]
 
 
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done its work."""
+def synchronized_time(device: torch.device) -> float:
+    """Return the time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

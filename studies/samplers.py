@@ -1,4 +1,4 @@
-"""Samplers on a demo model: `python -m studies.samplers ckpt=... out=docs`."""
+"""Compare samplers on a demo model: `python -m studies.samplers ckpt=... out=docs`."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from omegaconf import DictConfig
 from PIL import Image
@@ -15,9 +13,12 @@ from torch import Tensor, nn
 
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files, tasks
-from ldm.data.demo.scenes import DemoScenes, captions
-from ldm.evaluation.demo.alignment import AlignmentScore, score
+from ldm.cli.sampling.load import load_model, load_weak_model
+from ldm.cli.sampling.setup import sampling_options
+from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img, output_size, sample_images
+from ldm.data.demo.scenes import captions
+from ldm.evaluation.demo.alignment import AlignmentScore, score_alignment
+from ldm.evaluation.demo.reference import render_scenes
 from ldm.evaluation.frechet import demo_features, frechet_distance
 from ldm.grid import labelled_grid, to_pil
 from studies import CONFIGS
@@ -25,71 +26,68 @@ from studies import CONFIGS
 
 @dataclass(frozen=True)
 class Result:
-    """What a sampler made in some number of steps."""
+    """The samples of one sampler with one number of steps."""
 
     evaluations: int
-    """Passes through the network a image; guidance stacks two into one."""
+    """Network evaluations per image; guidance evaluates condition and null in one batch."""
     alignment: AlignmentScore
     distance: float
+    """Fréchet distance from rendered scenes."""
     images: Float[Tensor, "b 3 h w"]
+    """The first samples."""
 
 
 @command("samplers", CONFIGS)
 def main(cfg: DictConfig) -> None:
-    """Alignment and Fréchet distance by sampler and number of steps: a table and a grid of images."""
+    """Measure accuracy and Fréchet distance by sampler and number of steps: a table and a grid of samples."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    model, header = files.load_model(cfg.ckpt, cfg.device)
-    wanted = captions("train", cfg.n)
-    each = [tasks.SampleSpec(caption, cfg.seed + i) for i, caption in enumerate(wanted)]
-    size = files.image_size(model, cfg, header)
-    weak = files.load_weak(cfg.weak, model, cfg.device)
-    inputs = tasks.SamplingContext(model, [tasks.Txt2Img()], cfg, size, weak)
-    real = demo_features(drawn_scenes(cfg.reference, size))
+    model, header = load_model(cfg.ckpt, cfg.device)
+    weak = load_weak_model(cfg.weak, model, cfg.device)
+    prompts = captions("train", cfg.n)
+    specs = [SampleSpec(prompt, cfg.seed + i) for i, prompt in enumerate(prompts)]
+    tasks = [Txt2Img()]
+    size = output_size(tasks, model, cfg.size, header)
+    context = SamplingContext(model, tasks, sampling_options(cfg), size, weak)
+    reference = demo_features(render_scenes(cfg.reference, size))
     results: dict[tuple[str, int], Result] = {}
     for name, sampler in instantiate(cfg.samplers).items():
         for steps in cfg.steps:
             times = instantiate(cfg.timestep_spacing)(model.schedule, steps)
-            with passes(model.denoiser) as count:
-                images = tasks.sample_images(inputs, each, sampler, times)
-            passed = len(count) // math.ceil(cfg.n / cfg.batch_size)
-            distance = frechet_distance(demo_features(images), real)
-            results[name, steps] = Result(passed, score(images, wanted), distance, images[: cfg.shown])
-    floor = frechet_distance(demo_features(drawn_scenes(cfg.n, size, first=cfg.reference)), real)
-    text = table(results, cfg.n, floor)
+            with count_forward_passes(model.denoiser) as passes:
+                images = sample_images(context, specs, sampler=sampler, times=times)
+            evaluations = len(passes) // math.ceil(cfg.n / cfg.batch_size)
+            distance = frechet_distance(demo_features(images), reference)
+            alignment = score_alignment(images, prompts)
+            results[name, steps] = Result(evaluations, alignment, distance, images[: cfg.shown])
+    scenes = render_scenes(cfg.n, size, first=cfg.reference)
+    text = table(results, cfg.n, frechet_distance(demo_features(scenes), reference))
     (out / "samplers_demo.md").write_text(text)
-    labelled_grid(rows(results)).save(out / "samplers_demo.png")
+    labelled_grid(grid_rows(results)).save(out / "samplers_demo.png")
     print(f"{text}\nwrote {out / 'samplers_demo.md'} and {out / 'samplers_demo.png'}")
 
 
-def drawn_scenes(n: int, size: tuple[int, int], first: int = 0) -> Float[Tensor, "b 3 h w"]:
-    """Scenes of the validation split in [-1, 1], as the model's images are."""
-    scenes = DemoScenes("val", first + n)
-    pictures = [scenes[i].image.resize(size[::-1]) for i in range(first, first + n)]
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2) / 127.5 - 1
-
-
 @contextmanager
-def passes(network: nn.Module) -> Iterator[list[None]]:
-    """Grows by one with every pass through the network."""
-    count: list[None] = []
+def count_forward_passes(network: nn.Module) -> Iterator[list[None]]:
+    """Yield a list that grows by one with every forward pass of the network."""
+    passes: list[None] = []
 
     def hook(*_: object) -> None:
-        count.append(None)
+        passes.append(None)
 
     handle = network.register_forward_pre_hook(hook)
     try:
-        yield count
+        yield passes
     finally:
         handle.remove()
 
 
 def table(results: Mapping[tuple[str, int], Result], n: int, floor: float) -> str:
-    """Markdown."""
+    """Return a Markdown table; `floor` is the Fréchet distance of n rendered scenes."""
     lines = [
-        f"{n} images each; the Fréchet distance of as many drawn scenes is {floor:.3f}.",
+        f"{n} samples each; the Fréchet distance of as many rendered scenes is {floor:.3f}.",
         "",
-        "| sampler | steps | evaluations | all right | 95 % | Fréchet distance |",
+        "| sampler | steps | evaluations | accuracy | 95 % CI | Fréchet distance |",
         "|---|---|---|---|---|---|",
     ]
     for (name, steps), r in results.items():
@@ -101,12 +99,14 @@ def table(results: Mapping[tuple[str, int], Result], n: int, floor: float) -> st
     return "\n".join(lines) + "\n"
 
 
-def rows(results: Mapping[tuple[str, int], Result]) -> list[tuple[str, Sequence[Image.Image]]]:
-    """A row a sampler: the first images at each number of steps."""
-    names = dict.fromkeys(name for name, _ in results)
-    found = {name: [(steps, r) for (other, steps), r in results.items() if other == name] for name in names}
-    labels = {name: f"{name}: {', '.join(str(s) for s, _ in each)} steps" for name, each in found.items()}
-    return [(labels[name], [to_pil(x) for _, r in each for x in r.images]) for name, each in found.items()]
+def grid_rows(results: Mapping[tuple[str, int], Result]) -> list[tuple[str, Sequence[Image.Image]]]:
+    """Return one row per sampler: its first samples with each number of steps."""
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    for sampler in dict.fromkeys(name for name, _ in results):
+        by_steps = {steps: r for (name, steps), r in results.items() if name == sampler}
+        label = f"{sampler}: {', '.join(str(steps) for steps in by_steps)} steps"
+        rows.append((label, [to_pil(x) for r in by_steps.values() for x in r.images]))
+    return rows
 
 
 if __name__ == "__main__":

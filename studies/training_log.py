@@ -1,69 +1,76 @@
-"""What a run's log says: how long it took, and what the discriminator's onset did."""
+"""Summarize a run's log: how long training took, and how far PSNR dropped after the discriminator started."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.cli import compare
+from ldm.cli.training import run_log
 
 
 @dataclass(frozen=True)
 class PSNRDrop:
-    """PSNR behind a discriminator's start, against the best before it."""
+    """PSNR after the start of a discriminator, compared with the best PSNR before it."""
 
-    fall: float
-    """The deepest, in dB; below 0 where PSNR never was as low again."""
+    depth: float
+    """The largest drop, in dB; negative if PSNR stayed above."""
     steps_below: int
-    """Longest stretch that stayed more than 1 dB below."""
+    """Longest period, in steps, more than 1 dB below."""
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """A run's length."""
+    """The length of a run, and its PSNR drop."""
 
     steps: int
     seconds: float | None
-    """Of training, validation left out; None of a run too short to have logged its speed."""
+    """Of training without validation; None for a run too short to log its speed."""
     psnr_drop: PSNRDrop | None
+    """None without a discriminator, or without PSNR from before and after its start."""
 
 
-def read(run: Path) -> TrainingSummary | None:
-    """A run's training; None for a folder without a log."""
+def summarize(run: Path) -> TrainingSummary | None:
+    """Summarize the run in a folder; None without a log."""
     if not (run / "metrics.csv").is_file():
         return None
-    found = compare.read(run)
-    steps, batch = (found.config[a][b] for a, b in (("trainer", "max_steps"), ("data", "global_batch_size")))
-    speeds = [value for _, value in found.columns.get("speed/images_per_second", [])]
+    log = run_log.read(run)
+    steps, batch = log.config["trainer"]["max_steps"], log.config["data"]["global_batch_size"]
+    speeds = [value for _, value in log.columns.get("speed/images_per_second", [])]
     seconds = steps * batch * sum(1 / value for value in speeds) / len(speeds) if speeds else None
-    adversary = found.config["stage"].get("adversary")  # stage 2 has none
-    psnr = found.columns.get("val/psnr", [])
-    return TrainingSummary(steps, seconds, psnr_drop(psnr, adversary["start"]) if adversary else None)
+    adversary = log.config["stage"].get("adversary")  # stage 2 has none
+    psnr = log.columns.get("val/psnr", [])
+    drop = find_psnr_drop(psnr, adversary["start"]) if adversary else None
+    return TrainingSummary(steps, seconds, drop)
 
 
-def psnr_drop(psnr: Sequence[tuple[float, float]], start: int) -> PSNRDrop | None:
-    """What PSNR, points of (step, dB), did behind step `start`; None without points on both sides of it."""
+def find_psnr_drop(psnr: Sequence[tuple[float, float]], start: int) -> PSNRDrop | None:
+    """Return the drop of PSNR, given as (step, dB), after step `start`; None without points on both sides."""
     before = [value for step, value in psnr if step <= start]
-    later = [(step, value) for step, value in psnr if step > start]
-    if not before or not later:
+    after = [(step, value) for step, value in psnr if step > start]
+    if not before or not after:
         return None
     best = max(before)
-    longest, since = 0.0, None
-    for step, value in later:
-        since = None if value >= best - 1 else step if since is None else since
-        longest = longest if since is None else max(longest, step - since)
-    return PSNRDrop(best - min(value for _, value in later), int(longest))
+    longest = 0.0
+    fell_at: float | None = None
+    for step, value in after:
+        if value >= best - 1:
+            fell_at = None
+            continue
+        if fell_at is None:
+            fell_at = step
+        longest = max(longest, step - fell_at)
+    return PSNRDrop(best - min(value for _, value in after), int(longest))
 
 
 def table(rows: dict[str, TrainingSummary]) -> str:
-    """A Markdown table, one first stage a row."""
+    """Return a Markdown table with one row per first stage."""
     lines = [
-        "| first stage | steps | training, s | deepest fall of PSNR at the discriminator's onset, dB "
+        "| first stage | steps | training, s | largest PSNR drop after the discriminator starts, dB "
         "| steps more than 1 dB below |",
         "|---|---|---|---|---|",
     ]
     for name, r in rows.items():
-        length = "" if r.seconds is None else f"{r.seconds:.0f}"
-        behind = "" if r.onset is None else f"{r.onset.fall:.2f}"
-        below = "" if r.onset is None else f"{r.onset.steps_below}"
-        lines.append(f"| {name} | {r.steps:,} | {length} | {behind} | {below} |")
+        seconds = "" if r.seconds is None else f"{r.seconds:.0f}"
+        depth = "" if r.psnr_drop is None else f"{r.psnr_drop.depth:.2f}"
+        below = "" if r.psnr_drop is None else f"{r.psnr_drop.steps_below}"
+        lines.append(f"| {name} | {r.steps:,} | {seconds} | {depth} | {below} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What schedules and samplers make of two moons, exactly denoised: `python -m studies.two_moons out=docs`."""
+"""Compare schedules and samplers on two moons, exactly denoised: `python -m studies.two_moons out=docs`."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,49 +19,49 @@ from ldm.diffusion.schedule import Schedule
 from studies import CONFIGS
 
 EXTENT = 2.5
-"""Half the side of a image."""
+"""Half the width and height of each plot."""
 
 
 @command("two_moons", CONFIGS)
 def main(cfg: DictConfig) -> None:
-    """Write images of two moons under noise and of what samplers draw, and a table of how far it is off."""
+    """Plot two moons under noise and as sampled by each sampler, with a table of the samplers' errors."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     means, n = two_moons(cfg.k), cfg.n
-    true = sample_mixture(means, cfg.std, n, rng.generator(cfg.seed, 0, "moons"))
+    moons = sample_mixture(means, cfg.std, n, rng.generator(cfg.seed, 0, "moons"))
     schedules, samplers = instantiate(cfg.schedules), instantiate(cfg.samplers)
-    rows = {name: noised(schedule, true, cfg) for name, schedule in schedules.items()}
+    rows = {name: add_noise(schedule, moons, cfg) for name, schedule in schedules.items()}
     titles = [f"{share:g} T" for share in cfg.shares]
-    plots.clouds(rows, titles, EXTENT).savefig(out / "densities_schedules.png")
-    found = {
-        (name, steps): sampled(
+    plots.plot_points(rows, titles, EXTENT).savefig(out / "two_moons_schedules.png")
+    samples = {
+        (name, steps): sample(
             instantiate(cfg.schedule), sampler, instantiate(cfg.timestep_spacing), steps, cfg
         )
         for name, sampler in samplers.items()
         for steps in cfg.steps
     }
-    rows = {name: [found[name, steps] for steps in cfg.steps] for name in samplers}
+    rows = {name: [samples[name, steps] for steps in cfg.steps] for name in samplers}
     titles = [f"{steps} steps" for steps in cfg.steps]
-    plots.clouds(rows, titles, EXTENT).savefig(out / "densities_samplers.png")
-    again = sample_mixture(means, cfg.std, n, rng.generator(cfg.seed, 1, "moons"))
-    off = {key: energy_distance(x, true) for key, x in found.items()}
-    text = table(off, energy_distance(again, true))
-    (out / "densities.md").write_text(text)
-    print(f"{text}\nwrote densities_schedules.png, densities_samplers.png and densities.md into {out}")
+    plots.plot_points(rows, titles, EXTENT).savefig(out / "two_moons_samplers.png")
+    other_moons = sample_mixture(means, cfg.std, n, rng.generator(cfg.seed, 1, "moons"))
+    distances = {key: energy_distance(x, moons) for key, x in samples.items()}
+    text = table(distances, energy_distance(other_moons, moons))
+    (out / "two_moons.md").write_text(text)
+    print(f"{text}\nwrote two_moons_schedules.png, two_moons_samplers.png and two_moons.md to {out}")
 
 
-def noised(schedule: Schedule, true: Float[Tensor, "b 2"], cfg: DictConfig) -> list[Float[Tensor, "b 2"]]:
-    """z_t at the shares of T that the config lists."""
+def add_noise(schedule: Schedule, z_0: Float[Tensor, "b 2"], cfg: DictConfig) -> list[Float[Tensor, "b 2"]]:
+    """Return z_t at the proportions of T in `cfg.shares`."""
     t = torch.tensor([share * schedule.num_steps for share in cfg.shares], dtype=torch.float64)
-    eps = torch.randn(true.shape, generator=rng.generator(cfg.seed, 0, "eps"), dtype=torch.float64)
+    eps = torch.randn(z_0.shape, generator=rng.generator(cfg.seed, 0, "eps"), dtype=torch.float64)
     pairs = zip(schedule.alpha(t).flatten(), schedule.sigma(t).flatten(), strict=True)
-    return [alpha * true + sigma * eps for alpha, sigma in pairs]
+    return [alpha * z_0 + sigma * eps for alpha, sigma in pairs]
 
 
-def sampled(
+def sample(
     schedule: Schedule, sampler: Sampler, spacing: partial[Tensor], steps: int, cfg: DictConfig
 ) -> Float[Tensor, "b 2"]:
-    """What a sampler draws."""
+    """Sample n points with the exact denoiser."""
 
     def noise(step: int) -> Tensor:
         generator = rng.generator(cfg.seed, 0, f"sampler/{step}")
@@ -72,17 +72,17 @@ def sampled(
     return z_0.flatten(1)
 
 
-def table(off: Mapping[tuple[str, int], float], floor: float) -> str:
-    """Energy distances as Markdown."""
-    samplers, steps = (list(dict.fromkeys(key[i] for key in off)) for i in (0, 1))
+def table(distances: Mapping[tuple[str, int], float], floor: float) -> str:
+    """Return the energy distances as a Markdown table; `floor` is that of a second exact sample."""
+    samplers, steps = (list(dict.fromkeys(key[i] for key in distances)) for i in (0, 1))
     lines = [
-        f"Energy distance to an exact sample, in thousandths; that of another one is {1000 * floor:.1f}.",
+        f"1000 × energy distance from an exact sample; a second exact sample has {1000 * floor:.1f}.",
         "",
         "| sampler | " + " | ".join(f"{n} steps" for n in steps) + " |",
         "|---" * (len(steps) + 1) + "|",
     ]
     for name in samplers:
-        lines.append(f"| {name} | " + " | ".join(f"{1000 * off[name, n]:.1f}" for n in steps) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{1000 * distances[name, n]:.1f}" for n in steps) + " |")
     return "\n".join(lines) + "\n"
 
 

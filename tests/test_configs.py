@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ldm.cli.config.compose import CONFIGS, choices, compose
 from ldm.cli.config.instantiate import instantiate
 from ldm.data.datamodule import ShardDataModule
-from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.guidance import Guidance, Prediction
 from ldm.diffusion.parameterization import Eps
 from ldm.diffusion.schedule import ScaledLinear
 from ldm.diffusion.times import trailing
@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
 from ldm.typing import Conditioning
+from studies import CONFIGS as STUDIES
 from tests.support.configs import options
 
 EXPERIMENTS = options("experiment")
@@ -140,15 +141,15 @@ GROUPS = {
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
 }
 """The stage in which each group is chosen."""
-TOLD = {
+DOCUMENTED = {
     (group, name): int(number.replace(",", ""))
     for group, name, number in re.findall(
-        r"^\| `(\w+)=(\w+)` \|.*\| ([\d,]+) \|$",
-        (CONFIGS.parent / "docs" / "networks.md").read_text(),
+        r"^\| `(\w+)=([\w/]+)` \|.*\| ([\d,]+) \|$",
+        (CONFIGS.parent / "docs" / "guide" / "networks.md").read_text(),
         flags=re.MULTILINE,
     )
 }
-"""What docs/networks.md says of each option's size."""
+"""The parameter counts of docs/guide/networks.md."""
 LEAVES = [
     (stage, group, name) for stage, groups in GROUPS.items() for group in groups for name in options(group)
 ]
@@ -161,7 +162,7 @@ def count(module: torch.nn.Module) -> int:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_builds(name):
     cfg = compose("train", [f"experiment={name}", *GIVEN])
-    assert cfg.name == name and cfg.run == f"runs/{name}"
+    assert cfg.name == name.replace("/", "_") and cfg.run == f"runs/{cfg.name}"
     with torch.device("meta"):
         stage = instantiate(cfg.stage)
     assert isinstance(stage, Stage) and isinstance(instantiate(cfg.data), ShardDataModule)
@@ -205,7 +206,7 @@ def test_a_leaf_builds(stage, group, name):
     if name in PARTS.get(group, {}):
         assert count(made) == PARTS[group][name]
     if group in ("autoencoder", "denoiser", "conditioner"):
-        assert TOLD.get((group, name)) == count(made), "as docs/networks.md says"
+        assert DOCUMENTED.get((group, name)) == count(made), "as docs/guide/networks.md says"
     if group == "optimizer":
         made([torch.nn.Parameter(torch.zeros(1))])
 
@@ -248,7 +249,7 @@ def test_a_source_builds(name, tmp_path):
         assert "font" in str(error), "only the emoji's font may be missing here"
 
 
-@pytest.mark.parametrize("name", options("spacing"))
+@pytest.mark.parametrize("name", options("timestep_spacing"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_sampling_builds(sampler, name):
     cfg = compose("sample", ["ckpt=a", "prompts=[a]", f"sampler={sampler}", f"timestep_spacing={name}"])
@@ -261,8 +262,9 @@ def test_sampling_builds(sampler, name):
 def test_guidance_builds(name):
     guidance = instantiate(compose("sample", ["ckpt=a", "prompts=[a]", f"guidance={name}"]).guidance)
     assert isinstance(guidance, Guidance)
-    cond = Conditioning(torch.ones(2, 1, 4), None, torch.ones(2, 1, 3, 3))
-    denoise = guidance(lambda z, t, c: z * c.context.mean(), ScaledLinear(), Eps(), cond, cond, 1.5)
+    cond = Conditioning(context=torch.ones(2, 1, 4), concat=torch.ones(2, 1, 3, 3))
+    network = lambda z, t, c: z * c.context.mean()  # noqa: E731
+    denoise = guidance(Prediction(network, ScaledLinear(), Eps(), cond, cond), 1.5)
     z_0, eps = denoise(torch.randn(2, 4, 3, 3), torch.tensor(500.0))
     assert z_0.isfinite().all() and z_0.shape == eps.shape == (2, 4, 3, 3)
 
@@ -314,13 +316,16 @@ def test_a_task_builds(name):
         ("sample", ["ckpt=a", "prompts=b"]),
         ("pack", ["source=demo", "out=b"]),
         ("ema", ["ckpt=a", "snapshots=b", "length=0.1", "out=c"]),
-        ("widen", ["experiment=sd15_inpainting512", "ckpt=a", "out=b"]),
-        ("compare_samplers", ["ckpt=a", "out=b"]),
-        ("densities", ["out=a"]),
+        ("expand_inputs", ["experiment=sd15_inpainting512", "ckpt=a", "out=b"]),
     ],
 )
 def test_a_command_composes(command, words):
     OmegaConf.to_container(compose(command, words), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(("study", "words"), [("samplers", ["ckpt=a", "out=b"]), ("two_moons", ["out=a"])])
+def test_a_study_composes(study, words):
+    OmegaConf.to_container(compose(study, words, STUDIES), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -336,10 +341,10 @@ def test_an_experiment_says_what_it_is(name):
 
 
 def test_the_table_of_full_size_experiments_is_true():
-    """docs/experiments.md has each of them once, with its size, its first stage and its conditioner."""
+    """docs/guide/experiments.md has each of them once, with its size, its first stage and its conditioner."""
     cells = [
         [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
-        for line in (CONFIGS.parent / "docs" / "experiments.md").read_text().splitlines()
+        for line in (CONFIGS.parent / "docs" / "guide" / "experiments.md").read_text().splitlines()
         if line.startswith("| `")
     ]
     rows = {row[0]: row[1:] for row in cells}

@@ -44,5 +44,5 @@ def test_a_discriminators_onset_costs_little_and_not_for_long(scenes, tmp_path, 
     run = trained("demo/ae_gan", scenes, tmp_path / "gan", monkeypatch, *words, *times)
     heard = tiny.column(run / "metrics.csv", "train/lambda")
     assert min(heard) == 250 and heard[500] > 0, "from the onset on"
-    onset = training_log.read(run).onset
+    onset = training_log.summarize(run).psnr_drop
     assert onset is not None and onset.steps_below <= 200, onset

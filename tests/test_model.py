@@ -8,7 +8,7 @@ import torch
 from ldm.conditioning.base import Compose, Conditioner
 from ldm.conditioning.rescalers import PixelUnshuffle
 from ldm.conditioning.spatial import LatentImage, ScalarMap
-from ldm.diffusion.guidance import Nested, guided, interval, two_conditions
+from ldm.diffusion.guidance import NestedCFG, classifier_free_guidance, instruct_pix2pix_cfg, interval_cfg
 from ldm.diffusion.parameterization import Eps, V
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine
@@ -63,26 +63,28 @@ def edited(model, scale, guidance, pictures=(0.5, -0.5)):
     hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     batch = {"caption": CAPTIONS[:2], "image": list(pictures)}
     times = trailing(model.schedule, 4)
-    drawn = model.generate(batch, [0, 1], (16, 16), ddim, times, scale, guidance=guidance)
+    drawn = model.generate(batch, [0, 1], (16, 16), sampler=ddim, times=times, scale=scale, guidance=guidance)
     hook.remove()
     return drawn, sizes
 
 
 def test_a_image_and_a_text_guide_with_a_scale_each(edits):
-    both, sizes = edited(edits, 3.0, partial(two_conditions, image_scale=1.5))
+    both, sizes = edited(edits, 3.0, partial(instruct_pix2pix_cfg, image_scale=1.5))
     assert sizes == [6] * 4, "null, image, and image with text, in one pass"
-    same, sizes = edited(edits, 3.0, partial(two_conditions, image_scale=3.0))
-    one, guided_sizes = edited(edits, 3.0, guided)
+    same, sizes = edited(edits, 3.0, partial(instruct_pix2pix_cfg, image_scale=3.0))
+    one, guided_sizes = edited(edits, 3.0, classifier_free_guidance)
     torch.testing.assert_close(same, one, rtol=0, atol=1e-5)  # one scale for both is the plain guidance
     assert guided_sizes == [4] * 4 and (both - one).norm() > 1e-3
-    other, _ = edited(edits, 3.0, partial(two_conditions, image_scale=1.5), (0.5, 0.5))
+    other, _ = edited(edits, 3.0, partial(instruct_pix2pix_cfg, image_scale=1.5), (0.5, 0.5))
     torch.testing.assert_close(both[0], other[0], rtol=0, atol=1e-5)
     assert (both[1] - other[1]).norm() > 1e-3
 
 
-@pytest.mark.parametrize("guidance", [guided, partial(two_conditions, image_scale=1.0), interval])
+@pytest.mark.parametrize(
+    "guidance", [classifier_free_guidance, partial(instruct_pix2pix_cfg, image_scale=1.0), interval_cfg]
+)
 def test_scale_1_passes_the_batch_once_as_it_is(edits, guidance):
-    plain, sizes = edited(edits, 1.0, guided)
+    plain, sizes = edited(edits, 1.0, classifier_free_guidance)
     drawn, more = edited(edits, 1.0, guidance)
     assert sizes == more == [2] * 4 and torch.equal(drawn, plain)
 
@@ -90,7 +92,7 @@ def test_scale_1_passes_the_batch_once_as_it_is(edits, guidance):
 def test_outside_the_interval_the_batch_passes_once_as_it_is(edits):
     times = trailing(edits.schedule, 4)[:4]
     ratio = (-edits.schedule.lam(times)).exp().flatten()
-    within = partial(interval, low=ratio[3].item(), high=ratio[1].item(), guidance=instruct_pix2pix)
+    within = partial(interval_cfg, low=ratio[3].item(), high=ratio[1].item(), guidance=instruct_pix2pix_cfg)
     _, sizes = edited(edits, 3.0, within)
     assert sizes == [2, 6, 6, 2], "low is outside and high is inside"
 
@@ -98,7 +100,7 @@ def test_outside_the_interval_the_batch_passes_once_as_it_is(edits):
 def draw(model, seeds, captions=None, scale=2.0, eta=0.0, negative=None, size=(16, 16)):
     captions = captions or [CAPTIONS[seed % 3] for seed in seeds]
     times, sampler = trailing(model.schedule, 5), partial(ddim, eta=eta)
-    return model.generate({"caption": captions}, seeds, size, sampler, times, scale, negative)
+    return model.generate({"caption": captions}, seeds, size, sampler=sampler, times=times, scale=scale, negative=negative)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -136,23 +138,19 @@ def test_scale_1_is_no_guidance(model):
     assert (draw(model, [0, 1], scale=1.0) - draw(model, [0, 1], scale=3.0)).norm() > 1e-3
 
 
-def test_progress_sees_z_T_and_every_step(model):
-    seen = []
-
-    def progress(steps):
-        for z in steps:
-            seen.append(z)
-            yield z
-
-    times = trailing(model.schedule, 4)
-    images = model.generate({"caption": CAPTIONS[:1]}, [0], (16, 16), ddim, times, 1.0, progress=progress)
-    assert len(seen) == 5
-    assert torch.equal(images, model.first_stage.decode(seen[-1]).clamp(-1, 1))
+def test_a_trajectory_yields_z_T_and_every_step(model):
+    batch, times = {"caption": CAPTIONS[:1]}, trailing(model.schedule, 4)
+    denoise = model.denoise(batch, scale=1.0, size=(4, 4))
+    with torch.no_grad():
+        steps = list(model.trajectory(denoise, [0], (16, 16), ddim, times))
+    images = model.generate(batch, [0], (16, 16), sampler=ddim, times=times, scale=1.0)
+    assert len(steps) == 5
+    assert torch.equal(images, model.first_stage.decode(steps[-1]).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("size", [(18, 16), (16, 2), (0, 16)])
 def test_a_size_that_does_not_divide_is_refused(model, size):
-    with pytest.raises(UserError, match=rf"{size[0]}x{size[1]} does not divide by .* factor 4"):
+    with pytest.raises(UserError, match=rf"{size[0]}x{size[1]} .* multiples of .* factor 4"):
         draw(model, [0], size=size)
 
 
@@ -178,7 +176,7 @@ def conditioned(**dropouts):
     parts = {
         "text": tiny.diffusion().conditioner.conditioners["text"],
         "depth": ScalarMap("depth", 0.2, 4, PixelUnshuffle(1, 4)),
-        "image": LatentImage(4, 0.2, 4, key="image"),
+        "image": LatentImage(4, 0.2, 4, batch_key="image"),
     }
     for name, dropout in dropouts.items():
         parts[name].dropout = dropout
@@ -218,60 +216,60 @@ def test_a_images_latent_is_the_posteriors_mean_normalised():
 
 def test_guidance_keeps_what_training_never_drops():
     model, batch = conditioned(depth=0.0, image=0.0), given()
-    y, null = (eps_of(model.denoise(batch, 1.0, active=active)) for active in (None, ()))
-    torch.testing.assert_close(eps_of(model.denoise(batch, 3.0)), null + 3 * (y - null), rtol=1e-3, atol=1e-4)
-    kept = eps_of(model.denoise({**batch, "depth": -batch["depth"]}, 1.0, active=()))
+    y, null = (eps_of(model.denoise(batch, scale=1.0, active=active)) for active in (None, ()))
+    torch.testing.assert_close(eps_of(model.denoise(batch, scale=3.0)), null + 3 * (y - null), rtol=1e-3, atol=1e-4)
+    kept = eps_of(model.denoise({**batch, "depth": -batch["depth"]}, scale=1.0, active=()))
     assert (kept - null).norm() > 1e-3, "the depth is in the null, for the network knows no absence of it"
-    away = model.denoise(batch, 3.0, negative={"caption": ["a red square"] * 2})
-    other = eps_of(model.denoise({**batch, "caption": ["a red square"] * 2}, 1.0))
+    away = model.denoise(batch, scale=3.0, negative={"caption": ["a red square"] * 2})
+    other = eps_of(model.denoise({**batch, "caption": ["a red square"] * 2}, scale=1.0))
     torch.testing.assert_close(eps_of(away), other + 3 * (y - other), rtol=1e-3, atol=1e-4)
 
 
 def test_a_negative_prompt_leaves_the_other_conditions_null():
     model, batch = conditioned(), given()
     y, other = (
-        eps_of(model.denoise({**batch, "caption": words}, 1.0, active=active))
+        eps_of(model.denoise({**batch, "caption": words}, scale=1.0, active=active))
         for words, active in ((batch["caption"], None), (["a red square"] * 2, {"text"}))
     )
-    away = eps_of(model.denoise(batch, 3.0, negative={"caption": ["a red square"] * 2}))
+    away = eps_of(model.denoise(batch, scale=3.0, negative={"caption": ["a red square"] * 2}))
     torch.testing.assert_close(away, other + 3 * (y - other), rtol=1e-3, atol=1e-4)
 
 
 def test_several_conditions_are_guided_by_a_scale_each():
     model, batch = conditioned(), given()
-    guidance = Nested({"image": 1.5, "depth": 2.0})
+    guidance = NestedCFG({"image": 1.5, "depth": 2.0})
     e0, e1, e2, e3 = (
-        eps_of(model.denoise(batch, 1.0, active=active))
+        eps_of(model.denoise(batch, scale=1.0, active=active))
         for active in ((), {"image"}, {"image", "depth"}, {"image", "depth", "text"})
     )
     expected = e0 + 1.5 * (e1 - e0) + 2.0 * (e2 - e1) + 4.0 * (e3 - e2)
-    got = eps_of(model.denoise(batch, 4.0, guidance=guidance))
+    got = eps_of(model.denoise(batch, scale=4.0, guidance=guidance))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(UserError, match="no condition pose: the model's are text, depth, image"):
-        model.denoise(batch, 4.0, guidance=Nested({"pose": 2.0}))
+    with pytest.raises(UserError, match="no condition 'pose': .* text, depth, image"):
+        model.denoise(batch, scale=4.0, guidance=NestedCFG({"pose": 2.0}))
 
 
 def test_it_draws_beyond_the_training_size_and_says_what_has_another():
     model, times = conditioned(), trailing(100, 2)
-    images = model.generate(given(32), [0, 1], (32, 32), ddim, times, 2.0)
+    images = model.generate(given(32), [0, 1], (32, 32), sampler=ddim, times=times, scale=2.0)
     assert images.shape == (2, 3, 32, 32) and images.isfinite().all()
-    with pytest.raises(UserError, match="depth belongs to latents of 4x4, and these have 8x8"):
-        model.generate(given(16), [0, 1], (32, 32), ddim, times, 2.0)
+    with pytest.raises(UserError, match="'depth' is for 4x4 latents but these are 8x8"):
+        model.generate(given(16), [0, 1], (32, 32), sampler=ddim, times=times, scale=2.0)
 
 
 def test_guidance_without_a_dropped_condition_is_refused():
     model = conditioned(text=0.0, depth=0.0, image=0.0)
-    with pytest.raises(UserError, match="trained with none dropped: give scale=1"):
-        model.denoise(given(), 2.0)
-    assert eps_of(model.denoise(given(), 1.0)).isfinite().all()
+    with pytest.raises(UserError, match="scale=2 needs classifier-free guidance"):
+        model.denoise(given(), scale=2.0)
+    assert eps_of(model.denoise(given(), scale=1.0)).isfinite().all()
 
 
 def test_a_denoiser_that_takes_other_conditions_is_refused():
     parts = conditioned()
     for numbers, message in [
-        ((4, 8, 8), "the latent has 4 and the conditions 20 .* denoiser.in_channels=24"),
-        ((24, None, 8), "takes a context of no channels, and the conditions fill 8 channels"),
-        ((24, 8, 9), "a vector of 9 channels, and the conditions fill 8 .* denoiser.vector_channels=8"),
+        ((4, 8, 8), "the latent has 4 and the concatenated conditions 20: set denoiser.in_channels=24"),
+        ((24, None, 8), "a context of no channels, but the conditions give 8 channels: set denoiser.context_channels=8"),
+        ((24, 8, 9), "a vector of 9 channels, but the conditions give 8 .* denoiser.vector_channels=8"),
         ((24, 8, None), "a vector of no channels"),
     ]:  # fmt: skip
         unet = UNet(numbers[0], 4, 16, (1, 2), 1, (1,), 2, None, *numbers[1:])

@@ -87,10 +87,15 @@ def test_every_bottlenecks_numbers_are_keys(name):
         assert bottleneck.weight == 1e-6 or not name.startswith("kl_"), "as published"
         assert moved(words, "autoencoder.bottleneck", {"weight": 0.5}).weight == 0.5
     if isinstance(bottleneck, VQBottleneck):
-        assert (bottleneck.commitment, bottleneck.attraction, bottleneck.weight) == (0.25, 1, 1)
+        assert (bottleneck.commitment_weight, bottleneck.codebook_weight, bottleneck.weight) == (0.25, 1, 1)
         assert bottleneck.revive_after == 0
         other = moved(words, "autoencoder.bottleneck", CODES)
-        assert (other.commitment, other.attraction, other.weight, other.revive_after) == (1, 0.5, 2, 7)
+        assert (other.commitment_weight, other.codebook_weight, other.weight, other.revive_after) == (
+            1,
+            0.5,
+            2,
+            7,
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in options("experiment") if n.startswith("demo/ae_vq")])
@@ -98,7 +103,12 @@ def test_a_demos_codebook_weighs_its_loss_as_the_full_sizes_do(name):
     """It stands in the place of a KL bottleneck, whose weight is another's."""
     words = [f"experiment={name}", "data.shards=shards"]
     bottleneck = instantiate(compose("train", words).autoencoder.bottleneck)
-    found = (bottleneck.commitment, bottleneck.attraction, bottleneck.weight, bottleneck.revive_after)
+    found = (
+        bottleneck.commitment_weight,
+        bottleneck.codebook_weight,
+        bottleneck.weight,
+        bottleneck.revive_after,
+    )
     assert found == (0.25, 1, 1, 50)
     assert moved(words, "autoencoder.bottleneck", CODES).weight == 2
 

@@ -1,4 +1,4 @@
-"""Foreign weights: found, downloaded, or missed in one sentence; and never in a checkpoint."""
+"""Pretrained weights: found, downloaded, or a one-sentence error; and never in a checkpoint."""
 
 import copy
 import hashlib
@@ -19,7 +19,7 @@ CONTENT = b"numbers"
 
 @pytest.fixture()
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
-    """A known file, published in tmp_path/web, with nothing in the user's folders yet."""
+    """An entry of WEIGHTS, published in tmp_path/web; the user's folders are empty."""
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "tiny.pt").write_bytes(CONTENT)
     weights = Weights(
@@ -34,12 +34,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     return weights
 
 
-@pytest.mark.parametrize("place", ["own", "cache"])
-def test_a_file_that_is_there_is_found(tiny: Weights, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", ["own", "cache"])
+def test_an_existing_file_is_found(tiny: Weights, tmp_path: Path, folder: str) -> None:
     (tmp_path / "web" / "tiny.pt").unlink()
-    (tmp_path / place).mkdir()
-    (tmp_path / place / "tiny.pt").write_bytes(CONTENT)
-    assert find("tiny") == tmp_path / place / "tiny.pt"
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "tiny.pt").write_bytes(CONTENT)
+    assert find("tiny") == tmp_path / folder / "tiny.pt"
 
 
 def test_a_cache_that_names_files_by_hash(tiny: Weights, tmp_path: Path) -> None:
@@ -48,18 +48,18 @@ def test_a_cache_that_names_files_by_hash(tiny: Weights, tmp_path: Path) -> None
     assert find("tiny") == tmp_path / "cache" / tiny.sha256
 
 
-def test_files_of_a_folder_have_different_names() -> None:
-    assert len({weights.file for weights in WEIGHTS.values()}) == len(WEIGHTS)
+def test_file_names_are_unique() -> None:
+    assert len({weights.file_name for weights in WEIGHTS.values()}) == len(WEIGHTS)
 
 
-def test_a_file_that_is_nowhere_is_downloaded_once(tiny: Weights, tmp_path: Path) -> None:
+def test_a_missing_file_is_downloaded_once(tiny: Weights, tmp_path: Path) -> None:
     assert find("tiny").read_bytes() == CONTENT
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["tiny.pt"]
     (tmp_path / "web" / "tiny.pt").unlink()
     assert find("tiny") == tmp_path / "own" / "tiny.pt"
 
 
-def test_without_a_network_one_sentence_says_what_to_do(tiny: Weights, tmp_path: Path) -> None:
+def test_without_network_access_one_sentence_says_what_to_do(tiny: Weights, tmp_path: Path) -> None:
     (tmp_path / "web" / "tiny.pt").unlink()
     with pytest.raises(UserError) as error:
         find("tiny")
@@ -70,33 +70,33 @@ def test_without_a_network_one_sentence_says_what_to_do(tiny: Weights, tmp_path:
     assert list(own.iterdir()) == []
 
 
-def test_another_file_of_that_name_is_refused(tiny: Weights, tmp_path: Path) -> None:
+def test_a_file_with_another_hash_is_refused(tiny: Weights, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "tiny.pt").write_bytes(b"other")
     with pytest.raises(UserError, match=f"is not a tiny net.*{tiny.sha256[:12]}.*`rm "):
         find("tiny")
 
 
-def test_half_a_download_leaves_nothing(
+def test_an_interrupted_download_leaves_no_file(
     tiny: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = BytesIO(CONTENT[:3])
-    half.headers = {"Content-Length": str(len(CONTENT))}
-    monkeypatch.setattr(pretrained, "urlopen", lambda url, timeout: half)
+    partial = BytesIO(CONTENT[:3])
+    partial.headers = {"Content-Length": str(len(CONTENT))}
+    monkeypatch.setattr(pretrained, "urlopen", lambda url, timeout: partial)
     with pytest.raises(UserError, match="closed after 3 of 7 bytes"):
         find("tiny")
     assert list((tmp_path / "own").iterdir()) == []
 
 
-def test_every_known_file_has_a_whole_hash_and_a_licence() -> None:
+def test_every_file_has_a_full_hash_and_a_licence() -> None:
     for name, weights in WEIGHTS.items():
         assert len(weights.sha256) == 64 and int(weights.sha256, 16) > 0, name
-        assert weights.url.startswith("https://") and weights.licence and "/" not in weights.file
-    assert WEIGHTS["clip_vit_l14"].file == "ViT-L-14.pt"
+        assert weights.url.startswith("https://") and weights.licence and "/" not in weights.file_name
+    assert WEIGHTS["clip_vit_l14"].file_name == "ViT-L-14.pt"
 
 
 class Owner(nn.Module):
-    """A trained head on a frozen part."""
+    """A trained head on a frozen layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,23 +106,23 @@ class Owner(nn.Module):
 
 def test_frozen_weights_stay_out_of_state_dicts_and_strict_loading_still_checks_the_rest() -> None:
     first, second = nn.ModuleList([Owner()]), nn.ModuleList([Owner()])
-    kept = second[0].frozen.weight.clone()
+    frozen_weight = second[0].frozen.weight.clone()
     state = first.state_dict()
     assert list(state) == ["0.head.weight", "0.head.bias"]
     second.load_state_dict(state)
     assert torch.equal(second[0].head.weight, first[0].head.weight)
-    assert torch.equal(second[0].frozen.weight, kept)
+    assert torch.equal(second[0].frozen.weight, frozen_weight)
     with pytest.raises(RuntimeError, match="0.head.bias"):
         second.load_state_dict({"0.head.weight": state["0.head.weight"]})
 
 
-def test_the_frozen_part_itself_still_loads_strictly() -> None:
+def test_the_frozen_layer_itself_still_loads_strictly() -> None:
     owner = Owner()
     with pytest.raises(RuntimeError, match="bias"):
         owner.frozen.load_state_dict({"weight": torch.zeros(2, 2)})
 
 
-def test_copies_keep_the_rule() -> None:
+def test_copies_also_leave_the_frozen_layer_out() -> None:
     for twin in (copy.deepcopy(Owner()), pickle.loads(pickle.dumps(Owner()))):
         assert list(twin.state_dict()) == ["head.weight", "head.bias"]
         twin.load_state_dict(Owner().state_dict())

@@ -1,28 +1,28 @@
-"""Randomness by (seed, position, stream)."""
+"""Random numbers keyed by (seed, position, stream)."""
 
 import torch
 
 from ldm import rng
 
 
-def test_a_sample_draws_the_same_wherever_it_stands():
+def test_a_samples_numbers_do_not_depend_on_its_batch():
     whole = rng.normal(3, range(10), "eps", (4, 2))
     assert torch.equal(whole[[7, 2]], rng.normal(3, [7, 2], "eps", (4, 2)))
     assert torch.equal(rng.uniform(3, range(10), "u")[[7, 2]], rng.uniform(3, [7, 2], "u"))
 
 
 def test_seed_position_and_stream_each_matter():
-    drawn = [rng.uniform(seed, [p], s).item() for seed in (0, 1) for p in (0, 1) for s in ("u", "drop")]
-    assert len(set(drawn)) == 8
+    numbers = [rng.uniform(seed, [p], s).item() for seed in (0, 1) for p in (0, 1) for s in ("u", "drop")]
+    assert len(set(numbers)) == 8
     assert rng.uniform(1, [11], "u") != rng.uniform(11, [1], "u"), "1/11 is not 11/1"
 
 
-def test_what_is_drawn_today_is_drawn_tomorrow():
-    """A run that was begun with an older version goes on with the same noise."""
+def test_the_numbers_never_change():
+    """A run that was started with an older version resumes with the same noise."""
     assert rng.uniform(0, [0, 5], "u").tolist() == [0.735084593296051, 0.6875144243240356]
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_unchanged():
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -30,7 +30,7 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_is_what_its_name_says():
+def test_the_distributions():
     normal, uniform = rng.normal(0, range(500), "eps", (40,)), rng.uniform(0, range(500), "u", (40,))
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.01

@@ -17,6 +17,7 @@ import train
 from ldm.callbacks.checkpoint import Checkpoint, newest_checkpoint
 from ldm.callbacks.ema import EMA
 from ldm.cli import encode_latents, evaluate
+from ldm.cli.sampling.first_stage import load_first_stage
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.latents import read_header
 from ldm.data.prepare.write_shards import write_shards
@@ -135,7 +136,7 @@ def test_the_main_job_from_images_to_a_score(shell, images, tmp_path):
     where = (f"first_stage={weights}", f"shards={images}", f"out={latents}", "size=64")
     status, out, err = shell(encode_latents.main, *where)
     assert status == 0 and f"latents of 12 images to {latents}" in out, err
-    autoencoder = encode_latents.load_first_stage(str(weights), "cpu")
+    autoencoder = load_first_stage(str(weights), "cpu")
     header = read_header([latents / "00000.tar"])
     assert header.autoencoder == model_file.content_hash(autoencoder) and header.shape == (8, 8, 8)
 
@@ -157,9 +158,9 @@ def test_the_main_job_from_images_to_a_score(shell, images, tmp_path):
 
     scored = (f"ckpt={ckpt}", "n=2", "steps=2", "batch_size=2", f"out={tmp_path / 'score'}")
     status, out, err = shell(evaluate.main, *scored)
-    assert status == 0 and "drawn images (ceiling)" in out, err
+    assert status == 0 and "rendered scenes (ceiling)" in out, err
     scores = json.loads((tmp_path / "score" / "scores.json").read_text())
-    assert scores["drawn images (ceiling)"]["passed"] in (2, 1.0, 100.0)
+    assert scores["rendered scenes (ceiling)"]["passed"] in (2, 1.0, 100.0)
 
     other = tmp_path / "other.safetensors"
     torch.nn.init.normal_(autoencoder.decoder.conv_out.weight)

@@ -1,1 +1,1 @@
-"""What watches and keeps a training run: averages, checkpoints, model files, images, speed."""
+"""Lightning callbacks of a training run: weight averages, checkpoints, model files, preview images, speed."""

@@ -1,4 +1,7 @@
-"""The model file that a run leaves: one .safetensors with averaged weights and the configuration."""
+"""The model file of a run: one .safetensors with averaged weights and the model's config.
+
+`ldm.cli.training.setup` adds this callback to every run; it has no key in `callbacks`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +16,11 @@ from ldm.stages.base import Stage
 
 
 class Export(Callback):
-    """Writes `path` at the end of training, and every `every_n_steps` on the way.
+    """Write the model file every `every_n_steps` and at the end of training.
 
     Args:
-        path: the file.
-        config: of `stage.model`, as plain types; it goes into the header, and the model is rebuilt from it.
+        path: the model file.
+        config: of `stage.model`, in plain types; saved in the header, where the model is rebuilt from it.
         kind: "autoencoder" or "latent_diffusion".
     """
 
@@ -25,29 +28,29 @@ class Export(Callback):
         self.path, self.config, self.kind, self.every_n_steps = Path(path), config, kind, every_n_steps
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
-        """Save where the step divides."""
+        """Write every `every_n_steps`."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             self.save(trainer, stage)
 
     def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
-        """Save the end."""
+        """Write the final model."""
         self.save(trainer, stage)
 
     def save(self, trainer: Trainer, stage: Stage) -> None:
-        """Average, measure what the stage measures at its end, write."""
+        """Put the averaged weights in place, let the stage measure what belongs in the file, write it."""
         if not trainer.is_global_zero:
             return
         with use_ema_weights(trainer, stage):
-            with _alone(trainer.datamodule):  # type: ignore[attr-defined]
+            with _as_single_process(trainer.datamodule):  # type: ignore[attr-defined]
                 stage.on_export(trainer.datamodule)  # type: ignore[attr-defined]
             size = str(trainer.datamodule.size)  # type: ignore[attr-defined]
-            identity = stage.identity() | {"step": str(trainer.global_step), "size": size}
-            model_file.save(self.path, stage.exported_tensors(), self.config, self.kind, identity)
+            extra = stage.identity() | {"step": str(trainer.global_step), "size": size}
+            model_file.save(self.path, stage.exported_tensors(), self.config, self.kind, extra)
 
 
 @contextmanager
-def _alone(data: Any) -> Iterator[None]:
-    """The data come as to one process: what is measured does not depend on the number of ranks."""
+def _as_single_process(data: Any) -> Iterator[None]:
+    """Let the data module serve global batches, so that measurements do not depend on the number of ranks."""
     trainer, data.trainer = data.trainer, None
     try:
         yield

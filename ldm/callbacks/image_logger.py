@@ -1,4 +1,4 @@
-"""Grids of images under the run's folder, at W&B and in TensorBoard, while it trains."""
+"""Preview images during training, in the run's folder, W&B and TensorBoard."""
 
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,22 @@ from ldm.stages.base import Stage
 
 
 class ImageLogger(Callback):
-    """`folder/step00001000.png` every `every_n_steps` and at the end: `stage.preview_images` of the average."""
+    """Save `stage.preview_images` as `folder/step00001000.png` every `every_n_steps` and at the end."""
 
     def __init__(self, folder: str, every_n_steps: int, scale: int = 1) -> None:
         self.folder, self.every_n_steps, self.scale = Path(folder), every_n_steps, scale
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
-        """Draw where the step divides."""
+        """Save every `every_n_steps`."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
-            self.draw(trainer, stage)
+            self.save(trainer, stage)
 
     def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
-        """Draw the end."""
-        self.draw(trainer, stage)
+        """Save the final previews."""
+        self.save(trainer, stage)
 
-    def draw(self, trainer: Trainer, stage: Stage) -> None:
-        """One PNG, and a gallery for each logger that shows images, by rank 0."""
+    def save(self, trainer: Trainer, stage: Stage) -> None:
+        """On rank 0, write one PNG of averaged weights' images and pass them to loggers that show images."""
         if not trainer.is_global_zero:
             return
         stage.eval()

@@ -1,4 +1,4 @@
-"""What the denoiser is fed: latents of mean 0 and standard deviation 1, or something is wrong."""
+"""Mean and standard deviation of the latents that train the denoiser, which should be 0 and 1."""
 
 import torch
 from lightning import Callback, Trainer
@@ -9,10 +9,9 @@ from ldm.typing import Batch
 
 
 class LatentStatistics(Callback):
-    """Adds train/latent_mean and train/latent_std of this rank's first micro-batch to stage 2's logged rows.
+    """Add train/latent_mean and train/latent_std of rank 0's first micro-batch to stage 2's log rows.
 
-    Stage 1 logs its own. A sample's latent is a pure function of its position: to encode it twice changes
-    nothing.
+    Stage 1 logs its own. Encoding a batch twice changes nothing: a latent's noise depends on its position.
     """
 
     @torch.no_grad()
@@ -20,11 +19,9 @@ class LatentStatistics(Callback):
         self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int
     ) -> None:
         """Measure before a step that is logged."""
-        if stage.reports_next and isinstance(stage, LatentDiffusionStage):
+        if stage.logs_this_step and isinstance(stage, LatentDiffusionStage):
             part, _ = next(stage.micro_batches(batch))
             with trainer.precision_plugin.forward_context():
                 z_0 = stage.latents(part).float()
-            stage.extra_metrics["train/latent_mean"], stage.extra_metrics["train/latent_std"] = (
-                z_0.mean(),
-                z_0.std(),
-            )
+            stage.extra_metrics["train/latent_mean"] = z_0.mean()
+            stage.extra_metrics["train/latent_std"] = z_0.std()

@@ -1,4 +1,4 @@
-"""Steps that would spoil the weights are not taken."""
+"""Skip optimizer steps whose gradients would ruin the weights."""
 
 import logging
 import math
@@ -10,28 +10,30 @@ from jaxtyping import Float
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from ldm.callbacks.checkpoint import checkpoints
+from ldm.callbacks.checkpoint import list_checkpoints
 from ldm.errors import InvalidValue, UserError
 from ldm.stages.base import Stage
 from ldm.typing import Batch
 
 LOG = logging.getLogger(__name__)
-NAMED = 8
-"""Skipped steps that are named in one line of the log, the last ones."""
+LISTED_STEPS = 8
+"""Number of skipped steps, the latest ones, that a warning lists."""
 
 
 class SkipBadSteps(Callback):
-    """Skips a step whose gradient norm is not finite or above `factor` times its running geometric mean.
+    """Skip steps whose gradient norm is not finite or more than `factor` times its running geometric mean.
 
-    DDP has averaged the gradients, so every rank comes to the same verdict by itself. It stays on the device
-    and reaches the fused optimizers as `found_inf`: nothing waits, and weights and moments stay as they were.
+    DDP has averaged the gradients, so every rank comes to the same decision by itself. The decision stays on
+    the device and reaches the fused optimizers as `found_inf`: there is no host sync, and the weights and
+    moments do not change.
 
     Args:
-        folder: where the checkpoints are, to name the last good one.
-        factor: what a spike is; a norm of 0 is none, for a discriminator rests before its start.
-        warmup: good steps before a spike is looked for.
-        window: steps the mean looks back.
-        patience: skipped steps in a row that end the run; counted every `every_n_steps`.
+        folder: of the checkpoints, to name the last good one.
+        factor: a norm larger than this many times the mean is a spike. Norms of 0 do not enter the mean:
+            the discriminator's before it trains.
+        warmup: good steps before spikes are detected.
+        window: number of steps over which the mean is taken.
+        patience: number of consecutive skipped steps that ends the run, checked every `every_n_steps`.
     """
 
     def __init__(
@@ -45,88 +47,90 @@ class SkipBadSteps(Callback):
     ) -> None:
         if factor <= 1 or min(window, patience, every_n_steps) < 1 or warmup < 0:
             raise InvalidValue(
-                "the guard needs factor > 1, window, patience and every_n_steps >= 1 and warmup >= 0, "
+                "skip_bad_steps needs factor > 1, window, patience and every_n_steps >= 1 and warmup >= 0, "
                 f"not {factor}, {window}, {patience}, {every_n_steps} and {warmup}"
             )
         self.folder, self.factor, self.warmup, self.window = Path(folder), factor, warmup, window
         self.patience, self.every_n_steps = patience, every_n_steps
         self.state: dict[str, Tensor] = {}
-        self._step = self._batch = self._told = 0
+        self._step = self._batch_size = self._num_reported = 0
 
     def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
-        """Start from nothing or from what a checkpoint brought, and take the stage's gradients to judge."""
+        """Initialise the state, or move that of a checkpoint to the device, and become the stage's guard."""
         optimizers = trainer.optimizers
         if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
             raise UserError(
-                "callbacks.skip_bad_steps skips steps of fused optimizers alone: give optimizer.fused=true, "
+                "callbacks.skip_bad_steps can only skip steps of fused optimizers: give optimizer.fused=true, "
                 "or callbacks.skip_bad_steps=null to train without it"
             )
         zeros = torch.zeros(len(optimizers))
-        fresh = {"log_mean": zeros, "seen": zeros, "skipped": zeros[0], "in_a_row": zeros[0]}
-        fresh["steps"] = torch.zeros(NAMED, dtype=torch.int64)
+        initial = {"log_mean": zeros, "seen": zeros, "skipped": zeros[0], "in_a_row": zeros[0]}
+        initial["steps"] = torch.zeros(LISTED_STEPS, dtype=torch.int64)
         self.state = {
-            name: self.state.get(name, value).to(stage.device, copy=True) for name, value in fresh.items()
+            name: self.state.get(name, value).to(stage.device, copy=True) for name, value in initial.items()
         }
-        self._told = int(self.state["skipped"])
-        stage.step_guard = self.step_guard
+        self._num_reported = int(self.state["skipped"])
+        stage.step_guard = self.check_norms
 
     @torch.no_grad()
-    def step_guard(self, norms: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-        """1 where the step must be skipped, else 0; good norms enter the running mean."""
+    def check_norms(self, norms: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Return 1 if the step must be skipped, else 0, and update the running means with good norms."""
         norms = norms.detach().to(torch.float32)
         log_mean, seen = self.state["log_mean"], self.state["seen"]
-        log = norms.log()
-        spike = (seen >= self.warmup) & (log > log_mean + math.log(self.factor))
-        bad = spike.any() | ~norms.isfinite().all()
-        counts = ~bad & (norms > 0)
+        log_norms = norms.log()
+        is_spike = (seen >= self.warmup) & (log_norms > log_mean + math.log(self.factor))
+        is_bad = is_spike.any() | ~norms.isfinite().all()
+        counts = ~is_bad & (norms > 0)
         seen += counts
-        log_mean += torch.where(counts, (log - log_mean) / seen.clamp(1, self.window), 0)
-        places = torch.arange(NAMED, device=bad.device)
-        here = bad & (places == self.state["skipped"] % NAMED)
-        self.state["steps"].masked_fill_(here, self._step)
-        self.state["skipped"] += bad
-        self.state["in_a_row"].add_(1).mul_(bad)
-        return bad.to(torch.float32)
+        log_mean += torch.where(counts, (log_norms - log_mean) / seen.clamp(1, self.window), 0)
+        slots = torch.arange(LISTED_STEPS, device=is_bad.device)
+        next_slot = is_bad & (slots == self.state["skipped"] % LISTED_STEPS)
+        self.state["steps"].masked_fill_(next_slot, self._step)
+        self.state["skipped"] += is_bad
+        self.state["in_a_row"].add_(1).mul_(is_bad)
+        return is_bad.to(torch.float32)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, stage: Stage, batch: Batch, _: int
     ) -> None:
-        """The number of skipped steps into the log."""
-        self._step, self._batch = trainer.global_step, len(batch["position"]) * trainer.world_size
-        if stage.reports_next:
+        """Log the number of skipped steps."""
+        self._step, self._batch_size = trainer.global_step, len(batch["position"]) * trainer.world_size
+        if stage.logs_this_step:
             stage.extra_metrics["train/skipped_steps"] = self.state["skipped"]
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
-        """Name what was skipped; end the run where nothing but bad steps came."""
+        """Warn about skipped steps; end the run if the last `patience` steps were all skipped."""
         if trainer.global_step % self.every_n_steps == 0:
             in_a_row, skipped = map(
                 int, torch.stack([self.state["in_a_row"], self.state["skipped"]]).tolist()
             )
-            if skipped > self._told and trainer.is_global_zero:
-                LOG.warning("%s", self._named(skipped))
-            self._told = skipped
+            if skipped > self._num_reported and trainer.is_global_zero:
+                LOG.warning("%s", self._describe(skipped))
+            self._num_reported = skipped
             if in_a_row >= self.patience:
-                raise UserError(self._verdict(trainer.global_step, in_a_row))
+                raise UserError(self._explain_end(trainer.global_step, in_a_row))
 
-    def _named(self, skipped: int) -> str:
-        """Which steps were skipped since this was last said, and what they read."""
+    def _describe(self, skipped: int) -> str:
+        """Return a sentence on the steps skipped since the last warning, with their positions in the data."""
         steps = self.state["steps"].tolist()
-        last = [int(steps[n % NAMED]) for n in range(max(self._told, skipped - NAMED), skipped)]
-        read = ", ".join(f"{s} (positions {s * self._batch} to {(s + 1) * self._batch - 1})" for s in last)
-        return f"{skipped - self._told} steps were skipped, {skipped} in all; of these the last: {read}"
+        first = max(self._num_reported, skipped - LISTED_STEPS)
+        latest = [int(steps[n % LISTED_STEPS]) for n in range(first, skipped)]
+        size = self._batch_size
+        listed = ", ".join(f"{s} (positions {s * size} to {(s + 1) * size - 1})" for s in latest)
+        return f"{skipped - self._num_reported} steps were skipped, {skipped} in all; the latest: {listed}"
 
-    def _verdict(self, step: int, in_a_row: int) -> str:
-        good = [path for number, path in checkpoints(self.folder) if number <= step - in_a_row]
-        last = f"go on from the last good checkpoint, resume={good[-1]}," if good else "begin again"
+    def _explain_end(self, step: int, in_a_row: int) -> str:
+        good = [path for number, path in list_checkpoints(self.folder) if number <= step - in_a_row]
+        start = f"resume from the last good checkpoint, resume={good[-1]}," if good else "start again"
         return (
-            f"the last {in_a_row} steps up to {step} were skipped, their gradients not finite or above "
-            f"{self.factor:g} times the usual: {last} with a lower optimizer.lr or trainer.precision=32-true"
+            f"the last {in_a_row} steps up to {step} were skipped, their gradient norms not finite or more than "
+            f"{self.factor:g} times the mean: {start} with a lower optimizer.lr or trainer.precision=32-true"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means and counts."""
+        """Return the running means and counts."""
         return self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Judge on as before."""
+        """Load the running means and counts."""
         self.state = state_dict

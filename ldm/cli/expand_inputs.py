@@ -1,4 +1,4 @@
-"""Weights to begin another experiment with: `python -m ldm.cli.expand_inputs experiment=... ckpt=... out=...`."""
+"""Expand a model's inputs to start another experiment: `python -m ldm.cli.expand_inputs experiment=... ...`."""
 
 from typing import Any
 
@@ -14,24 +14,27 @@ from ldm.model import LatentDiffusion
 
 @command("expand_inputs")
 def main(cfg: DictConfig) -> None:
-    """Write the file that an experiment's `init` takes, from a model of fewer or other conditions."""
+    """Write the model file for an experiment's `init`, from a model with fewer or other conditions."""
     model = instantiate(cfg.stage.model)
     if not isinstance(model, LatentDiffusion):
-        raise UserError("only models of stage 2 are widened: give experiment=..., as sd15_inpainting512")
+        raise UserError(
+            "only models of stage 2 can be expanded, not an autoencoder: give an experiment of stage 2, such as "
+            "experiment=sd15_inpainting512"
+        )
     old, _, _ = model_file.load(cfg.ckpt, "latent_diffusion")
-    made = expand_inputs(model.state_dict(), old)
+    expanded = expand_inputs(model.state_dict(), old)
     config: Any = OmegaConf.to_container(cfg.stage.model, resolve=True)
     extra = {"step": "0", "size": str(cfg.data.size), "widened_from": str(cfg.ckpt)}
-    model_file.save(cfg.out, made.tensors, config, "latent_diffusion", model.identity() | extra)
-    kept = len(made.tensors) - len(made.widened) - len(made.new)
-    print(f"wrote {cfg.out}: {kept} tensors as they were")
-    for names, said in (
-        (made.widened, "with zeros for more channels in"),
-        (made.new, "new"),
-        (made.left, "left behind"),
+    model_file.save(cfg.out, expanded.tensors, config, "latent_diffusion", model.identity() | extra)
+    num_copied = len(expanded.tensors) - len(expanded.padded) - len(expanded.new)
+    print(f"wrote {cfg.out}: {num_copied} tensors copied unchanged")
+    for names, change in (
+        (expanded.padded, "padded with zeros for the added input channels"),
+        (expanded.new, "new, at their initialisation"),
+        (expanded.unused, "of the old model left out"),
     ):
         if names:
-            print(f"{len(names)} {said}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
+            print(f"{len(names)} {change}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
 
 
 if __name__ == "__main__":

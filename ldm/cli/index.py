@@ -14,26 +14,29 @@ from ldm.errors import UserError
 
 @command("index")
 def main(cfg: DictConfig) -> None:
-    """Note where each sample lies in its shard and what is known of it; run again, it does what is new."""
+    """Index the offset and metadata of every sample; run again, it only indexes new shards."""
     out = None if cfg.out is None else Path(cfg.out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
-    began = time.perf_counter()
-    made = index_shards(find_shards(cfg.shards), out, cfg.facts, cfg.sums, cfg.score, cfg.leave_out, workers)
-    rate = made.shards / max(time.perf_counter() - began, 1e-9) * 60
-    without = made.samples - made.captioned
-    print(
-        f"{made.samples:,} samples in {made.shards - len(made.damaged):,} shards, {made.new:,} of them new "
-        f"({rate:,.0f} shards a minute)\n{without:,} samples without a caption, {made.halves:,} without a "
-        "image, which are left out"
+    start = time.perf_counter()
+    report = index_shards(
+        find_shards(cfg.shards), out, cfg.facts, cfg.sums, cfg.score, cfg.leave_out, workers
     )
-    for problem in made.damaged.values():
+    shards_per_minute = report.shards / max(time.perf_counter() - start, 1e-9) * 60
+    num_corrupt = len(report.corrupt)
+    print(
+        f"{report.samples:,} samples in {report.shards - num_corrupt:,} shards, {report.new:,} of them new "
+        f"({shards_per_minute:,.0f} shards per minute)\n"
+        f"{report.samples - report.captioned:,} samples without a caption, {report.without_image:,} without "
+        "an image (left out)"
+    )
+    for problem in report.corrupt.values():
         print(problem)
-    if made.damaged and not cfg.leave_out:
+    if report.corrupt and not cfg.leave_out:
         raise UserError(
-            f"{len(made.damaged)} of {made.shards} shards are damaged: fetch or pack them again, or train "
-            "without them by leave_out=true"
+            f"{num_corrupt} of {report.shards} shards are corrupt: fetch or pack them again, or set "
+            "leave_out=true to train without them"
         )
 
 

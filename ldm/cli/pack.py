@@ -13,14 +13,16 @@ from ldm.errors import UserError
 
 @command("pack")
 def main(cfg: DictConfig) -> None:
-    """Pack captioned images into tar shards; run again, it goes on where it stopped."""
+    """Pack captioned images into tar shards; the same command continues an interrupted run."""
     source, out = instantiate(cfg.source), Path(cfg.out)
-    print(f"packing {len(source):,} images into {out}, {cfg.shard_size:,} a shard", flush=True)
+    print(f"packing {len(source):,} images into {out}, {cfg.shard_size:,} per shard", flush=True)
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
     report = write_shards(source, out, cfg.shard_size, cfg.format, cfg.size, workers, cfg.channels)
     print(f"{report}\nthe report is in {out / 'report.json'}")
     if not report.packed:
-        raise UserError(f"nothing was packed into {out}: mend images or captions as the report says")
+        raise UserError(
+            f"nothing was packed into {out}: fix the images or captions listed in its report.json"
+        )
     print(f"train on these images with data.shards={out}")
 
 

@@ -8,33 +8,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
 from ldm.cli.config.command import user_errors
 from ldm.cli.config.compose import compose
-from ldm.cli.training import preflight_login_node
+from ldm.cli.training.launcher import Launcher
+from ldm.cli.training.preflight import Preflight
 from ldm.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch"
 USAGE = """usage: python -m ldm.cli.submit experiment=NAME [nodes=4 hours=12 ...] [key=value ...]
 
-Fills in slurm/train.sbatch, shows it and submits it; the settings of train.py are checked before.
-its own keys are those of configs/submit.yaml:
+Checks the settings of train.py, fills in slurm/train.sbatch, prints it and submits it.
+Its own keys are those of configs/submit.yaml, all others go to train.py:
 
 """
 
 
 def main() -> None:
-    """Check the training's settings, write the script beside the run, show it, submit it."""
+    """Check the training's settings, write the job script into the run's folder, print it, submit it."""
     with user_errors():
         if set(sys.argv[1:]) & {"-h", "--help"}:
             print(USAGE + (SCRIPT.parents[1] / "configs" / "submit.yaml").read_text())
             return
-        job, words = split(sys.argv[1:])
+        job, words = split_arguments(sys.argv[1:])
         cfg = compose("train", words)
-        check(job)
+        check_job(job)
         check_batch_divides(cfg, job)
-        preflight_login_node.check(cfg, job.tasks, job.nodes)
+        Preflight(cfg, "submit", Launcher("srun", job.tasks, job.nodes, LightningEnvironment())).run()
         file = Path(cfg.run) / "train.sbatch"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(fill_script(SCRIPT.read_text(), job, cfg.name, cfg.run))
@@ -44,81 +46,81 @@ def main() -> None:
             submit(command)
 
 
-def split(words: list[str]) -> tuple[DictConfig, list[str]]:
-    """The job's settings, and what is left for train.py."""
-    own = {str(key) for key in compose("submit", [])}
-    ours = [word for word in words if word.partition("=")[0] in own]
-    return compose("submit", ours), [word for word in words if word not in ours]
+def split_arguments(words: list[str]) -> tuple[DictConfig, list[str]]:
+    """Return the job's settings, and the arguments for train.py."""
+    job_keys = {str(key) for key in compose("submit", [])}
+    job_words = [word for word in words if word.partition("=")[0] in job_keys]
+    return compose("submit", job_words), [word for word in words if word not in job_words]
 
 
-def check(job: DictConfig) -> None:
-    """UserError for numbers that no cluster takes."""
-    least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "signal": 30}
-    for key, number in least.items():
+def check_job(job: DictConfig) -> None:
+    """Raise UserError for numbers that no cluster accepts."""
+    minimum = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "signal": 30}
+    for key, number in minimum.items():
         if not isinstance(job[key], int):
             raise UserError(f"{key} must be a whole number, not {job[key]}")
         if job[key] < number:
-            also = ", and with gpus=0 say how many processes, tasks=2 for one" if key == "tasks" else ""
-            raise UserError(f"{key} must be {number} or more, not {job[key]}{also}")
+            hint = ": with gpus=0 give the processes per node, e.g. tasks=2" if key == "tasks" else ""
+            raise UserError(f"{key} must be {number} or more, not {job[key]}{hint}")
     if not 0 < job.hours:
         raise UserError(f"hours must be above 0, not {job.hours}")
-    if job.signal >= 60 * minutes(job.hours):
+    if job.signal >= 60 * to_minutes(job.hours):
         raise UserError(
-            f"signal={job.signal} comes {job.signal} s before the end of hours={job.hours:g}, before its "
-            "start: it would be stopped and queued again for ever, give signal=30, say, or more hours"
+            f"signal={job.signal} asks the run to stop {job.signal} s before the end of hours={job.hours:g}, "
+            "before it starts, so it would be requeued forever: use e.g. signal=30, or more hours"
         )
 
 
 def check_batch_divides(cfg: DictConfig, job: DictConfig) -> None:
-    """UserError for a batch that has no equal shares."""
-    ranks, batch = job.nodes * job.tasks, cfg.data.global_batch_size
-    if isinstance(batch, int) and batch % ranks:
+    """Raise UserError unless the batch divides evenly over the job's processes."""
+    ranks, batch_size = job.nodes * job.tasks, cfg.data.global_batch_size
+    if isinstance(batch_size, int) and batch_size % ranks:
         raise UserError(
-            f"data.global_batch_size={batch} does not divide over nodes={job.nodes} x tasks={job.tasks}: "
-            f"give data.global_batch_size={max(round(batch / ranks), 1) * ranks}, say"
+            f"data.global_batch_size={batch_size} is not divisible by nodes={job.nodes} x tasks={job.tasks}: "
+            f"use e.g. data.global_batch_size={max(round(batch_size / ranks), 1) * ranks}"
         )
 
 
 def fill_script(script: str, job: DictConfig, name: str, run: str) -> str:
-    """The script with this job's #SBATCH lines in place of its own; its other lines stay as they are."""
+    """Return the script with the #SBATCH lines of this job; its other lines stay as they are."""
     values: dict[str, Any] = {
         "job-name": name,
         "nodes": job.nodes,
         "ntasks-per-node": job.tasks,
         "gpus-per-node": job.gpus or None,
         "cpus-per-task": job.cpus,
-        "time": slurm_time(job.hours),
+        "time": format_time(job.hours),
         "signal": f"USR1@{job.signal}",
         "output": f"{run}/%x-%j.log",
     }
     for option, value in values.items():
         line = "" if value is None else f"#SBATCH --{option}={value}\n"
-        script, found = re.subn(rf"(?m)^#SBATCH --{option}=.*\n", line, script)
-        assert found == 1, option
-    more = {key: job[key] for key in ("partition", "account", "qos", "constraint", "reservation", "mem")}
-    lines = "".join(f"#SBATCH --{key}={value}\n" for key, value in more.items() if value is not None)
+        script, count = re.subn(rf"(?m)^#SBATCH --{option}=.*\n", line, script)
+        assert count == 1, option
+    extra = {key: job[key] for key in ("partition", "account", "qos", "constraint", "reservation", "mem")}
+    lines = "".join(f"#SBATCH --{key}={value}\n" for key, value in extra.items() if value is not None)
     return script.replace("#SBATCH --requeue\n", f"{lines}#SBATCH --requeue\n")
 
 
-def slurm_time(hours: float) -> str:
-    """Hours as SLURM writes them, to the minute, one at least."""
-    return f"{minutes(hours) // 60:02d}:{minutes(hours) % 60:02d}:00"
+def format_time(hours: float) -> str:
+    """Return hours in SLURM's format, rounded to minutes."""
+    return f"{to_minutes(hours) // 60:02d}:{to_minutes(hours) % 60:02d}:00"
 
 
-def minutes(hours: float) -> int:
-    """What SLURM counts a time limit in."""
+def to_minutes(hours: float) -> int:
+    """Return whole minutes, at least 1: SLURM's unit of a time limit."""
     return max(round(hours * 60), 1)
 
 
 def submit(command: list[str]) -> None:
-    """Hand it to SLURM; UserError with its words where it refuses."""
+    """Run sbatch and print its answer; UserError with its message if SLURM rejects the job."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "there is no sbatch on this machine: submit from the cluster's login node, or give dry=true"
+            "there is no sbatch on this machine: submit from the cluster's login node, or use dry=true"
         )
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"SLURM refuses the job: {' '.join(done.stderr.split())}")
+        raise UserError(f"SLURM rejected the job: {' '.join(done.stderr.split())}")
     print(done.stdout.strip(), flush=True)
 
 

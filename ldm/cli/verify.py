@@ -6,30 +6,31 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ldm.cli.config.command import command
-from ldm.data.prepare.verify import WRONG, verify, write_report
+from ldm.data.prepare.verify import ERRORS, verify, write_report
 from ldm.data.shards.reader import find_shards
 from ldm.errors import UserError
 
-SHOWN = 5
+LOCATIONS_SHOWN = 5
 
 
 @command("verify")
 def main(cfg: DictConfig) -> None:
-    """Read every byte of a data set, decode every image, and say by shard what is wrong."""
+    """Read every byte of a data set, decode every image, and report the problems of each shard."""
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
-    checked = verify(find_shards(cfg.shards), None if cfg.index is None else Path(cfg.index), workers)
-    print(f"{checked.samples:,} samples in {checked.shards:,} shards, {checked.bytes / 1e9:,.1f} GB")
-    for kind, names in sorted(checked.found.items(), key=lambda item: item[0] not in WRONG):
-        more = f"\n    and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        print(f"{len(names):,} {kind}:\n    " + "\n    ".join(names[:SHOWN]) + more)
+    report = verify(find_shards(cfg.shards), None if cfg.index is None else Path(cfg.index), workers)
+    print(f"{report.samples:,} samples in {report.shards:,} shards, {report.bytes / 1e9:,.1f} GB")
+    for kind, locations in sorted(report.findings.items(), key=lambda item: item[0] not in ERRORS):
+        hidden = len(locations) - LOCATIONS_SHOWN
+        more = f"\n    and {hidden:,} more" if hidden > 0 else ""
+        print(f"{len(locations):,} {kind}:\n    " + "\n    ".join(locations[:LOCATIONS_SHOWN]) + more)
     if cfg.out is not None:
-        write_report(checked, Path(cfg.out))
-    if checked.wrong:
+        write_report(report, Path(cfg.out))
+    if report.num_errors:
         raise UserError(
-            f"{checked.wrong:,} things are wrong with {cfg.shards}: fetch or pack those shards again, or "
-            "leave damaged ones out with `python -m ldm.cli.index leave_out=true`"
+            f"{report.num_errors:,} errors in {cfg.shards}: fetch or pack these shards again, or leave "
+            "corrupt ones out with `python -m ldm.cli.index leave_out=true`"
         )
-    print("nothing is wrong")
+    print("no errors")
 
 
 if __name__ == "__main__":

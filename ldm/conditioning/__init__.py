@@ -1,1 +1,1 @@
-"""tau_theta(y): what turns an entry of a batch (text, class, image) into Conditioning; one file each."""
+"""tau_theta(y): conditioners that encode text, classes, images and maps; one per file."""

@@ -1,4 +1,4 @@
-"""What every conditioner is, and several as one: read, encoded, dropped, merged."""
+"""The base class of conditioners, and `Compose`, which encodes, drops and merges several of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,69 +17,70 @@ Size: TypeAlias = tuple[int, int]
 
 
 class Conditioner(nn.Module, ABC):
-    """tau_theta(y): an entry of the batch as tokens, a vector or channels (Rombach et al. 2022, 3.3).
+    """tau_theta(y): one batch key encoded as tokens, a vector or channels (Rombach et al. 2022, 3.3).
 
     Args:
-        key: the batch's entry it reads.
-        dropout: the probability that a training sample has its null instead, for classifier-free guidance
+        batch_key: the key of its input in the batch.
+        dropout: the probability that a training sample gets the null condition, for classifier-free guidance
             (Ho and Salimans 2022, algorithm 1). At 0 the network never learns the null, so guidance keeps
             the condition.
     """
 
-    through_first_stage: ClassVar[bool] = False
-    """Whether `forward` gets the frozen first stage's latent of the image that `read` gives."""
-    place: Tensor
+    needs_first_stage: ClassVar[bool] = False
+    """Whether the frozen first stage encodes the image from `read` to a latent before `forward`."""
+    device_tracker: Tensor
 
-    def __init__(self, key: str, dropout: float) -> None:
+    def __init__(self, batch_key: str, dropout: float) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
             raise InvalidValue(f"dropout is a probability, got {dropout}")
-        self.key, self.dropout = key, dropout
-        self.register_buffer("place", torch.zeros(()), persistent=False)
+        self.batch_key, self.dropout = batch_key, dropout
+        self.register_buffer("device_tracker", torch.zeros(()), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the conditioner is."""
-        return self.place.device
+        """The device of the conditioner."""
+        return self.device_tracker.device
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """The batch's entries that it cannot do without."""
-        return (self.key,)
+    def batch_keys(self) -> tuple[str, ...]:
+        """All batch keys that it needs."""
+        return (self.batch_key,)
 
     def read(self, batch: Mapping[str, Any], size: Size | None) -> Any:
-        """What `forward` gets of a batch, beside latents of `size` (None where nobody knows)."""
-        return batch[self.key]
+        """Return the input of `forward`, for latents of `size` (None if unknown)."""
+        return batch[self.batch_key]
 
     @abstractmethod
     def forward(self, values: Any) -> Conditioning:
-        """The condition of each value."""
+        """Encode the values, one condition per sample."""
 
     @abstractmethod
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """n copies of what stands for "no condition" beside latents of `size`."""
+        """Return n copies of the null condition ("no condition") for latents of `size`."""
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """The size of the latents that the batch's maps belong to; None where it has no map to tell."""
+        """Return the size of the latents that the batch's map or image is for; None without one."""
         return None
 
     def load_pretrained(self) -> None:
-        """Loads foreign weights where it has some. UserError where they are missing."""
+        """Load the pretrained weights, if any. UserError if they are missing."""
         return None
 
     def identity(self) -> dict[str, str]:
-        """Name and hash of its frozen weights, which checkpoints leave out; empty where all is trained."""
+        """Return name and hash of the frozen weights, which checkpoints leave out; empty if none."""
         return {}
 
 
 class Compose(nn.Module):
-    """Several conditioners merged slot by slot: tokens joined along l, vectors along e, channels along k.
+    """Several conditioners merged slot by slot: tokens along l, vectors along e, channels along k.
 
-    They are joined in the order of `conditioners`, which is the order of the channels.
+    They are concatenated in the order of `conditioners`, which is the order of the channels.
 
     Args:
         conditioners: by name.
-        together: groups of names that one draw drops, as a mask and its masked image; equal dropout each.
+        dropped_together: groups of names that share one random number, as a mask and its masked image; all of
+            a group need the same dropout.
     """
 
     def __init__(
@@ -89,10 +90,10 @@ class Compose(nn.Module):
         self.conditioners = nn.ModuleDict(dict(conditioners))
         self.dropout_column = {name: j for j, name in enumerate(conditioners)}
         for group in dropped_together:
-            rates = {self._named(name).dropout for name in group}
-            if len(rates) > 1:
+            probabilities = {self._conditioner(name).dropout for name in group}
+            if len(probabilities) > 1:
                 raise InvalidValue(
-                    f"{', '.join(group)} are dropped together, so by one probability, not {sorted(rates)}"
+                    f"dropped_together: {', '.join(group)} need the same dropout, not {sorted(probabilities)}"
                 )
             self.dropout_column |= dict.fromkeys(group, self.dropout_column[group[0]])
 
@@ -107,121 +108,129 @@ class Compose(nn.Module):
         size: Size | None = None,
         encode: Callable[[Tensor], Tensor] | None = None,
     ) -> Conditioning:
-        """The conditions of a batch. UserError for an entry that it lacks, or a map of another size.
+        """Encode a batch. UserError if it lacks a key, or has a map for latents of another size.
 
         Args:
-            u: U[0, 1); the j-th condition of sample i is null if u[i, j] < dropout. None drops nothing.
-            keep: names of the conditions to keep, all others are null; None keeps all.
-            size: of the latents; None is as the batch's maps have it.
-            encode: a image's latent by the first stage, for the conditioners that want one.
+            u: U[0, 1); condition j of sample i is null if u[i, j] < dropout. None drops nothing.
+            active: names of the conditions to use, all others are null; None uses all.
+            size: of the latents; None takes it from the batch's maps.
+            encode: the first stage's encoder, image to latent, for the conditioners that need it.
         """
         names = set(self.dropout_column if active is None else active)
         for name in names:
-            self._named(name)
+            self._conditioner(name)
         size = self.latent_size(batch) if size is None else size
-        n, parts = len(next(iter(batch.values()), ())), []  # any entry tells
-        for name, conditioner in self._each():
+        n, parts = len(next(iter(batch.values()), ())), []  # every batch key has n samples
+        for name, conditioner in self._items():
             if name not in names:
                 parts.append(conditioner.null(n, size))
                 continue
-            cond = conditioner(self._values(name, batch, size, encode))
+            cond = conditioner(self._inputs(name, batch, size, encode))
             if u is not None and conditioner.dropout > 0:
                 drop = u[:, self.dropout_column[name]] < conditioner.dropout
-                cond = _replaced(cond, conditioner.null(1, size), drop)
+                cond = _drop(cond, conditioner.null(1, size), drop)
             parts.append(cond)
-        return _merged(parts)
+        return _merge(parts)
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """n copies of every conditioner's null, beside latents of `size`."""
-        return _merged([conditioner.null(n, size) for _, conditioner in self._each()])
+        """Return n copies of the null conditions of all conditioners, for latents of `size`."""
+        return _merge([conditioner.null(n, size) for _, conditioner in self._items()])
 
     @property
-    def keys(self) -> set[str]:
-        """The batch's entries that some condition reads."""
-        return {key for _, conditioner in self._each() for key in conditioner.keys}
+    def batch_keys(self) -> set[str]:
+        """All batch keys that the conditioners need."""
+        return {key for _, conditioner in self._items() for key in conditioner.batch_keys}
 
     @property
     def never_dropped(self) -> list[str]:
-        """Names of the conditions whose null the network does not learn."""
-        return [name for name, conditioner in self._each() if conditioner.dropout == 0]
+        """Names of the conditions without dropout, whose null the network does not learn."""
+        return [name for name, conditioner in self._items() if conditioner.dropout == 0]
 
     def conditions_in(self, batch: Mapping[str, Any]) -> list[str]:
-        """Names of the conditions that a batch has the entries of."""
-        return [name for name, conditioner in self._each() if batch.keys() >= set(conditioner.keys)]
+        """Return the names of the conditions whose keys are all in the batch."""
+        return [name for name, part in self._items() if batch.keys() >= set(part.batch_keys)]
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """The size of the latents that the batch's maps belong to; None where it has none."""
-        told = self.conditions_in(batch)
-        sizes = {name: size for name in told if (size := self._named(name).latent_size(batch)) is not None}
+        """Return the size of the latents that the batch's maps are for; None if it has none."""
+        sizes = {}
+        for name in self.conditions_in(batch):
+            if (size := self._conditioner(name).latent_size(batch)) is not None:
+                sizes[name] = size
         if len(set(sizes.values())) > 1:
-            said = ", ".join(f"{name} {h}x{w}" for name, (h, w) in sizes.items())
-            raise UserError(f"the conditions belong to latents of several sizes ({said}): give one size")
+            listed = ", ".join(f"{name} {h}x{w}" for name, (h, w) in sizes.items())
+            raise UserError(f"the conditions are for latents of different sizes ({listed}): use one size")
         return next(iter(sizes.values()), None)
 
     def load_pretrained(self) -> None:
-        """Loads every conditioner's foreign weights."""
-        for _, conditioner in self._each():
+        """Load the pretrained weights of every conditioner."""
+        for _, conditioner in self._items():
             conditioner.load_pretrained()
 
     def identity(self) -> dict[str, dict[str, str]]:
-        """Name and hash of the frozen weights, by conditioner."""
-        named = {name: conditioner.identity() for name, conditioner in self._each()}
-        return {name: identity for name, identity in named.items() if identity}
+        """Return name and hash of the frozen weights, by conditioner."""
+        identities = {name: conditioner.identity() for name, conditioner in self._items()}
+        return {name: identity for name, identity in identities.items() if identity}
 
-    def _values(
+    def _inputs(
         self,
         name: str,
         batch: Mapping[str, Any],
         size: Size | None,
         encode: Callable[[Tensor], Tensor] | None,
     ) -> Any:
-        conditioner = self._named(name)
-        missing = sorted(set(conditioner.keys) - batch.keys())
+        conditioner = self._conditioner(name)
+        missing = sorted(set(conditioner.batch_keys) - batch.keys())
         if missing:
+            needed = ", ".join(f"batch[{key!r}]" for key in missing)
             raise UserError(
-                f"the condition {name} reads {', '.join(missing)}, and the batch holds only "
-                f"{', '.join(sorted(batch))}: give it, or choose another conditioner=..."
+                f"condition '{name}' needs {needed}, but the batch only has {', '.join(sorted(batch))}: add "
+                "its field to data.spatial_fields (or extra_fields, derived_fields), or choose another "
+                "conditioner"
             )
-        own = conditioner.latent_size(batch)
-        if own is not None and own != size:
+        map_size = conditioner.latent_size(batch)
+        if map_size is not None and map_size != size:
             raise UserError(
-                f"the condition {name} belongs to latents of {own[0]}x{own[1]}, and these have "
-                f"{_written(size)}: give both one size in pixels"
+                f"condition '{name}' is for {_format_size(map_size)} latents but these are "
+                f"{_format_size(size)}: use the same image size for both"
             )
         values = conditioner.read(batch, size)
-        if not conditioner.through_first_stage:
+        if not conditioner.needs_first_stage:
             return values
-        assert encode is not None, f"{name} wants a latent: use LatentDiffusion.condition"
+        assert encode is not None, f"condition '{name}' needs the first stage: use LatentDiffusion.condition"
         return encode(values)
 
-    def _named(self, name: str) -> Conditioner:
+    def _conditioner(self, name: str) -> Conditioner:
         if name not in self.conditioners:
-            known = ", ".join(self.conditioners) or "none"
-            raise UserError(f"there is no condition {name}: the model's are {known}")
+            names = ", ".join(self.conditioners) or "none"
+            raise UserError(f"there is no condition '{name}': this model has {names}")
         return self.conditioners[name]  # type: ignore[return-value]
 
-    def _each(self) -> list[tuple[str, Conditioner]]:
+    def _items(self) -> list[tuple[str, Conditioner]]:
         return list(self.conditioners.items())  # type: ignore[arg-type]
 
 
-def _written(size: Size | None) -> str:
-    return "an unknown size" if size is None else f"{size[0]}x{size[1]}"
+def _format_size(size: Size | None) -> str:
+    return "of unknown size" if size is None else f"{size[0]}x{size[1]}"
 
 
-def _replaced(cond: Conditioning, null: Conditioning, drop: Bool[Tensor, " b"]) -> Conditioning:
-    def mixed(kept: Tensor | None, empty: Tensor | None) -> Tensor | None:
-        if kept is None or empty is None:
-            assert kept is empty, "a conditioner's null fills other slots than its conditions"
+def _drop(cond: Conditioning, null: Conditioning, drop: Bool[Tensor, " b"]) -> Conditioning:
+    """Replace the conditions of the samples in `drop` by the null."""
+
+    def select(value: Tensor | None, null_value: Tensor | None) -> Tensor | None:
+        if value is None or null_value is None:
+            assert value is null_value, "a conditioner's null fills other slots than its conditions"
             return None
-        mask = drop.to(kept.device).view(-1, *[1] * (kept.ndim - 1))
-        return torch.where(mask, empty.to(kept.dtype), kept)
+        mask = drop.to(value.device).view(-1, *[1] * (value.ndim - 1))
+        return torch.where(mask, null_value.to(value.dtype), value)
 
-    return Conditioning(*(mixed(getattr(cond, f.name), getattr(null, f.name)) for f in fields(Conditioning)))
+    return Conditioning(*(select(getattr(cond, f.name), getattr(null, f.name)) for f in fields(Conditioning)))
 
 
-def _merged(parts: list[Conditioning]) -> Conditioning:
-    def joined(slot: str) -> Tensor | None:
-        filled = [value for part in parts if (value := getattr(part, slot)) is not None]
-        return torch.cat(filled, dim=1) if filled else None
+def _merge(parts: list[Conditioning]) -> Conditioning:
+    """Concatenate the parts slot by slot."""
 
-    return Conditioning(*(joined(f.name) for f in fields(Conditioning)))
+    def concatenate(slot: str) -> Tensor | None:
+        values = [value for part in parts if (value := getattr(part, slot)) is not None]
+        return torch.cat(values, dim=1) if values else None
+
+    return Conditioning(*(concatenate(f.name) for f in fields(Conditioning)))

@@ -1,4 +1,4 @@
-"""Boxes with labels as tokens: a layout."""
+"""Layouts: labelled bounding boxes as tokens."""
 
 import math
 
@@ -15,19 +15,19 @@ from ldm.typing import Conditioning
 
 
 class BoxTokens(Conditioner):
-    """c = LayerNorm(Transformer(MLP(E[label], waves(left, top, right, bottom)))), one token a box.
+    """c = LayerNorm(Transformer(MLP(E[label], fourier(left, top, right, bottom)))), one token per box.
 
-    A layout heard by cross-attention (Rombach et al. 2022, section 4.3.1), its boxes as numbers and not as
-    words, so that a box is one token, as in GLIGEN (Li et al. 2023). They are a set, and have no order.
-    A label of -1 is no box: one learned token for all of those. The null is no box at all.
+    A layout for cross-attention (Rombach et al. 2022, section 4.3.1), but with boxes as numbers instead of
+    words, so one box is one token, as in GLIGEN (Li et al. 2023). The boxes are a set, without order.
+    Label -1 pads the set: all padding is one learned token. The null is padding alone.
 
     Args:
         num_labels: labels are 0..num_labels-1.
         width: of a token.
-        num_boxes: of every sample, those of label -1 included.
-        depth: transformer blocks in which the boxes attend to each other; 0 for none.
-        num_heads, head_channels, bias: of them, as in `TransformerText`.
-        frequencies: of each coordinate's waves, an octave apart.
+        num_boxes: per sample, padding included.
+        depth: number of transformer blocks in which the boxes attend to each other; 0 for none.
+        num_heads, head_channels, bias: of the blocks, as in `TransformerText`.
+        frequencies: number of Fourier features of each coordinate, an octave apart.
     """
 
     def __init__(
@@ -41,43 +41,44 @@ class BoxTokens(Conditioner):
         head_channels: int | None = None,
         bias: bool = True,
         frequencies: int = 8,
-        key: str = "boxes",
+        batch_key: str = "boxes",
     ) -> None:
-        super().__init__(key, dropout)
+        super().__init__(batch_key, dropout)
         if head_channels is None and width % num_heads:
-            raise InvalidValue(f"width {width} does not divide by num_heads {num_heads}")
+            raise InvalidValue(f"width {width} is not divisible by num_heads {num_heads}")
         self.num_boxes, self.frequencies = num_boxes, frequencies
         self.embedding = nn.Embedding(num_labels, width)
         self.widen = nn.Linear(width + 8 * frequencies, 4 * width)
         self.narrow = nn.Linear(4 * width, width)
-        self.none = nn.Parameter(torch.randn(width))
+        self.none = nn.Parameter(torch.randn(width))  # the token of padding
         channels = width // num_heads if head_channels is None else head_channels
         self.blocks = nn.ModuleList(Block(width, num_heads, channels, bias, depth) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Float[Tensor, "b n 5"]) -> Conditioning:
-        """The condition of each layout."""
+        """Encode layouts of (label, left, top, right, bottom) per box."""
         if values.shape[1] != self.num_boxes:
             raise InvalidValue(
-                f"{self.key} holds {values.shape[1]} boxes a sample, the condition {self.num_boxes}"
+                f"batch[{self.batch_key!r}] has {values.shape[1]} boxes per sample, but the conditioner has "
+                f"num_boxes={self.num_boxes}"
             )
         values = values.to(self.device)
-        labels, there = values[..., 0].long(), values[..., 0] >= 0  # b n
-        named = self.embedding(labels.clamp(min=0))
-        wide = self.widen(torch.cat([named, self.waves(values[..., 1:])], dim=2))
-        boxes = self.narrow(silu(wide))  # b n d
-        x = torch.where(there[..., None], boxes, self.none)  # b n d
+        labels, is_box = values[..., 0].long(), values[..., 0] >= 0  # b n
+        label_embedding = self.embedding(labels.clamp(min=0))
+        hidden = self.widen(torch.cat([label_embedding, self.fourier_features(values[..., 1:])], dim=2))
+        boxes = self.narrow(silu(hidden))  # b n d
+        x = torch.where(is_box[..., None], boxes, self.none)  # b n d
         for block in self.blocks:
-            x = block(x, torch.ones_like(there))
+            x = block(x, torch.ones_like(is_box))
         return Conditioning(context=self.norm(x))
 
-    def waves(self, corners: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n e"]:
+    def fourier_features(self, corners: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n e"]:
         """sin and cos of 2^k pi times each coordinate (Mildenhall et al. 2020, eq. 4)."""
         angles = math.pi * corners[..., None] * 2.0 ** torch.arange(self.frequencies, device=corners.device)
         return rearrange([angles.sin(), angles.cos()], "s b n c k -> b n (s c k)")
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """The layout without a box."""
-        one = self(torch.full((1, self.num_boxes, 5), -1.0, device=self.device)).context
-        assert one is not None
-        return Conditioning(context=one.expand(n, -1, -1))
+        """Return the layout without a box."""
+        empty = self(torch.full((1, self.num_boxes, 5), -1.0, device=self.device)).context
+        assert empty is not None
+        return Conditioning(context=empty.expand(n, -1, -1))

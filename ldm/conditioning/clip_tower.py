@@ -1,4 +1,4 @@
-"""The halves of open_clip's models: built by name, filled from published files."""
+"""Text and image towers of open_clip's models: built by name, loaded from published files."""
 
 import zipfile
 from collections.abc import Mapping
@@ -14,31 +14,31 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm import pretrained
-from ldm.conditioning.tokenizer import VOCABULARY
+from ldm.conditioning.tokenizer import VOCAB_SIZE
 from ldm.errors import InvalidValue, UserError
 
 
 def architecture(name: str) -> dict:
-    """open_clip's numbers of a model; ValueError for a name that it does not know."""
+    """Return open_clip's config of a model; InvalidValue for an unknown name."""
     config = open_clip.get_model_config(name)
     if config is None:
-        raise InvalidValue(f"open_clip knows no model {name!r}: open_clip.list_models() names them")
+        raise InvalidValue(f"open_clip has no model {name!r}: see open_clip.list_models()")
     return config
 
 
 def text_tower(name: str, projected: bool) -> TextTransformer:
-    """A model's transformer over tokens, with the projection into the joint space if asked for.
+    """Build a model's text transformer, with or without the projection into the joint space.
 
-    ValueError for a text tower of another library, one of other tokens than CLIP's byte pairs, or one that
-    reads a token of its own behind the text.
+    InvalidValue for a tower of another library, one without CLIP's byte-pair vocabulary, or one that
+    appends a token of its own to the text.
     """
     config = architecture(name)
     text = CLIPTextCfg(**config["text_cfg"])
-    if text.hf_model_name or text.embed_cls or text.vocab_size != VOCABULARY:
+    if text.hf_model_name or text.embed_cls or text.vocab_size != VOCAB_SIZE:
         raise InvalidValue(
-            f"the text tower of {name} is not a plain transformer over CLIP's {VOCABULARY} tokens: choose a "
-            "model whose is, such as ViT-L-14, ViT-H-14, ViT-bigG-14 or EVA02-L-14 (not SigLIP, CLIPA, CoCa, "
-            "nor those on RoBERTa, mT5, NLLB or for many languages: docs/networks.md)"
+            f"the text tower of {name} is not a plain transformer over CLIP's {VOCAB_SIZE} tokens: choose "
+            "ViT-L-14, ViT-H-14, ViT-bigG-14, EVA02-L-14 or another model with such a tower (not SigLIP, "
+            "CLIPA, CoCa, multilingual ones, nor those on RoBERTa, mT5 or NLLB: see docs/guide/networks.md)"
         )
     projection = text.proj_type if projected else "none"
     text = replace(text, proj_type=projection, pool_type="none", output_tokens=False)
@@ -46,55 +46,55 @@ def text_tower(name: str, projected: bool) -> TextTransformer:
 
 
 def image_tower(name: str, patches: bool) -> nn.Module:
-    """A model's image half, which gives its patches' tokens beside the embedding if asked for."""
+    """Build a model's image tower; with `patches` it also returns the tokens of the patches."""
     config = architecture(name)
     vision = CLIPVisionCfg(**config["vision_cfg"])
     if patches and (vision.timm_model_name or not isinstance(vision.layers, int)):
-        raise InvalidValue(f"the image tower of {name} is not a transformer of patches: patches=false")
+        raise InvalidValue(f"the image tower of {name} is not a vision transformer: set patches=false")
     return _build_vision_tower(
         config["embed_dim"], replace(vision, output_tokens=patches), config.get("quick_gelu", False)
     )
 
 
-def load_tower(tower: nn.Module, name: str, weights: str, half: str) -> None:
-    """Loads a tower of the model `name`; UserError where the weights are missing.
+def load_tower(tower: nn.Module, name: str, weights: str, prefix: str) -> None:
+    """Load a tower of the model `name`; UserError if the weights are missing.
 
     Args:
-        weights: a name of `ldm.pretrained`, or one of open_clip's tags of the model.
-        half: "text" or "visual", as files name the tower where both halves have names.
+        weights: a name in `ldm.pretrained`, or one of open_clip's tags of the model.
+        prefix: "text" or "visual", the tower's prefix in files that have one for both towers.
     """
-    known = weights in pretrained.WEIGHTS
-    published = read_weights(pretrained.find(weights) if known else find_weights(name, weights))
-    prefix = f"{half}." if any(key.startswith(f"{half}.") for key in published) else ""
-    tower.load_state_dict({key: published[prefix + key] for key in tower.state_dict()})
+    is_ours = weights in pretrained.WEIGHTS
+    state = read_weights(pretrained.find(weights) if is_ours else find_weights(name, weights))
+    prefix = f"{prefix}." if any(key.startswith(f"{prefix}.") for key in state) else ""
+    tower.load_state_dict({key: state[prefix + key] for key in tower.state_dict()})
 
 
 def identity(name: str, weights: str) -> dict[str, str]:
-    """What a checkpoint says of a tower that it leaves out; open_clip's tags come without a hash."""
-    named = {"name": name, "weights": weights}
-    return named | ({"sha256": pretrained.WEIGHTS[weights].sha256} if weights in pretrained.WEIGHTS else {})
+    """Return what a checkpoint stores in place of a tower; open_clip's tags come without a hash."""
+    names = {"name": name, "weights": weights}
+    return names | ({"sha256": pretrained.WEIGHTS[weights].sha256} if weights in pretrained.WEIGHTS else {})
 
 
 def find_weights(name: str, tag: str) -> Path:
-    """The file of one of open_clip's tags: NAME.TAG.safetensors in the weights' folder, or downloaded."""
-    place = pretrained.folder() / f"{name}.{tag}.safetensors"
-    if place.is_file():
-        return place
-    published = get_pretrained_cfg(name, tag)
-    if not published:
+    """Return an open_clip tag's file, NAME.TAG.safetensors in the weights folder, or else download it."""
+    path = pretrained.weights_folder() / f"{name}.{tag}.safetensors"
+    if path.is_file():
+        return path
+    config = get_pretrained_cfg(name, tag)
+    if not config:
         tags = ", ".join([*pretrained.WEIGHTS, *list_pretrained_tags_by_model(name)])
-        raise UserError(f"there are no weights {tag!r} of {name}: choose one of {tags}")
+        raise UserError(f"{name} has no weights {tag!r}: choose one of {tags}")
     try:
-        return Path(download_pretrained(published))
-    except Exception as error:  # of whichever client open_clip chose
+        return Path(download_pretrained(config))
+    except Exception as error:  # the type depends on the client that open_clip uses
         raise UserError(
             f"the weights {tag} of {name} are not on this machine and cannot be downloaded ({error}): build "
-            f"the model once where there is a network, or put its state as safetensors at {place}"
+            f"the model once on a machine with network access, or save its state dict as {path}"
         ) from error
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """A published state: safetensors, OpenAI's TorchScript, or a pickle of tensors alone."""
+    """Read a published state dict: safetensors, OpenAI's TorchScript, or a pickle of nothing but tensors."""
     if path.suffix == ".safetensors":
         return load_file(path)
     if is_torchscript(path):
@@ -105,7 +105,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file holds a program beside its tensors."""
+    """Return whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

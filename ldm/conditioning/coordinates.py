@@ -1,4 +1,4 @@
-"""Where in the image a place of the latent lies."""
+"""The coordinates of each latent position as a condition."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,41 +15,41 @@ from ldm.typing import Conditioning
 class Coordinates(Conditioner):
     """Two channels, x and y in [-1, 1], concatenated to z_t (Liu et al. 2018, CoordConv, section 3).
 
-    A convolution learns where it is only from the zeros that pad its borders, which a small U-Net finds hard
-    in pure noise, just where 'left' and 'above' must be decided. All samples have the same; none is dropped.
+    A convolution learns its position only from the zeros that pad the borders, which is hard for a small
+    U-Net at high noise, where 'left' and 'above' are decided. The same for all samples; never dropped.
 
-    At every size -1 is the first place and 1 the last: they are shares of the whole image, so that a larger
-    or wider one than trained has the whole composition, and never a number that was not learned.
+    At every size the first position is -1 and the last 1. So the coordinates are relative to the whole image:
+    a larger or wider image than in training gets the whole composition, and no untrained coordinates.
 
     Args:
-        size: side of the latent, where nobody tells another.
+        size: default height and width of the latent, used where the size is unknown.
     """
 
     def __init__(self, size: int) -> None:
-        super().__init__(key="", dropout=0.0)
+        super().__init__(batch_key="", dropout=0.0)
         if size < 2:
-            raise InvalidValue(f"coordinates need a latent of at least 2 places a side, not {size}")
+            raise InvalidValue(f"coordinates need latents of height and width 2 or more, got size={size}")
         self.size = size
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """None: it needs no more than to know how many samples there are."""
+    def batch_keys(self) -> tuple[str, ...]:
+        """None: only the batch size matters."""
         return ()
 
     def read(self, batch: Mapping[str, Any], size: Size | None) -> Float[Tensor, "b 2 h w"]:
-        """The grid, once for each sample."""
+        """Return the grid, once per sample."""
         return self.grid(size).expand(len(next(iter(batch.values()))), -1, -1, -1)
 
     def forward(self, values: Float[Tensor, "b 2 h w"]) -> Conditioning:
-        """The grid itself."""
+        """Return the grid as `concat`."""
         return Conditioning(concat=values)
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """The grid, n times."""
+        """Return the grid, n times."""
         return Conditioning(concat=self.grid(size).expand(n, -1, -1, -1))
 
     def grid(self, size: Size | None) -> Float[Tensor, "2 h w"]:
-        """x and y of each place."""
+        """Return x and y of each latent position."""
         height, width = (self.size, self.size) if size is None else size
-        x, y = (torch.linspace(-1, 1, side, device=self.device) for side in (width, height))
+        x, y = (torch.linspace(-1, 1, length, device=self.device) for length in (width, height))
         return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

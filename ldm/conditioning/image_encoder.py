@@ -1,4 +1,4 @@
-"""A image encoder trained jointly with the denoiser: variations of a image."""
+"""An image encoder trained jointly with the denoiser, for image variations."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -7,23 +7,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ldm.conditioning.base import Conditioner, Size
-from ldm.conditioning.spatial import pixels
+from ldm.conditioning.spatial import to_float_image
 from ldm.errors import InvalidValue
 from ldm.typing import Conditioning
 
 
 class ImageEncoder(Conditioner):
-    """c = a image's embedding by a vision transformer (Dosovitskiy et al. 2021), as one token.
+    """c = an image's embedding by a vision transformer (Dosovitskiy et al. 2021), as one token.
 
-    The null is zeros. Trained from scratch with the denoiser, at any size, where `ClipImage` is another's
-    and frozen.
+    The null is zeros. Trained from scratch with the denoiser, at any image size; `ClipImage` is the
+    pretrained, frozen alternative.
 
     Args:
-        size: pixels a side that the tower sees; images are resized to it as a whole.
-        patch: pixels a side of what becomes a token inside.
-        width: of the tower and of what it gives.
-        patches: the patches' tokens are the context, instead of the embedding.
-        vector: the embedding fills the vector slot, too.
+        size: height and width in pixels of the tower's input; whole images are resized to it.
+        patch: height and width of a patch in pixels.
+        width: of the tower and of its output.
+        patches: use the patch tokens as the context, instead of the embedding.
+        vector: use the embedding as the vector, too.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class ImageEncoder(Conditioner):
         dropout: float,
         patches: bool = False,
         vector: bool = False,
-        key: str = "image",
+        batch_key: str = "image",
     ) -> None:
-        super().__init__(key, dropout)
+        super().__init__(batch_key, dropout)
         if size % patch or width % num_heads:
             raise InvalidValue(
-                f"a tower of size {size}, patch {patch}, width {width} and num_heads {num_heads}: patches "
-                "must fill the size, and heads the width"
+                f"an image encoder of size {size}, patch {patch}, width {width} and num_heads {num_heads}: "
+                "size must be a multiple of patch, and width of num_heads"
             )
         self.size, self.width, self.patches, self.vector = size, width, patches, vector
         self.num_tokens = (size // patch) ** 2 if patches else 1
@@ -51,20 +51,20 @@ class ImageEncoder(Conditioner):
         )
 
     def forward(self, values: UInt8[Tensor, "b 3 h w"]) -> Conditioning:
-        """The condition of each image."""
-        pooled, tokens = self.tower(self.prepared(values.to(self.device)))
+        """Encode images in 0..255."""
+        pooled, tokens = self.tower(self.preprocess(values.to(self.device)))
         context = tokens if self.patches else pooled[:, None]
         return Conditioning(context=context, vector=pooled if self.vector else None)
 
-    def prepared(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        """In [-1, 1] and the tower's size."""
-        x = pixels(images)
+    def preprocess(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """Map images to [-1, 1] and resize them to the tower's size, without a crop."""
+        x = to_float_image(images)
         if x.shape[-2:] == (self.size, self.size):
             return x
         return interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """Zeros."""
+        """Return zeros."""
         context = torch.zeros(n, self.num_tokens, self.width, device=self.device)
         vector = torch.zeros(n, self.width, device=self.device) if self.vector else None
         return Conditioning(context=context, vector=vector)

@@ -1,4 +1,4 @@
-"""From a map of pixels to channels at the latent's size."""
+"""Rescalers: from a map in pixels to channels at the latent's size."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,10 +13,10 @@ from ldm.errors import InvalidValue
 
 
 class Rescaler(nn.Module, ABC):
-    """A map or image in any size to `out_channels` at the latent's.
+    """Base class: a map or image of any size to `out_channels` channels at the latent's size.
 
     Args:
-        out_channels: what it fills of `concat`.
+        out_channels: number of channels in `concat`.
     """
 
     def __init__(self, out_channels: int) -> None:
@@ -25,16 +25,16 @@ class Rescaler(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
-        """The map at the latent's size."""
+        """Rescale a map to the latent's size."""
 
 
 class Resize(Rescaler):
-    """The map interpolated: published for depth (bicubic) and for the masks of inpainting (nearest).
+    """Interpolation: published for depth (bicubic) and for the masks of inpainting (nearest).
 
     Args:
         channels: of the map.
         mode: of `torch.nn.functional.interpolate`.
-        antialias: weigh all pixels of a place, bilinear or bicubic; the published models do not.
+        antialias: average over all pixels of a cell (bilinear or bicubic); the published models do not.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Resize(Rescaler):
 
 
 class MinMaxNormalized(Rescaler):
-    """2 (x - min x) / (max x - min x) - 1 behind another rescaler, of each map by itself; of a flat one, -1.
+    """2 (x - min x) / (max x - min x) - 1 per map, after another rescaler; a constant map becomes -1.
 
-    Stable Diffusion 2's depth: its network knows near and far by this scale alone, whatever estimated them.
+    Stable Diffusion 2's depth: only relative depth matters, so maps of any depth estimator share one scale.
     """
 
     def __init__(self, rescaler: Rescaler) -> None:
@@ -66,7 +66,7 @@ class MinMaxNormalized(Rescaler):
 
 
 class LearnedRescaler(Rescaler):
-    """A 1x1 convolution, without bias, of the map halved until it has the latent's size.
+    """A 1x1 convolution without bias, after the map is halved until it has the latent's size.
 
     Latent diffusion's rescaler of semantic maps (Rombach et al. 2022, section 4.3.2).
 
@@ -81,20 +81,23 @@ class LearnedRescaler(Rescaler):
     def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
         halvings = math.log2(x.shape[-1] / size[1])
         if halvings != int(halvings) or x.shape[-2] * size[1] != x.shape[-1] * size[0]:
-            raise InvalidValue(f"a map of {tuple(x.shape[-2:])} cannot be halved to a latent's {size}")
+            raise InvalidValue(
+                f"a map of {tuple(x.shape[-2:])} cannot be halved to latents of {size}: the ratio must be "
+                "a power of 2, and equal for height and width"
+            )
         for _ in range(int(halvings)):
             x = F.interpolate(x, scale_factor=0.5, mode="bilinear")
         return self.mixed(x)
 
 
 class PixelUnshuffle(Rescaler):
-    """Every pixel of a place of the latent as a channel of its own (Shi et al. 2016, backwards).
+    """Space-to-depth: each pixel of a cell becomes its own channels (the inverse of Shi et al. 2016).
 
-    Nothing is lost and nothing learned.
+    Lossless, and without parameters.
 
     Args:
         channels: of the map.
-        factor: pixels of the map to a place, a side.
+        factor: width of a cell, in pixels of the map.
     """
 
     def __init__(self, channels: int, factor: int) -> None:
@@ -103,12 +106,14 @@ class PixelUnshuffle(Rescaler):
 
     def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b k h w"]:
         if x.shape[-2:] != (size[0] * self.factor, size[1] * self.factor):
-            raise InvalidValue(f"a map of {tuple(x.shape[-2:])} is not {self.factor} times a latent's {size}")
+            raise InvalidValue(
+                f"a map of {tuple(x.shape[-2:])} is not {self.factor} times as large as latents of {size}"
+            )
         return F.pixel_unshuffle(x, self.factor)
 
 
 class MaxPoolMask(Rescaler):
-    """The largest value under each place: a mask that touches a place covers it whole.
+    """The maximum over each cell: a latent position is masked if any of its pixels is.
 
     Args:
         channels: of the map.

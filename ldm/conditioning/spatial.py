@@ -1,7 +1,7 @@
-"""Maps and images as conditions: channels beside z_t, tokens for cross-attention, or both.
+"""Maps and images as conditions: channels concatenated to z_t, tokens for cross-attention, or both.
 
-Rombach et al. (2022), figure 3: the switch between concatenation and cross-attention is which of `rescaler`
-and `tokens` a conditioner has. The null of all of them is zeros in every slot, but a mask's.
+Rombach et al. (2022), figure 3: a conditioner with a `rescaler` concatenates, one with `tokens` uses
+cross-attention. The null is zeros in every slot, except for `Mask`.
 """
 
 from abc import abstractmethod
@@ -21,14 +21,14 @@ from ldm.typing import Conditioning
 
 
 class MapTokens(nn.Module):
-    """c_i = W patch_i + p_i: one token a patch of the map (Dosovitskiy et al. 2021, eq. 1).
+    """c_i = W patch_i + p_i: one token per patch of the map (Dosovitskiy et al. 2021, eq. 1).
 
-    Positions are learned for a square of `side` patches, and interpolated for other sizes.
+    The position embeddings are learned for `side` x `side` patches, and interpolated for other sizes.
 
     Args:
         in_channels: of the map.
         width: of a token.
-        patch: pixels of the map, a side.
+        patch: height and width of a patch in pixels.
     """
 
     def __init__(self, in_channels: int, width: int, patch: int, side: int) -> None:
@@ -47,53 +47,53 @@ class MapTokens(nn.Module):
         return rearrange(h + p, "b d h w -> b (h w) d")
 
     def count(self, height: int, width: int) -> int:
-        """How many tokens a map of a size makes; ValueError if the patches do not fill it."""
+        """Return the number of tokens for a map's size; InvalidValue if the patches do not fill it."""
         if height % self.patch or width % self.patch:
             raise InvalidValue(f"a map of {height}x{width} does not divide into patches of {self.patch}")
         return (height // self.patch) * (width // self.patch)
 
 
 class SpatialConditioner(Conditioner):
-    """What all maps and images have in common.
+    """Base class of maps and images.
 
     Args:
-        factor: pixels of the map to a place of the latent, a side.
-        rescaler: makes the channels beside z_t; None for none.
-        tokens: makes the tokens; None for none.
+        factor: width in pixels of the map's cell at one latent position.
+        rescaler: makes the channels of `concat`; None for none.
+        tokens: makes the tokens of `context`; None for none.
     """
 
     def __init__(
         self,
-        key: str,
+        batch_key: str,
         dropout: float,
         factor: int,
         rescaler: Rescaler | None = None,
         tokens: MapTokens | None = None,
     ) -> None:
-        super().__init__(key, dropout)
+        super().__init__(batch_key, dropout)
         if rescaler is None and tokens is None:
-            raise InvalidValue(f"the condition of {key} needs a rescaler, tokens, or both")
+            raise InvalidValue(f"the conditioner of {batch_key} needs a rescaler, tokens, or both")
         self.factor, self.rescaler, self.tokens = factor, rescaler, tokens
 
     @abstractmethod
     def channels(self, values: Any) -> Float[Tensor, "b c H W"]:
-        """The map as numbers, on this conditioner's device."""
+        """Return the map as float channels, on this conditioner's device."""
 
     def forward(self, values: Any) -> Conditioning:
-        """The condition of each map."""
-        return self.told(self.channels(values))
+        """Encode maps."""
+        return self.encode_map(self.channels(values))
 
-    def told(self, x: Float[Tensor, "b c H W"]) -> Conditioning:
-        """The channels and tokens of a map."""
-        size = self.shrunk(x.shape[-2:])
+    def encode_map(self, x: Float[Tensor, "b c H W"]) -> Conditioning:
+        """Apply the rescaler and the tokens to float channels."""
+        size = self.downsampled_size(x.shape[-2:])
         return Conditioning(
             context=None if self.tokens is None else self.tokens(x),
             concat=None if self.rescaler is None else self.rescaler(x, size),
         )
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """Zeros."""
-        height, width = self.needed(size)
+        """Return zeros."""
+        height, width = require_size(size, self.batch_key)
         context = concat = None
         if self.tokens is not None:
             count = self.tokens.count(height * self.factor, width * self.factor)
@@ -103,30 +103,24 @@ class SpatialConditioner(Conditioner):
         return Conditioning(context=context, concat=concat)
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """The map's size divided by `factor`."""
-        return self.shrunk(batch[self.key].shape[-2:])
+        """Return the map's size divided by `factor`."""
+        return self.downsampled_size(batch[self.batch_key].shape[-2:])
 
-    def shrunk(self, size: tuple[int, ...]) -> Size:
-        """A map's size in places of the latent. UserError if it does not divide."""
+    def downsampled_size(self, size: tuple[int, ...]) -> Size:
+        """Return a map's size divided by `factor`. UserError if it is not divisible."""
         height, width = size
         if height % self.factor or width % self.factor:
             raise UserError(
-                f"the {self.key} of {height}x{width} does not divide by {self.factor}, pixels to a place of "
-                "the latent: give another size"
+                f"{self.batch_key} is {height}x{width}, which is not divisible by factor {self.factor}, the "
+                "pixels per latent position: use another size"
             )
         return height // self.factor, width // self.factor
 
-    def needed(self, size: Size | None) -> Size:
-        """The size, which a map's null cannot do without."""
-        if size is None:
-            raise InvalidValue(f"the null of {self.key} needs the latent's size")
-        return size
-
 
 class SemanticMap(SpatialConditioner):
-    """The label of each pixel, as one channel a label (Rombach et al. 2022, section 4.3.2).
+    """The label of each pixel, one-hot: a channel per label (Rombach et al. 2022, section 4.3.2).
 
-    A label from `num_labels` on, as the customary 255, is none: its pixel is zero in every channel.
+    Labels from `num_labels` on, such as the usual 255, mean "unlabelled": zero in every channel.
     """
 
     def __init__(
@@ -136,9 +130,9 @@ class SemanticMap(SpatialConditioner):
         factor: int,
         rescaler: Rescaler | None = None,
         tokens: MapTokens | None = None,
-        key: str = "segmentation",
+        batch_key: str = "segmentation",
     ) -> None:
-        super().__init__(key, dropout, factor, rescaler, tokens)
+        super().__init__(batch_key, dropout, factor, rescaler, tokens)
         self.num_labels = num_labels
 
     def channels(self, values: UInt8[Tensor, "b H W"]) -> Float[Tensor, "b k H W"]:
@@ -154,69 +148,75 @@ class ScalarMap(SpatialConditioner):
 
 
 class Mask(SpatialConditioner):
-    """Where the image is to be drawn anew: 1 there, `background` elsewhere. The null is 1 everywhere.
+    """The mask of inpainting: 1 where the image is generated, `background` where it is kept.
 
-    Published: the nearest pixel of each place, with -1 (latent diffusion, behind the masked image) or 0
-    (Stable Diffusion, before it).
+    The null is 1 everywhere. Published: nearest-neighbour interpolation, with -1 after the masked image's
+    latent (latent diffusion) or 0 before it (Stable Diffusion).
 
     Args:
-        low: -1 or 0, of what stays.
+        background: -1 or 0, the value where the image is kept.
     """
 
     def __init__(
-        self, background: float, dropout: float, factor: int, rescaler: Rescaler, key: str = "mask"
+        self, background: float, dropout: float, factor: int, rescaler: Rescaler, batch_key: str = "mask"
     ) -> None:
-        super().__init__(key, dropout, factor, rescaler)
+        super().__init__(batch_key, dropout, factor, rescaler)
         self.background = background
 
     def channels(self, values: UInt8[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
-        drawn = (values.to(self.device) > 127).float()
-        return self.background + (1 - self.background) * drawn
+        is_masked = (values.to(self.device) > 127).float()
+        return self.background + (1 - self.background) * is_masked
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """All is to be drawn anew."""
+        """Return ones: the whole image is masked."""
         zeros = super().null(n, size).concat
         assert zeros is not None
         return Conditioning(concat=torch.ones_like(zeros))
 
 
 class LatentImage(Conditioner):
-    """A image's latent beside z_t: the masked image of inpainting, the image to be edited.
+    """An image's latent concatenated to z_t: the masked image of inpainting, or the image to be edited.
 
-    Brooks et al. (2023), section 3.2, for the latter; the posterior's mean, normalised as z_0 is.
+    Brooks et al. (2023), section 3.2, for the latter. The mean of the posterior, normalised as z_0 is.
 
     Args:
         channels: of the latent.
-        factor: the first stage's.
-        key: a image in [-1, 1], or bytes.
+        factor: the first stage's downsampling factor.
+        batch_key: of an image in [-1, 1], or uint8.
     """
 
-    through_first_stage = True
+    needs_first_stage = True
 
-    def __init__(self, channels: int, dropout: float, factor: int, key: str = "masked") -> None:
-        super().__init__(key, dropout)
+    def __init__(self, channels: int, dropout: float, factor: int, batch_key: str = "masked") -> None:
+        super().__init__(batch_key, dropout)
         self.latent_channels, self.factor = channels, factor
 
     def read(self, batch: Mapping[str, Any], size: Size | None) -> Float[Tensor, "b c H W"]:
-        """The image in [-1, 1]."""
-        return pixels(batch[self.key].to(self.device))
+        """Return the image in [-1, 1]."""
+        return to_float_image(batch[self.batch_key].to(self.device))
 
     def forward(self, values: Float[Tensor, "b z h w"]) -> Conditioning:
-        """The latent itself."""
+        """Return the latent as `concat`."""
         return Conditioning(concat=values)
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """Zeros: the mean of all latents."""
-        if size is None:
-            raise InvalidValue(f"the null of {self.key} needs the latent's size")
-        return Conditioning(concat=torch.zeros(n, self.latent_channels, *size, device=self.device))
+        """Return zeros, the mean of all latents."""
+        latent_size = require_size(size, self.batch_key)
+        return Conditioning(concat=torch.zeros(n, self.latent_channels, *latent_size, device=self.device))
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """The image's size divided by the first stage's factor."""
-        height, width = batch[self.key].shape[-2:]
+        """Return the image's size divided by the first stage's factor."""
+        height, width = batch[self.batch_key].shape[-2:]
         return height // self.factor, width // self.factor
 
 
-def pixels(image: Tensor) -> Float[Tensor, "b c H W"]:
-    """A image in [-1, 1], of bytes or as it is."""
+def require_size(size: Size | None, batch_key: str) -> Size:
+    """Return the size, which the null of a map or image needs; InvalidValue if it is None."""
+    if size is None:
+        raise InvalidValue(f"the null of {batch_key} needs the latent's size")
+    return size
+
+
+def to_float_image(image: Tensor) -> Float[Tensor, "b c H W"]:
+    """Map a uint8 image to [-1, 1]; return a float image unchanged."""
     return image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image

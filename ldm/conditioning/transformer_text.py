@@ -16,7 +16,8 @@ from ldm.typing import Conditioning
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): a pre-norm transformer block (Xiong et al. 2020).
 
-    Initial weights as in CLIP (Radford et al. 2021): the branches shrink with the depth of the whole stack.
+    Initialized as in CLIP (Radford et al. 2021): the std of each branch's last layer falls with `depth`, the
+    number of blocks of the whole stack.
     """
 
     def __init__(self, width: int, num_heads: int, head_channels: int, bias: bool, depth: int) -> None:
@@ -29,29 +30,29 @@ class Block(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         nn.init.normal_(self.widen.weight, std=(2 * width) ** -0.5)
-        for last in (self.out, self.narrow):
-            nn.init.normal_(last.weight, std=(2 * depth * width) ** -0.5)
+        for output_layer in (self.out, self.narrow):
+            nn.init.normal_(output_layer.weight, std=(2 * depth * width) ** -0.5)
 
-    def forward(self, x: Float[Tensor, "b l d"], real: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         qkv = self.qkv(self.norm_attention(x))  # b l 3d
         q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.num_heads)
-        x = x + self.out(attend(q, k, v, real))
+        x = x + self.out(attend(q, k, v, mask))
         return x + self.narrow(gelu(self.widen(self.norm_mlp(x))))
 
 
 class TransformerText(Conditioner):
     """c = LayerNorm(Transformer(E[tokens] + P)): the text encoder of Rombach et al. (2022), 3.3 and E.2.1.
 
-    Attention is bidirectional and blind to padding; padded places of the context are zero. The null is
-    its own encoding of the empty text, so it is learned.
+    Attention is bidirectional, with padding masked; the context is zero at padding. The null is the encoding
+    of the empty text, so it is learned.
 
-    The published one (width 1280, depth 32, 8 heads of 64 channels, no bias) counts 581,994,042 parameters:
-    503,827,200 in blocks, positions and norm, as here, an embedding of BERT's 30,522 word pieces, where ours
-    has CLIP's 49,408 byte pairs, and 39,098,682 in a layer that gave logits and was never used.
+    The published one (width 1280, depth 32, 8 heads of 64 channels, no bias) has 581,994,042 parameters:
+    503,827,200 in blocks, positions and norm, as here; an embedding of BERT's 30,522 word pieces, where ours
+    has CLIP's 49,408 byte pairs; and 39,098,682 in a layer of logits that is never used.
 
     Args:
-        pooled: whether the mean over the real tokens fills the vector slot too.
-        head_channels: of each head of the attention; None divides the width by the heads.
+        pooled: whether the mean over all tokens but the padding is the vector, too.
+        head_channels: channels per attention head; None divides `width` by `num_heads`.
         bias: of queries, keys and values.
     """
 
@@ -63,19 +64,20 @@ class TransformerText(Conditioner):
         num_heads: int,
         pooled: bool = False,
         dropout: float = 0.1,
-        key: str = "caption",
+        batch_key: str = "caption",
         head_channels: int | None = None,
         bias: bool = True,
     ) -> None:
-        super().__init__(key, dropout)
+        super().__init__(batch_key, dropout)
         if head_channels is None and width % num_heads:
-            raise InvalidValue(f"width {width} does not divide by num_heads {num_heads}")
+            raise InvalidValue(f"width {width} is not divisible by num_heads {num_heads}")
         if tokenizer.chunks > 1:
             raise InvalidValue(
-                f"this encoder reads one chunk, not {tokenizer.chunks}: give it a longer length"
+                f"TransformerText takes 1 chunk, not {tokenizer.chunks}: set tokenizer.chunks=1 and a larger "
+                "tokenizer.length"
             )
         self.tokenizer, self.pooled = tokenizer, pooled
-        self.token_embedding = nn.Embedding(tokenizer.vocabulary, width)
+        self.token_embedding = nn.Embedding(tokenizer.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(tokenizer.length, width))
         channels = width // num_heads if head_channels is None else head_channels
         self.blocks = nn.ModuleList(Block(width, num_heads, channels, bias, depth) for _ in range(depth))
@@ -84,18 +86,18 @@ class TransformerText(Conditioner):
         nn.init.normal_(self.position_embedding, std=0.01)
 
     def forward(self, values: list[str]) -> Conditioning:
-        """The condition of each text. UserError for a word that the tokenizer does not know."""
+        """Encode texts. UserError for a word that is not in the tokenizer's vocabulary."""
         tokens = self.tokenizer(values).to(self.position_embedding.device)  # b l
         ends = tokens == self.tokenizer.end
-        real = ends.cumsum(1) - ends.long() == 0  # b l  up to the first end: padding may be that token too
+        mask = ends.cumsum(1) - ends.long() == 0  # b l  up to the first end: it may be the padding, too
         x = self.token_embedding(tokens) + self.position_embedding  # b l d
         for block in self.blocks:
-            x = block(x, real)
-        x = self.norm(x) * real[..., None]  # b l d
-        return Conditioning(context=x, vector=x.sum(1) / real.sum(1, keepdim=True) if self.pooled else None)
+            x = block(x, mask)
+        x = self.norm(x) * mask[..., None]  # b l d
+        return Conditioning(context=x, vector=x.sum(1) / mask.sum(1, keepdim=True) if self.pooled else None)
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """The encoding of the empty text."""
-        one = self([""])
-        vector = None if one.vector is None else one.vector.expand(n, -1)
-        return Conditioning(context=one.context.expand(n, -1, -1), vector=vector)
+        """Return the encoding of the empty text."""
+        empty = self([""])
+        vector = None if empty.vector is None else empty.vector.expand(n, -1)
+        return Conditioning(context=empty.context.expand(n, -1, -1), vector=vector)

@@ -1,1 +1,1 @@
-"""Data: images with captions into tar shards, and back out of them in an order that is a pure function."""
+"""Data: pack images with captions into tar shards, and read them in a reproducible order."""

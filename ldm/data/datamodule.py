@@ -1,4 +1,4 @@
-"""The training and validation data of a run, as Lightning asks for it."""
+"""The training and validation data of a run, as a LightningDataModule."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 
 from ldm.data.fields.captions import CaptionField
 from ldm.data.fields.image import ImageField
-from ldm.data.latents import ENCODE, LatentHeader, read_header
+from ldm.data.latents import ENCODE_COMMAND, LatentHeader, read_header
 from ldm.data.loading.batches import DerivedField, Field, ShardStream
 from ldm.data.loading.loader import BatchLoader, ResumableLoader
 from ldm.data.order.mixture import SourceShards
@@ -19,7 +19,7 @@ from ldm.data.shards.reader import BadSample, Shards, open_shards
 from ldm.data.shards.remote import Cache, is_remote
 from ldm.errors import UserError
 
-# Lightning doubts the length of any iterable data set; ours serves each step from one worker
+# Lightning warns about the length of any iterable data set; ours serves each step from exactly one worker
 warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
 
 
@@ -27,22 +27,22 @@ class ShardDataModule(LightningDataModule):
     """Shards of images, or of latents, as batches of a fixed global size.
 
     `shards` and `val_shards` are each a folder, a brace pattern, a URL of either, or a list of these;
-    `val_shards` None is no validation. Training runs `steps` batches; validation reads the first
+    `val_shards` None disables validation. Training runs `steps` batches; validation reads the first
     `val_batches` batches of its shards, the same each time.
 
     Args:
-        size: side of a square crop; latents must be of this size, and `order.buckets` goes before it.
+        size: height and width of a square crop; it must be that of latents; `order.buckets` overrides it.
         order: the order of samples: window, mixture, filter, buckets.
-        captions: weights of where captions stand, as in `CaptionField`; None takes `txt`, where shards have it.
-        extras: what else a batch holds of a sample, as its class or cached text states.
-        aligned: what it holds that shares the image's crop and flip, each made with the `ImageField` that
-            says which: as `ldm.data.fields.spatial`.
-        derived: what is made from all these, in order: as `ldm.data.fields.masks`, `ldm.data.fields.degradations`.
-        index: folder of the shards' indexes, where they do not lie beside them.
-        cache: where remote shards are kept on this machine.
-        max_bad_rate: of samples that may be bad before the run is stopped; 0 stops at the first.
-        start_method: of worker processes: fork, forkserver or spawn; None is forkserver where there is one.
-        channels: of a image, as in `ImageField`.
+        captions: weights by caption source, as in `CaptionField`; None reads `txt`, if the shards have it.
+        extra_fields: further fields to read, such as the class or cached text states.
+        spatial_fields: fields that share the image's crop and flip, each constructed with the `ImageField`,
+            as in `ldm.data.fields.spatial`.
+        derived_fields: computed from all these, in order, as in `ldm.data.fields.masks`.
+        index: folder of the shards' indexes, if they are not beside the shards.
+        cache: where remote shards are stored on this machine.
+        max_bad_rate: largest share of bad samples before the run stops; 0 stops at the first.
+        start_method: of worker processes: fork, forkserver or spawn; None is forkserver where it exists.
+        channels: of an image, as in `ImageField`.
     """
 
     def __init__(
@@ -79,11 +79,8 @@ class ShardDataModule(LightningDataModule):
         self.val_batches = val_batches
         self.order = order or OrderOptions()
         self.captions = captions
-        self.extra_fields, self.spatial_fields, self.derived_fields = (
-            list(extra_fields),
-            list(spatial_fields),
-            list(derived_fields),
-        )
+        self.extra_fields, self.spatial_fields = list(extra_fields), list(spatial_fields)
+        self.derived_fields = list(derived_fields)
         self.index = None if index is None else Path(index).expanduser()
         self.cache = cache
         self.max_bad_rate = max_bad_rate
@@ -91,47 +88,47 @@ class ShardDataModule(LightningDataModule):
         self.first_step = 0
 
     def check(self) -> None:
-        """UserError for what is missing or does not fit, before any work starts."""
+        """Raise UserError if something is missing or inconsistent, before any work starts."""
         training, validation = self._train_stream()[0], self._val_stream()
-        if not is_remote(self.shards):  # to try one would fetch its shard
+        if not is_remote(self.shards):  # reading a sample would fetch its whole shard
             training.read_first()
         if validation is not None and self.val_shards is not None and not is_remote(self.val_shards):
             validation.read_first()
 
     def check_channels(self, channels: int) -> None:
-        """UserError where these are images of other channels than the first stage takes."""
+        """Raise UserError if these are images with other channels than the first stage has."""
         if channels != self.channels and self.header(self.shards) is None:
             raise UserError(
-                f"the first stage takes images of {channels} channels and data.channels={self.channels}: "
-                f"give data.channels={channels}, or autoencoder.encoder.in_channels={self.channels} and "
+                f"the first stage takes images of {channels} channels but data.channels={self.channels}: "
+                f"set data.channels={channels}, or autoencoder.encoder.in_channels={self.channels} and "
                 f"autoencoder.decoder.out_channels={self.channels}"
             )
 
     def check_latents(self, autoencoder: str) -> None:
-        """UserError where the shards hold latents of another autoencoder than the one of this hash."""
+        """Raise UserError if the shards contain latents of an autoencoder with another hash."""
         for spec in (self.shards, self.val_shards):
             header = None if spec is None else self.header(spec)
             if header is not None and header.autoencoder != autoencoder:
                 raise UserError(
-                    f"the latents in {spec} are of autoencoder {header.autoencoder[:12]}, this model's is "
-                    f"{autoencoder[:12]}: encode them again with {ENCODE}"
+                    f"the latents in {spec} are of autoencoder {header.autoencoder[:12]}, but this model's "
+                    f"is {autoencoder[:12]}: encode them again with {ENCODE_COMMAND}"
                 )
 
     def header(self, spec: str | Sequence[str]) -> LatentHeader | None:
-        """Whose latents these shards hold; None where they hold images."""
+        """Return the header of these shards' latents; None if they contain images."""
         return read_header(*(part.paths for part in self._open(spec).parts))
 
     def skip_to(self, step: int) -> None:
-        """Let training begin with this step's batch."""
+        """Let training start at this step's batch."""
         self.first_step = step
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of the whole run, resumable."""
-        stream, manifest = self._train_stream()
+        """Return the loader of the whole run, which can be resumed."""
+        stream, order_hash = self._train_stream()
         loader = ResumableLoader(
             stream,
             self.seed,
-            manifest,
+            order_hash,
             self.num_workers,
             torch.cuda.is_available(),
             self.max_bad_rate,
@@ -141,7 +138,7 @@ class ShardDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """The same batches each time, none without `val_shards`."""
+        """Return a loader of the same batches each time; an empty list without `val_shards`."""
         stream = self._val_stream()
         if stream is None:
             return []
@@ -149,17 +146,17 @@ class ShardDataModule(LightningDataModule):
         return BatchLoader(stream, self.num_workers, pin, self.max_bad_rate, self.start_method)
 
     def _train_stream(self) -> tuple[ShardStream, str]:
-        """The stream, and the hash of what its order depends on."""
-        sources = self._open(self.shards, apart=self.order.weights is not None)
+        """Return the stream, and the hash of what its order depends on."""
+        sources = self._open(self.shards, separately=self.order.weights is not None)
         order = self.order.build(sources, self.seed, self.global_batch_size)
         buckets = self.order.buckets
         sizes = [self.size] if buckets is None else [(h, w) for h, w in buckets.shapes]
-        readers = [self._readers(sources, size, self.random_crop, self.flip) for size in sizes]
+        fields = [self._fields(sources, size, self.random_crop, self.flip) for size in sizes]
         rank, world = self._rank_and_world()
         stream = ShardStream(
             order,
             sources,
-            readers,
+            fields,
             self.global_batch_size,
             self.steps,
             rank,
@@ -174,12 +171,12 @@ class ShardDataModule(LightningDataModule):
         sources = self._open(self.val_shards)
         counts = sources.parts[0].counts
         rank, world = self._rank_and_world()
-        batch, steps = self._val_plan(int(counts.sum()), world)
-        readers = self._readers(sources, self.size, random_crop=False, flip=False)
+        batch, steps = self._val_batch_and_steps(int(counts.sum()), world)
+        fields = self._fields(sources, self.size, random_crop=False, flip=False)
         return ShardStream(
             SequentialOrder(counts),
             sources,
-            [readers],
+            [fields],
             batch,
             steps,
             rank,
@@ -187,56 +184,59 @@ class ShardDataModule(LightningDataModule):
             derived_fields=self.derived_fields,
         )
 
-    def _val_plan(self, samples: int, world: int) -> tuple[int, int]:
-        """(global batch, batches): whole batches only, all ranks alike; one smaller batch of a small set."""
+    def _val_batch_and_steps(self, samples: int, world: int) -> tuple[int, int]:
+        """Return (global batch, number of batches): whole batches, or one smaller batch of a small set."""
         if samples >= self.global_batch_size:
             return self.global_batch_size, min(self.val_batches, samples // self.global_batch_size)
         if samples < world:
-            raise UserError(f"{self.val_shards} holds {samples} images for {world} processes: add some")
+            raise UserError(
+                f"data.val_shards={self.val_shards} contains {samples} images for {world} processes: add some"
+            )
         return samples // world * world, min(self.val_batches, 1)
 
-    def _open(self, spec: str | Sequence[str], apart: bool = False) -> SourceShards:
-        """All shards as one source, or each entry as its own."""
-        listed = [spec] if isinstance(spec, str) else list(spec)
-        return SourceShards([self._opened(one) for one in (listed if apart else [listed])])
+    def _open(self, spec: str | Sequence[str], separately: bool = False) -> SourceShards:
+        """Open all shards as one source, or each item of the list as its own source."""
+        items = [spec] if isinstance(spec, str) else list(spec)
+        return SourceShards([self._open_source(source) for source in (items if separately else [items])])
 
-    def _opened(self, spec: str | Sequence[str]) -> Shards:
+    def _open_source(self, spec: str | Sequence[str]) -> Shards:
         if not is_remote(spec):
             return open_shards(spec, self.index)
         if self.cache is None:
             raise UserError(
-                f"{spec} is not on this machine: name a folder for shards with data.cache.folder=FOLDER"
+                f"{spec} is remote: set data.cache.folder=FOLDER, where its shards are stored here"
             )
         return self.cache.open(spec, self.index)
 
-    def _readers(
+    def _fields(
         self, sources: SourceShards, size: int | tuple[int, int], random_crop: bool, flip: bool
     ) -> list[Field]:
         header = read_header(*(part.paths for part in sources.parts))
-        images = ImageField(size, self.seed, random_crop, flip, channels=self.channels)
+        image_field = ImageField(size, self.seed, random_crop, flip, channels=self.channels)
         if header is None:
-            readers: list[Field] = [images]
+            fields: list[Field] = [image_field]
         else:
-            self._check_encoded(header, sources.parts[0].paths[0].parent, images)
-            readers = header.readers(self.seed)
-        if self.captions is not None or _captioned(sources):
-            readers.append(CaptionField(self.captions or {"txt": 1.0}, self.seed))
-        return [*readers, *self.extra_fields, *(make(images) for make in self.spatial_fields)]
+            self._check_header(header, sources.parts[0].paths[0].parent, image_field)
+            fields = header.fields(self.seed)
+        if self.captions is not None or _has_captions(sources):
+            fields.append(CaptionField(self.captions or {"txt": 1.0}, self.seed))
+        return [*fields, *self.extra_fields, *(make(image_field) for make in self.spatial_fields)]
 
-    def _check_encoded(self, header: LatentHeader, folder: Path, images: ImageField) -> None:
-        if header.size != images.size:
+    def _check_header(self, header: LatentHeader, folder: Path, image_field: ImageField) -> None:
+        if header.size != image_field.size:
             raise UserError(
-                f"the latents in {folder} are of {header.size} px images and data.size is "
-                f"{images.size}: set data.size={header.size}, or encode again with {ENCODE}"
+                f"the latents in {folder} are of {header.size} px images but data.size is "
+                f"{image_field.size}: set data.size={header.size}, or encode again with {ENCODE_COMMAND}"
             )
-        if images.random_crop or images.flip:
+        if image_field.random_crop or image_field.flip:
             raise UserError(
-                "latents are neither cropped nor flipped: set data.random_crop and data.flip to false"
+                "latents can be neither cropped nor flipped: set data.random_crop=false and data.flip=false"
             )
         if self.spatial_fields and header.variants > 1:
             raise UserError(
-                f"the latents in {folder} are of {header.variants} crops of each image, and data.spatial_fields "
-                f"fits the middle one alone: encode again with {ENCODE} crops=0 flip=false"
+                f"the latents in {folder} are of {header.variants} crops of each image, but "
+                f"data.spatial_fields only fit the centre crop: encode again with {ENCODE_COMMAND} crops=0 "
+                "flip=false"
             )
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -245,15 +245,15 @@ class ShardDataModule(LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-def _captioned(sources: SourceShards) -> bool:
-    """Whether any shard notes a caption, or the first one that can be read has one."""
-    if all(part.noted is not None for part in sources.parts):
-        return any(bool(part.noted["captioned"].any()) for part in sources.parts)  # type: ignore[index]
+def _has_captions(sources: SourceShards) -> bool:
+    """Whether the manifests list a captioned sample; without manifests, whether the first shard has one."""
+    if all(part.manifest_rows is not None for part in sources.parts):
+        return any(bool(part.manifest_rows["captioned"].any()) for part in sources.parts)  # type: ignore[index]
     for number in range(sum(map(len, sources.parts))):
         try:
             shard = sources[number]
         except BadSample:
             continue
         if len(shard):
-            return bool(shard.index.head["captioned"])
+            return bool(shard.index.header["captioned"])
     return False

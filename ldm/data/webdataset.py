@@ -1,7 +1,7 @@
-"""WebDataset's own stream: shards drawn with replacement, samples shuffled in a buffer; no index, no epochs.
+"""WebDataset's stream: shards sampled with replacement, samples shuffled in a buffer; no index, no epochs.
 
-For a first look at shards that nobody has indexed, and for data so large that no sample comes twice. What
-it gives up: a restart goes on with other samples, and an epoch's worth leaves a third of the shards out.
+For a first look at shards that are not indexed, and for data so large that no sample comes twice. The costs:
+a resumed run continues with other samples, and an epoch's worth of samples misses a third of the shards.
 """
 
 import random
@@ -17,11 +17,10 @@ from ldm.data.datamodule import ShardDataModule
 from ldm.data.fields.captions import CaptionField
 from ldm.data.fields.image import ImageField
 from ldm.data.loading.batches import (
-    ATTEMPTS,
     BatchAndErrors,
     DerivedField,
     Field,
-    Row,
+    SampleValues,
     StepDataset,
     collate,
     read_sample,
@@ -30,17 +29,20 @@ from ldm.data.loading.loader import ResumableLoader
 from ldm.data.shards.reader import BadSample, Sample, find_shards
 from ldm.errors import UserError
 
+MAX_BAD_SAMPLES = 100
+"""A run stops after this many bad samples in one batch."""
+
 
 class ResampledStream(StepDataset):
-    """One rank's batches; position = step * B + place in the batch, the key of crops and noise.
+    """One rank's batches; position = step * B + index in the global batch, the key of crops and noise.
 
-    Every rank, worker and first step draws other shards, by seeds of its own.
+    Each rank, worker and first step has its own seed, and so its own sequence of shards.
     """
 
     def __init__(
         self,
         urls: str | Sequence[str],
-        readers: Sequence[Field],
+        fields: Sequence[Field],
         global_batch: int,
         steps: int,
         seed: int,
@@ -50,39 +52,38 @@ class ResampledStream(StepDataset):
         derived_fields: Sequence[DerivedField] = (),
     ) -> None:
         super().__init__(global_batch, steps, rank, world)
-        self.urls, self.readers, self.seed, self.buffer = urls, readers, seed, buffer
+        self.urls, self.fields, self.seed, self.buffer = urls, fields, seed, buffer
         self.derived_fields = derived_fields
 
     def __iter__(self) -> Iterator[BatchAndErrors | UserError]:
-        steps_of_this_worker = self.steps_of_this_worker()
-        samples = iter(self._samples(steps_of_this_worker.start))
-        for step in steps_of_this_worker:
-            found, bad = list[Row](), list[str]()
-            while len(found) < self.local_batch:
-                position = self.first_position(step) + len(found)
+        steps = self.steps_of_this_worker()
+        pipeline = iter(self._pipeline(steps.start))
+        for step in steps:
+            samples, errors = list[SampleValues](), list[str]()
+            while len(samples) < self.local_batch:
+                position = self.first_position(step) + len(samples)
                 try:
-                    raw = next(samples)
+                    raw = next(pipeline)
                     sample = Sample(Path(raw["__url__"]), raw["__key__"], _members(raw))
-                    found.append(read_sample(sample, position, self.readers, self.derived_fields))
+                    samples.append(read_sample(sample, position, self.fields, self.derived_fields))
                 except BadSample as error:
-                    bad.append(str(error))
-                    if len(bad) == ATTEMPTS:
-                        yield UserError(f"{bad[-1]}; and so are {ATTEMPTS} samples of one batch")
+                    errors.append(str(error))
+                    if len(errors) == MAX_BAD_SAMPLES:
+                        yield UserError(f"{MAX_BAD_SAMPLES} bad samples in one batch; the last: {errors[-1]}")
                         return
-                except Exception as error:  # of a tar, a URL or a command: whatever they raise
+                except Exception as error:  # tars, URLs and commands raise errors of any type
                     yield UserError(f"{self.urls} cannot be read ({type(error).__name__}: {error})")
                     return
-            yield collate(found, self.readers), bad
+            yield collate(samples, self.fields), errors
 
-    def _samples(self, first_step: int) -> DataPipeline:
+    def _pipeline(self, first_step: int) -> DataPipeline:
         seed = rng.generator(self.seed, first_step, f"resampled/{self.rank}").initial_seed()
         urls = ResampledShards(self.urls, seed=seed, worker_seed=_zero, deterministic=True)
-        mixed = shuffle(self.buffer, rng=random.Random(seed))
-        return DataPipeline(urls, tarfile_to_samples(), mixed)
+        return DataPipeline(urls, tarfile_to_samples(), shuffle(self.buffer, rng=random.Random(seed)))
 
 
 def _zero() -> int:
-    return 0  # the seed above knows rank and worker
+    return 0  # the seed already depends on rank and worker
 
 
 def _members(raw: dict[str, Any]) -> dict[str, bytes]:
@@ -93,8 +94,8 @@ class ResampledDataModule(ShardDataModule):
     """Training reads WebDataset's resampled stream of `shards`; validation is as in `ShardDataModule`.
 
     Args:
-        buffer: samples of a worker that are shuffled.
-        The others as in `ShardDataModule`.
+        buffer: number of samples in each worker's shuffle buffer.
+        The others are as in `ShardDataModule`.
     """
 
     def __init__(
@@ -136,39 +137,39 @@ class ResampledDataModule(ShardDataModule):
         self.buffer = buffer
 
     def check(self) -> None:
-        """UserError for what is missing or does not fit, before any work starts."""
-        self._resampled()
+        """Raise UserError if something is missing or inconsistent, before any work starts."""
+        self._resampled_stream()
         self._val_stream()
 
     def header(self, spec: str | Sequence[str]) -> None:
-        """There are no latents: a stream of whole tars is no way to read what is decoded so quickly."""
+        """Return None: latents are not supported, since streaming whole tars is too slow for them."""
 
     def check_latents(self, autoencoder: str) -> None:
-        """There are none."""
+        """Do nothing, as there are no latents."""
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of the whole run; a resumed one counts on, with other samples."""
+        """Return the loader of the whole run; a resumed run continues to count steps, with other samples."""
         pin = torch.cuda.is_available()
         loader = ResumableLoader(
-            self._resampled(), self.seed, "resampled", self.num_workers, pin, self.max_bad_rate
+            self._resampled_stream(), self.seed, "resampled", self.num_workers, pin, self.max_bad_rate
         )
         loader.skip_to(self.first_step)
         return loader
 
-    def _resampled(self) -> ResampledStream:
-        images = ImageField(self.size, self.seed, self.random_crop, self.flip, channels=self.channels)
-        readers: list[Field] = [
-            images,
+    def _resampled_stream(self) -> ResampledStream:
+        image_field = ImageField(self.size, self.seed, self.random_crop, self.flip, channels=self.channels)
+        fields: list[Field] = [
+            image_field,
             CaptionField(self.captions or {"txt": 1.0}, self.seed),
             *self.extra_fields,
-            *(make(images) for make in self.spatial_fields),
+            *(make(image_field) for make in self.spatial_fields),
         ]
         urls = self.shards
         if isinstance(urls, str) and Path(urls).is_dir():
             urls = [str(path) for path in find_shards(urls)]
         return ResampledStream(
             urls,
-            readers,
+            fields,
             self.global_batch_size,
             self.steps,
             self.seed,

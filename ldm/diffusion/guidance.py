@@ -1,9 +1,10 @@
 """From a network to `denoise(z_t, t) -> (z_0, eps)`, with or without guidance.
 
-Every guidance leads away from a worse prediction. Without `weak` that is the network's own for `null`, or for
-a negative prompt (classifier-free guidance): both predictions come from one pass over a stacked batch. With
-`weak`, a smaller or earlier network, it is `weak`'s, and `null` is the condition as that network is told it
-(autoguidance, Karras et al. 2024, eq. 3). At scale 1, and outside the interval, it is not computed.
+Every guidance extrapolates away from a worse prediction. Without `weak` that is the network's own prediction for
+`null`, the empty or the negative prompt (classifier-free guidance); all predictions come from one pass over a
+stacked batch. With `weak`, a smaller or less trained network, it is that network's prediction, and `null` holds
+the condition as that network encodes it (autoguidance, Karras et al. 2024, eq. 3). What is not needed, at scale 1
+and outside of the interval, is not computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,83 +24,105 @@ from ldm.typing import Conditioning
 Denoise: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(z_t: b z h w, t: scalar) -> (z_0, eps), both b z h w."""
 
-Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(the network's input: b z h w, the network's time: b) -> y, b z h w."""
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction y of a network for several conditions, each b z h w.
+
+    Args:
+        cond: the condition to follow.
+        null: the condition to extrapolate away from.
+        weak: the network that predicts for `null`; None is `network` itself.
+    """
+
+    network: Network
+    schedule: Schedule
+    parameterization: Parameterization
+    cond: Conditioning
+    null: Conditioning | None = None
+    weak: Network | None = None
+
+    def conditional(self) -> Denoise:
+        """Return the denoiser without guidance: y = y_cond."""
+        return self._denoise(lambda inputs, time: self.network(inputs, time, self.cond).to(inputs.dtype))
+
+    def combine(self, conds: Sequence[Conditioning], mix: Callable[..., Tensor], weak: bool = True) -> Denoise:
+        """Return the denoiser of y = mix(y of conds[0], y of conds[1], ...), one pass per network.
+
+        Args:
+            weak: let the weak network, if there is one, predict for the last condition.
+        """
+        weak_network = self.weak if weak else None
+        own = conds if weak_network is None else conds[:-1]
+        stacked, n = _stack(own), len(own)
+
+        def predict(inputs: Tensor, time: Tensor) -> Tensor:
+            y = self.network(torch.cat([inputs] * n), torch.cat([time] * n), stacked).to(inputs.dtype).chunk(n)
+            if weak_network is not None:
+                y = (*y, weak_network(inputs, time, conds[-1]).to(inputs.dtype))
+            return mix(*y)
+
+        return self._denoise(predict)
+
+    def required_null(self, scale: float) -> Conditioning:
+        """Return `null`; InvalidValue if there is none."""
+        if self.null is None:
+            raise InvalidValue(f"guidance of scale {scale} needs the null condition")
+        return self.null
+
+    def _denoise(self, predict: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
+        """Wrap predict(network input, network time) -> y by the input scale and the solve for z_0 and eps."""
+
+        def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            t = t.to(z_t.device, torch.promote_types(z_t.dtype, torch.float32)).expand(len(z_t))
+            alpha_t, sigma_t = self.schedule.alpha(t).to(z_t.dtype), self.schedule.sigma(t).to(z_t.dtype)
+            inputs = self.parameterization.input_scale(alpha_t, sigma_t) * z_t
+            y = predict(inputs, self.schedule.network_time(t))
+            return self.parameterization.solve(y, z_t, alpha_t, sigma_t)
+
+        return denoise
 
 
 @runtime_checkable
 class Guidance(Protocol):
-    """What `guided` and the others below have in common."""
+    """A prediction and a scale to a denoiser; scale 1 is no guidance."""
 
-    def __call__(
-        self,
-        network: Network,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        cond: Conditioning,
-        null: Conditioning | None = None,
-        scale: float = 1.0,
-        weak: Network | None = None,
-    ) -> Denoise: ...
+    def __call__(self, prediction: Prediction, scale: float) -> Denoise: ...
 
 
-def guided(
-    network: Network,
-    schedule: Schedule,
-    parameterization: Parameterization,
-    cond: Conditioning,
-    null: Conditioning | None = None,
-    scale: float = 1.0,
-    weak: Network | None = None,
-) -> Denoise:
+def classifier_free_guidance(prediction: Prediction, scale: float) -> Denoise:
     """y = y_null + scale (y_cond - y_null) (Ho & Salimans 2022, eq. 6; here scale 1 is no guidance)."""
-    return rescaled(network, schedule, parameterization, cond, null, scale, weak, phi=0.0)
+    return rescaled_cfg(prediction, scale, phi=0.0)
 
 
-def rescaled(
-    network: Network,
-    schedule: Schedule,
-    parameterization: Parameterization,
-    cond: Conditioning,
-    null: Conditioning | None = None,
-    scale: float = 1.0,
-    weak: Network | None = None,
-    phi: float = 0.7,
-) -> Denoise:
-    """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g, y_g as `guided` has it (Lin et al. 2023, eq. 15, 16).
+def rescaled_cfg(prediction: Prediction, scale: float, phi: float = 0.7) -> Denoise:
+    """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g, y_g of classifier-free guidance (Lin et al. 2023, eq. 15, 16).
 
-    Large scales spread the prediction more than any image is spread; std is that of each image's y.
+    Large scales spread the prediction more than any image is spread; std is taken over each image's y.
     """
     if not 0 <= phi <= 1:
-        raise InvalidValue(f"guidance is rescaled by phi in 0..1, not {phi}")
+        raise InvalidValue(f"guidance needs a rescaling phi in 0..1, not {phi}")
     if scale == 1:
-        return _denoise(schedule, parameterization, _prediction(network, cond))
-    predictions = _predictions(network, [cond, _given(null, scale)], weak)
+        return prediction.conditional()
 
-    def predict(inputs: Tensor, time: Tensor) -> Tensor:
-        y_cond, y_null = predictions(inputs, time)
+    def mix(y_cond: Tensor, y_null: Tensor) -> Tensor:
         y = y_null + scale * (y_cond - y_null)
         if phi == 0:
             return y
         std, std_cond = y.std((1, 2, 3), keepdim=True), y_cond.std((1, 2, 3), keepdim=True)
         return phi * y * std_cond / std + (1 - phi) * y
 
-    return _denoise(schedule, parameterization, predict)
+    return prediction.combine([prediction.cond, prediction.required_null(scale)], mix)
 
 
-def interval(
-    network: Network,
-    schedule: Schedule,
-    parameterization: Parameterization,
-    cond: Conditioning,
-    null: Conditioning | None = None,
-    scale: float = 1.0,
-    weak: Network | None = None,
+def interval_cfg(
+    prediction: Prediction,
+    scale: float,
     low: float = 0.28,
     high: float = 5.42,
-    guidance: Guidance = guided,
+    guidance: Guidance = classifier_free_guidance,
 ) -> Denoise:
-    """`guidance` where low < sigma/alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, eq. 6).
+    """Apply `guidance` where low < sigma/alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, eq. 6).
 
     The default is their interval for Stable Diffusion XL (section 4.3); on ImageNet at 512 pixels the lowest
     FID was at (0.28, 2.90] with EDM2-S and (0.19, 1.61] with EDM2-XXL (table 1).
@@ -108,83 +131,66 @@ def interval(
         raise InvalidValue(
             f"guidance needs an interval of sigma/alpha with 0 <= low < high, not {low}, {high}"
         )
-    inside = guidance(network, schedule, parameterization, cond, null, scale, weak)
-    outside = guided(network, schedule, parameterization, cond)
+    inside, outside = guidance(prediction, scale), prediction.conditional()
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        ratio = (-schedule.lam(t.reshape(1))).exp().item()
+        ratio = (-prediction.schedule.lam(t.reshape(1))).exp().item()
         return inside(z_t, t) if low < ratio <= high else outside(z_t, t)
 
     return denoise
 
 
-def two_conditions(
-    network: Network,
-    schedule: Schedule,
-    parameterization: Parameterization,
-    cond: Conditioning,
-    null: Conditioning | None = None,
-    scale: float = 1.0,
-    weak: Network | None = None,
-    image_scale: float = 1.5,
-) -> Denoise:
+def instruct_pix2pix_cfg(prediction: Prediction, scale: float, image_scale: float = 1.5) -> Denoise:
     """y = y_null + image_scale (y_image - y_null) + scale (y_cond - y_image) (Brooks et al. 2023, eq. 3).
 
-    The image is the condition's `concat`, the text all else; y_image knows the image alone. What the two
-    scales leave out is not computed.
+    y_image is conditioned on the image, the condition's `concat`, alone; `scale` is that of all other
+    conditions, in the paper the text.
     """
     if scale == 1 and image_scale == 1:
-        return _denoise(schedule, parameterization, _prediction(network, cond))
-    null = _given(null, scale)
-    if cond.concat is None:
+        return prediction.conditional()
+    null = prediction.required_null(scale)
+    if prediction.cond.concat is None:
         raise InvalidValue("guidance by image and text needs a condition with `concat`, the image")
-    image = Conditioning(null.context, null.vector, cond.concat)
-    return nested(network, schedule, parameterization, cond, null, scale, weak, [image], [image_scale])
+    image = Conditioning(null.context, null.vector, prediction.cond.concat)
+    return nested_cfg(prediction, scale, [image], [image_scale])
 
 
-def nested(
-    network: Network,
-    schedule: Schedule,
-    parameterization: Parameterization,
-    cond: Conditioning,
-    null: Conditioning | None = None,
-    scale: float = 1.0,
-    weak: Network | None = None,
-    between: Sequence[Conditioning] = (),
+def nested_cfg(
+    prediction: Prediction,
+    scale: float,
+    intermediate: Sequence[Conditioning] = (),
     scales: Sequence[float] = (),
 ) -> Denoise:
     """y = y_null + sum_i s_i (y_{c1..ci} - y_{c1..c(i-1)}) (Brooks et al. 2023, eq. 3, has two conditions).
 
-    `between` are the conditions c1, then c1 and c2, and so on, with their s_i in `scales`; `scale` is that of
-    the step to all, `cond`. Where two neighbours' scales agree, and where the first is 1, the prediction
-    between them falls out of the sum and is not computed.
+    `intermediate` are the conditions c1, then c1 and c2, and so on, with their s_i in `scales`; `scale` is that
+    of the last step, to `cond`. Where two neighbours' scales agree, and where the first is 1, the prediction
+    between them cancels and is not computed.
     """
-    if len(between) != len(scales):
-        raise InvalidValue(f"{len(scales)} scales for {len(between)} conditions between null and all")
+    if len(intermediate) != len(scales):
+        raise InvalidValue(f"{len(scales)} scales for {len(intermediate)} conditions between null and all")
     steps = [1.0, *scales, scale]
     if all(step == 1 for step in steps):
-        return _denoise(schedule, parameterization, _prediction(network, cond))
-    levels = [_given(null, scale), *between, cond]
-    kept = [i for i in range(len(levels)) if i == len(levels) - 1 or steps[i] != steps[i + 1]]
-    # From all to null, for a weak network's is the last; without the null, no network is led away from it.
-    weak = weak if kept[0] == 0 else None
-    predictions = _predictions(network, [levels[i] for i in reversed(kept)], weak)
+        return prediction.conditional()
+    levels = [prediction.required_null(scale), *intermediate, prediction.cond]
+    used = [i for i in range(len(levels)) if i == len(levels) - 1 or steps[i] != steps[i + 1]]
 
-    def predict(inputs: Tensor, time: Tensor) -> Tensor:
-        found = predictions(inputs, time)[::-1]
-        y = found[0]
-        for i, before, after in zip(kept[1:], found[:-1], found[1:], strict=True):
+    def mix(*y_from_cond: Tensor) -> Tensor:
+        predictions = y_from_cond[::-1]
+        y = predictions[0]
+        for i, before, after in zip(used[1:], predictions[:-1], predictions[1:], strict=True):
             y = y + steps[i] * (after - before)
         return y
 
-    return _denoise(schedule, parameterization, predict)
+    # From cond to null, since the weak network predicts the last one; it is not needed if null cancels.
+    return prediction.combine([levels[i] for i in reversed(used)], mix, weak=used[0] == 0)
 
 
 @dataclass(frozen=True)
-class Nested:
-    """`nested`, its conditions named: {image: 1.5} leads by 1.5 to the image, then by `scale` to all.
+class NestedCFG:
+    """`nested_cfg` by condition names: {image: 1.5} uses 1.5 for the condition `image`, then `scale` for all.
 
-    The order of the names is that of the sum. Without a name, or with None, it is `guided`.
+    The names are in the order of the sum. None, or no name, is `classifier_free_guidance`.
     """
 
     scales: Mapping[str, float] | None
@@ -195,66 +201,21 @@ class Nested:
         names = tuple(self.scales or {})
         return [names[: i + 1] for i in range(len(names))]
 
-    def among(self, between: Sequence[Conditioning]) -> Guidance:
-        """The guidance by the conditions of these subsets."""
-        return partial(nested, between=between, scales=list((self.scales or {}).values()))
+    def with_conditions(self, intermediate: Sequence[Conditioning]) -> Guidance:
+        """Return the guidance whose intermediate conditions are those of `subsets`."""
+        return partial(nested_cfg, intermediate=intermediate, scales=list((self.scales or {}).values()))
 
-    def __call__(
-        self,
-        network: Network,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        cond: Conditioning,
-        null: Conditioning | None = None,
-        scale: float = 1.0,
-        weak: Network | None = None,
-    ) -> Denoise:
-        """ValueError if there is a name: its condition is told by `among`."""
-        return self.among([])(network, schedule, parameterization, cond, null, scale, weak)
-
-
-def _denoise(schedule: Schedule, parameterization: Parameterization, predict: Predict) -> Denoise:
-    """The network's view of (z_t, t), its prediction, and the solve."""
-
-    def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = t.to(z_t.device, torch.promote_types(z_t.dtype, torch.float32)).expand(len(z_t))
-        alpha_t, sigma_t = schedule.alpha(t).to(z_t.dtype), schedule.sigma(t).to(z_t.dtype)
-        inputs = parameterization.input_scale(alpha_t, sigma_t) * z_t
-        return parameterization.solve(predict(inputs, schedule.network_time(t)), z_t, alpha_t, sigma_t)
-
-    return denoise
-
-
-def _prediction(network: Network, cond: Conditioning) -> Predict:
-    return lambda inputs, time: network(inputs, time, cond).to(inputs.dtype)
-
-
-def _predictions(
-    network: Network, conds: Sequence[Conditioning], weak: Network | None
-) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
-    """One y for each condition, the last of them `weak`'s where there is one; one pass a network."""
-    own = conds if weak is None else conds[:-1]
-    stacked, n = _stack(own), len(own)
-
-    def predictions(inputs: Tensor, time: Tensor) -> Sequence[Tensor]:
-        found = network(torch.cat([inputs] * n), torch.cat([time] * n), stacked).to(inputs.dtype).chunk(n)
-        return found if weak is None else (*found, weak(inputs, time, conds[-1]).to(inputs.dtype))
-
-    return predictions
-
-
-def _given(null: Conditioning | None, scale: float) -> Conditioning:
-    if null is None:
-        raise InvalidValue(f"guidance of scale {scale} needs the null condition")
-    return null
+    def __call__(self, prediction: Prediction, scale: float) -> Denoise:
+        """InvalidValue if there are names: `with_conditions` gives their conditions."""
+        return self.with_conditions([])(prediction, scale)
 
 
 def _stack(conds: Sequence[Conditioning]) -> Conditioning:
-    """One conditioning of all batches; all must fill the same slots."""
-    slots = {}
+    """Concatenate conditions along the batch; all must fill the same fields."""
+    stacked = {}
     for field in fields(Conditioning):
         values = [getattr(cond, field.name) for cond in conds]
-        filled = [value for value in values if value is not None]
-        assert len(filled) in (0, len(values)), f"all conditions must fill {field.name}, or none"
-        slots[field.name] = torch.cat(filled) if filled else None
-    return Conditioning(**slots)
+        present = [value for value in values if value is not None]
+        assert len(present) in (0, len(values)), f"all conditions must fill {field.name}, or none"
+        stacked[field.name] = torch.cat(present) if present else None
+    return Conditioning(**stacked)

@@ -1,1 +1,1 @@
-"""How good images are: measures of finished images, none of which trains anything."""
+"""Metrics of generated and reconstructed images; none of them is a training loss."""

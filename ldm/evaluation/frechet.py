@@ -1,4 +1,4 @@
-"""How far two sets of images are apart as a whole: the Fréchet distance of simple features."""
+"""The Fréchet distance between two sets of images, and simple features for the demo."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -13,7 +13,7 @@ def frechet_distance(x: Float[Tensor, "a d"], y: Float[Tensor, "b d"]) -> float:
     """|m_x - m_y|² + tr(C_x + C_y - 2 (C_x C_y)^1/2) of means and covariances (Heusel et al. 2017, eq. 6)."""
     if min(len(x), len(y)) <= x.shape[1]:
         raise InvalidValue(
-            f"a covariance of {x.shape[1]} features needs more images than {min(len(x), len(y))}"
+            f"the covariance of {x.shape[1]} features needs more than {min(len(x), len(y))} images"
         )
     (m_x, c_x), (m_y, c_y) = _moments(x), _moments(y)
     values, vectors = torch.linalg.eigh(c_x)
@@ -24,10 +24,10 @@ def frechet_distance(x: Float[Tensor, "a d"], y: Float[Tensor, "b d"]) -> float:
 
 
 def demo_features(images: Image, filters: int = 64, seed: int = 0) -> Float[Tensor, "b d"]:
-    """Where which colour is, and what edges there are: 4 x 4 mean colours, mean answers of random filters.
+    """Return the mean colours of a 4 x 4 grid and the mean rectified responses of random 7 x 7 filters.
 
-    For drawn scenes, whose score is the checker's: this says whether the images as a whole are like the
-    drawn ones. The filters are 7 x 7, of mean 0 and length 1; their answers are rectified.
+    For the demo's synthetic scenes: the scene checker scores single images, this compares their distribution
+    with that of rendered scenes. The filters have mean 0 and norm 1.
     """
     weight = torch.randn(filters, 3, 7, 7, generator=torch.Generator().manual_seed(seed))
     weight = weight - weight.mean((1, 2, 3), keepdim=True)

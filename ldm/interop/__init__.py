@@ -1,1 +1,1 @@
-"""Files that hold weights: ours, and other programs' by tables of names."""
+"""Model files: their format, models built from them, and weights adapted to a model with more inputs."""

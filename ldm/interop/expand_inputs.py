@@ -1,4 +1,4 @@
-"""A trained model's weights as the start of one with more channels in, or with other conditions."""
+"""A trained model's weights as the start of one with more input channels or with other conditions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,43 +11,46 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class ExpandedWeights:
-    """All tensors of the new model, and the names of those that the old one did not have as they are."""
+    """All tensors of the new model, and the names of those that are not copied from the old one unchanged."""
 
     tensors: dict[str, Tensor]
-    widened: list[str]
-    """With zeros for further channels in, so that the new model begins as the old one."""
+    padded: list[str]
+    """Convolutions padded with zeros for the added input channels: the new model starts out as the old one."""
     new: list[str]
-    """As the new model was initialised."""
-    left: list[str]
-    """The old model's alone."""
+    """Missing in the old model; these keep the new model's initialisation."""
+    unused: list[str]
+    """Only in the old model."""
 
 
-def expand_inputs(own: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> ExpandedWeights:
-    """`own`, with the tensors of `old` wherever it has them: by name.
+def expand_inputs(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> ExpandedWeights:
+    """Return the new model's tensors with those of the old one copied in by name.
 
-    A convolution with more channels in than its old one gets zeros for those, which stand behind the others:
-    so Stable Diffusion's models of masks and depth began. UserError for any other difference of shapes.
+    A convolution with more input channels gets zeros for the added ones, which come after the old ones, as
+    Stable Diffusion's inpainting and depth models did. UserError for any other difference of shapes.
     """
-    made, widened = dict(own), []
-    for name in own.keys() & old.keys():
-        made[name] = (
-            old[name] if old[name].shape == own[name].shape else pad_with_zeros(name, own[name], old[name])
-        )
-        if old[name].shape != own[name].shape:
-            widened.append(name)
+    tensors, padded = dict(new), []
+    for name in new.keys() & old.keys():
+        if old[name].shape == new[name].shape:
+            tensors[name] = old[name]
+        else:
+            tensors[name] = pad_with_zeros(name, new[name], old[name])
+            padded.append(name)
     return ExpandedWeights(
-        made, sorted(widened), sorted(own.keys() - old.keys()), sorted(old.keys() - own.keys())
+        tensors, sorted(padded), sorted(new.keys() - old.keys()), sorted(old.keys() - new.keys())
     )
 
 
-def pad_with_zeros(name: str, own: Tensor, old: Tensor) -> Tensor:
-    """A convolution's old weight in the new one's shape."""
-    shapes = tuple(old.shape), tuple(own.shape)
-    same = own.ndim == old.ndim == 4 and (own.shape[0], *own.shape[2:]) == (old.shape[0], *old.shape[2:])
-    if not same or own.shape[1] < old.shape[1]:
+def pad_with_zeros(name: str, new: Tensor, old: Tensor) -> Tensor:
+    """Return a convolution's old weight in the shape of the new one, zero in the added input channels."""
+    is_convolution = old.ndim == new.ndim == 4
+    if (
+        not is_convolution
+        or (new.shape[0], *new.shape[2:]) != (old.shape[0], *old.shape[2:])
+        or new.shape[1] < old.shape[1]
+    ):
         raise UserError(
-            f"{name} is {shapes[0]} in the file and {shapes[1]} here: only more channels into a convolution "
-            "can be added"
+            f"{name} is {tuple(old.shape)} in the file and {tuple(new.shape)} in this model: expand_inputs can "
+            "only add input channels of a convolution"
         )
-    more = torch.zeros(own.shape[0], own.shape[1] - old.shape[1], *own.shape[2:], dtype=old.dtype)
-    return torch.cat([old, more], dim=1)
+    zeros = torch.zeros(new.shape[0], new.shape[1] - old.shape[1], *new.shape[2:], dtype=old.dtype)
+    return torch.cat([old, zeros], dim=1)

@@ -1,8 +1,7 @@
-"""Our weight files: safetensors with the config in the header, written whole or not at all."""
+"""Model files: safetensors with the model's config in the header, written atomically."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.atomic import write_atomically
 from ldm.errors import UserError
 
 _FORMAT = "ldm"
+"""Header key `format`: the program that wrote the file."""
+_VERSION = "1"
+"""Header key `ldm_format`: the version of the tensors' names and of the config."""
 
 
 def save(
@@ -25,63 +28,57 @@ def save(
     kind: str,
     extra: Mapping[str, str],
 ) -> None:
-    """Writes the tensors with `config` and `extra` in the header; `path` is always a whole file.
+    """Write the tensors, with `config` and `extra` in the header, atomically.
 
-    `kind` names what the file is ("autoencoder", "latent_diffusion"); `load` refuses another.
+    `kind` names what the file holds ("autoencoder", "latent_diffusion"); `load` refuses any other.
     """
     path = Path(path)
-    # the keys' order is kept: that of the conditions is the order of their channels
-    header = {**extra, "format": _FORMAT, "kind": kind, "config": json.dumps(config)}
+    # json keeps the order of keys: that of the conditions is the order of their channels
+    config_text = json.dumps(config)
+    header = {**extra, "format": _FORMAT, "ldm_format": _VERSION, "kind": kind, "config": config_text}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(plain, draft, metadata=header)
-        draft.chmod(0o666 & ~_umask())  # the library writes for the owner alone
-        _sync(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync(path.parent)
+    with write_atomically(path, sync_folder=True) as temporary:
+        save_file(plain, temporary, metadata=header)
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
-    """The tensors on the CPU, the config, and the header's other entries.
+    """Return the tensors on the CPU, the config, and the header's other keys.
 
-    The config is data from a file: build it with nothing that trusts it. Raises UserError for a file that is
-    missing, cut, not safetensors, not ours, or of another kind.
+    The config is untrusted data: build it with `ldm.interop.instantiate`. Raises UserError for a file that is
+    missing, truncated, not safetensors, not written by ldm, of another format version or of another kind.
     """
-    with _opened(Path(path), kind) as (file, header):
+    with _open(Path(path), kind) as (file, header):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     config: dict[str, Any] = json.loads(header.pop("config"))
     return tensors, config, header
 
 
 def read_header(path: str | Path, kind: str) -> dict[str, str]:
-    """The header's entries beside the config, without the tensors. Raises UserError as `load` does."""
-    with _opened(Path(path), kind) as (_, header):
+    """Return the header without the config, reading no tensors. Raises UserError as `load` does."""
+    with _open(Path(path), kind) as (_, header):
         header.pop("config")
         return header
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Loads a file's tensors into a module, every one of them. UserError where names or shapes differ."""
+    """Load a file's tensors into a module. UserError unless all names and shapes match."""
     own = module.state_dict()
-    odd = sorted(
+    mismatched = sorted(
         name
         for name in own.keys() | tensors.keys()
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape
     )
-    if odd:
+    if mismatched:
         raise UserError(
-            f"{path} does not fit this configuration: {len(odd)} of {len(own)} tensors differ,"
-            f" {odd[0]} first; compose the run with the groups and numbers that the file was trained with"
+            f"{path} does not fit this configuration: {len(mismatched)} of {len(own)} tensors differ,"
+            f" {mismatched[0]} first; use the config groups and values that the file was trained with"
         )
     module.load_state_dict(dict(tensors))
 
 
 def content_hash(module: nn.Module) -> str:
-    """sha256 over names, shapes, types and bytes of the module's state: equal where the weights are."""
+    """Return the sha256 over names, shapes, dtypes and bytes of the module's state."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -90,25 +87,35 @@ def content_hash(module: nn.Module) -> str:
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The open file and its header, both checked."""
+def _open(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Yield the open file and its checked header."""
     if not path.is_file():
-        raise UserError(
-            f"there is no weight file {path}: give the path of a .safetensors that train.py wrote"
-        )
+        raise UserError(f"there is no model file {path}: give the path of a .safetensors that train.py wrote")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
-            _check(path, header, kind)
+            _check_header(path, header, kind)
             yield file, header
     except SafetensorError as error:
-        raise UserError(_unreadable(path)) from error
+        raise UserError(_explain_unreadable(path)) from error
 
 
-def _check(path: Path, header: Mapping[str, str], kind: str) -> None:
+def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
+    """Raise UserError unless ldm wrote the file, in this version of the format, for this kind of model."""
     if header.get("format") != _FORMAT:
         raise UserError(
             f"{path} was not written by ldm (its header has no config): give a file that train.py wrote"
+        )
+    version = header.get("ldm_format")
+    if version is None:
+        raise UserError(
+            f"{path} was written by an older version of ldm (no ldm_format): train or export it again with"
+            " this version"
+        )
+    if version != _VERSION:
+        raise UserError(
+            f"{path} has ldm_format {version}, but this version of ldm reads ldm_format {_VERSION}: use the"
+            " version that wrote it, or train or export it again with this one"
         )
     if header["kind"] != kind:
         raise UserError(
@@ -117,30 +124,14 @@ def _check(path: Path, header: Mapping[str, str], kind: str) -> None:
         )
 
 
-def _unreadable(path: Path) -> str:
-    """Tells a cut file from a foreign one: 8 bytes of header length, the JSON header, the data."""
+def _explain_unreadable(path: Path) -> str:
+    """Return the message for a truncated or a foreign file: safetensors begin with a length, then JSON."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        opening = file.read(1)
-    if size < 10 or opening == b"{":
-        return f"{path} is cut or damaged ({size:,} bytes, header of {length:,}): copy or write it again"
+        first_byte = file.read(1)
+    if size < 10 or first_byte == b"{":
+        return (
+            f"{path} is truncated or corrupt ({size:,} bytes, header of {length:,}): copy or write it again"
+        )
     return f"{path} is not a safetensors file: give the path of a .safetensors that train.py wrote"
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path) -> None:
-    """Waits until the disk has the file, or the folder's list of names."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

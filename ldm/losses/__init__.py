@@ -1,1 +1,1 @@
-"""What the autoencoder is trained to make small: reconstruction, perceptual and adversarial losses."""
+"""Losses of the autoencoder: reconstruction, perceptual and adversarial."""

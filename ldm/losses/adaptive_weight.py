@@ -1,4 +1,4 @@
-"""How the generator's adversarial loss is weighed against the reconstruction, and from when on."""
+"""The weight of the generator's adversarial loss: adaptive weight and ramp."""
 
 import torch
 import torch.distributed as dist
@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Logits = Float[Tensor, "b 1 h w"]
-"""A discriminator's verdict on each patch; positive says real."""
+"""A discriminator's logits per patch; positive means real."""
 
 
 def adaptive_weight(
@@ -22,19 +22,19 @@ def adaptive_weight(
         nll: the reconstruction and perceptual loss.
         g: the generator's adversarial loss.
         last_layer: W, the decoder's last weight. Its gradients are averaged over all ranks first, so that
-            every rank weighs alike and as one big batch would.
+            every rank has the same weight, that of the global batch.
     """
-    pairs = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, g))
-    gradients = torch.stack(tuple(pairs))  # 2 and the shape of W
+    gradient_pair = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, g))
+    gradients = torch.stack(tuple(gradient_pair))  # (2, *W.shape)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(gradients)
         gradients /= dist.get_world_size()
-    of_nll, of_g = gradients.flatten(1).float().norm(dim=1)
-    return (of_nll / (of_g + eps)).clamp(0, maximum)
+    nll_norm, g_norm = gradients.flatten(1).float().norm(dim=1)
+    return (nll_norm / (g_norm + eps)).clamp(0, maximum)
 
 
 def ramp(step: int, start: int, ramp_steps: int) -> float:
-    """0 up to `start`, then linearly to 1 in `ramp_steps` steps (0: at once)."""
+    """Return 0 up to `start`, then rise linearly to 1 over `ramp_steps` steps (0: immediately)."""
     if step < start:
         return 0.0
     return 1.0 if ramp_steps == 0 else min(1.0, (step - start) / ramp_steps)

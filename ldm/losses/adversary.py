@@ -1,4 +1,4 @@
-"""The discriminator and when it is heard."""
+"""The adversarial loss: a discriminator and the schedule of its weight."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,19 +11,19 @@ HINGE = HingeLoss()
 
 
 class Adversary(nn.Module):
-    """A discriminator that learns `warmup` steps before the generator hears it, at `start`, then ramps up.
+    """A discriminator that trains for `warmup` steps before the generator uses it; its weight then ramps up.
 
-    The published trainer multiplied the discriminator's own loss by 0 until `start`, so that it switched on
-    untrained.
+    The published trainer multiplied the discriminator's own loss by 0 until `start`, so that it was untrained
+    when it was switched on.
 
     Args:
-        discriminator: images in [-1, 1] -> logits, high for real.
-        weight: of the adversarial term beside its adaptive weight (published: 0.5).
-        start: step at which the generator begins to hear the discriminator.
-        warmup: steps before `start` in which only the discriminator learns.
+        discriminator: images in [-1, 1] -> logits, positive for real.
+        weight: factor of the adversarial term, beside its adaptive weight (published: 0.5).
+        start: step from which the generator's loss includes the adversarial term.
+        warmup: steps before `start` in which the discriminator already trains.
         ramp_steps: steps over which the weight rises from 0 to `weight`.
-        game: the two losses.
-        penalty: of the discriminator, beside its loss.
+        gan_loss: the losses of discriminator and generator.
+        regularizer: an additional term in the discriminator's loss; None for no term.
     """
 
     def __init__(
@@ -33,38 +33,39 @@ class Adversary(nn.Module):
         start: int,
         warmup: int = 1000,
         ramp_steps: int = 1000,
-        game: GANLoss = HINGE,
-        penalty: Regularizer | None = None,
+        gan_loss: GANLoss = HINGE,
+        regularizer: Regularizer | None = None,
     ) -> None:
         super().__init__()
-        self.discriminator, self.game, self.penalty = discriminator, game, penalty
+        self.discriminator, self.gan_loss = discriminator, gan_loss
+        self.penalty = regularizer  # the name in checkpoints
         self.weight, self.start, self.warmup, self.ramp_steps = weight, start, warmup, ramp_steps
 
     def trains_at(self, step: int) -> bool:
-        """Whether the discriminator takes a step."""
+        """Return whether the discriminator is trained at this step."""
         return step >= self.start - self.warmup
 
     def weight_at(self, step: int) -> float:
-        """The ramped weight; 0 before `start`."""
+        """Return the ramped weight; 0 before `start`."""
         return self.weight * ramp(step, self.start, self.ramp_steps)
 
     def generator_term(
         self, x_hat: Float[Tensor, "b c h w"], nll: Float[Tensor, ""], last_layer: Tensor, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """(the generator's loss, its weight: ramp(step) · weight · λ)."""
-        # The generator's backward must leave no gradient in the discriminator.
+        """Return the generator's loss and its weight, ramp(step) · weight · λ."""
+        # The generator's backward pass must leave no gradients in the discriminator.
         self.discriminator.requires_grad_(False)
-        adversarial = self.game.generator(self.discriminator(x_hat))
+        adversarial = self.gan_loss.generator(self.discriminator(x_hat))
         self.discriminator.requires_grad_(True)
         return adversarial, self.weight_at(step) * adaptive_weight(nll, adversarial, last_layer)
 
     def discriminator_terms(
         self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """The discriminator's loss with its penalty, and the mean logits on real and on fake images."""
+        """Return the discriminator's regularised loss, and the mean logits on real and fake images."""
         real, fake = self.discriminator(x), self.discriminator(x_hat)
         terms = {
-            "discriminator": self.game.discriminator(real, fake),
+            "discriminator": self.gan_loss.discriminator(real, fake),
             "logits_real": real.detach().mean(),
             "logits_fake": fake.detach().mean(),
         }
@@ -73,7 +74,7 @@ class Adversary(nn.Module):
             terms |= {"discriminator": terms["discriminator"] + penalty, "discriminator_penalty": penalty}
         return terms
 
-    def after_step(self, taken: Bool[Tensor, ""]) -> None:
-        """What the penalty keeps moves on, behind an optimizer step that was taken."""
+    def after_step(self, accepted: Bool[Tensor, ""]) -> None:
+        """Update the regularizer's state after an optimizer step, if the step was accepted."""
         if self.penalty is not None:
-            self.penalty.after_step(taken)
+            self.penalty.after_step(accepted)

@@ -1,4 +1,4 @@
-"""What discriminator and generator play for, as a choice."""
+"""GAN losses: hinge and non-saturating."""
 
 from abc import ABC, abstractmethod
 
@@ -10,19 +10,19 @@ from ldm.losses.adaptive_weight import Logits
 
 
 class GANLoss(ABC):
-    """The two losses of an adversarial training, from a discriminator's logits."""
+    """The losses of discriminator and generator, from the discriminator's logits."""
 
     @abstractmethod
     def discriminator(self, real: Logits, fake: Logits) -> Float[Tensor, ""]:
-        """L_D, which the discriminator makes small."""
+        """Return L_D, which the discriminator minimises."""
 
     @abstractmethod
     def generator(self, fake: Logits) -> Float[Tensor, ""]:
-        """L_G, which the generator makes small."""
+        """Return L_G, which the generator minimises."""
 
 
 class HingeLoss(GANLoss):
-    """Logits beyond ±1 are good enough (Lim and Ye 2017): what the published first stages played."""
+    """Hinge loss with a margin of 1 (Lim and Ye 2017), as in the published first stages."""
 
     def discriminator(self, real: Logits, fake: Logits) -> Float[Tensor, ""]:
         """(E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2   (Lim and Ye 2017; Esser et al. 2021)."""
@@ -34,7 +34,7 @@ class HingeLoss(GANLoss):
 
 
 class NonSaturatingLoss(GANLoss):
-    """-log of the probability given to the truth, or to the lie (Goodfellow et al. 2014, section 3)."""
+    """Binary cross-entropy on real and fake logits (Goodfellow et al. 2014, section 3)."""
 
     def discriminator(self, real: Logits, fake: Logits) -> Float[Tensor, ""]:
         """(-E log s(D(x)) - E log(1 - s(D(x_hat)))) / 2, s the sigmoid."""

@@ -1,4 +1,4 @@
-"""The reconstruction's scale, learned."""
+"""The learned log-variance of the reconstruction."""
 
 import torch
 from jaxtyping import Float
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class LearnedLogVar(nn.Module):
-    """-log p(x|z) = d / exp(s) + s, with s learned (Rybkin et al. 2021, section 4; `learn_logvar` of others).
+    """-log p(x|z) = d / exp(s) + s, with s learned (Rybkin et al. 2021, section 4; CompVis: `learn_logvar`).
 
-    At its optimum exp(s) is the mean distance, so that the terms beside it keep their weight while d falls.
+    At its optimum exp(s) is the mean distance, so that the other terms keep their relative weight as d falls.
 
     Args:
-        initial: s at the start.
+        initial: initial value of s.
     """
 
     def __init__(self, initial: float = 0.0) -> None:
@@ -19,5 +19,5 @@ class LearnedLogVar(nn.Module):
         self.s = nn.Parameter(torch.tensor(initial))
 
     def forward(self, d: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The negative log-likelihood of a distance."""
+        """Return the negative log-likelihood of a distance."""
         return d * torch.exp(-self.s) + self.s

@@ -1,4 +1,4 @@
-"""Distances between images as seen by a frozen network, or by their local statistics."""
+"""Perceptual distances between images, from a frozen network or from local statistics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,61 +17,61 @@ from ldm.networks.blocks import autocast_off
 from ldm.typing import Image
 
 HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
-"""LPIPS's linear heads, version 0.1, inside torchmetrics."""
+"""LPIPS's linear heads, version 0.1, as shipped with torchmetrics."""
 
 
-def as_rgb(x: Image, bands: Sequence[int] | None) -> Float[Tensor, "b 3 h w"]:
-    """What a network of colour images sees: grey three times, of many channels the three of `bands`."""
+def to_rgb(x: Image, bands: Sequence[int] | None) -> Float[Tensor, "b 3 h w"]:
+    """Return an RGB image: a grey channel repeated, or the three channels of `bands`."""
     channels = x.shape[1]
     if bands is not None:
         if len(bands) != 3 or not all(0 <= band < channels for band in bands):
-            raise UserError(f"perceptual.bands={list(bands)}: give three of the channels 0..{channels - 1}")
+            raise UserError(f"perceptual.bands={list(bands)}: name three of the channels 0..{channels - 1}")
         return x[:, list(bands)]
     if channels not in (1, 3):
         raise UserError(
-            f"the perceptual network sees 3 channels and the images have {channels}: name the three that "
-            "stand for red, green and blue with perceptual.bands=[R,G,B], or choose perceptual=ms_ssim"
+            f"the perceptual network needs 3 channels, but the images have {channels}: name those to use "
+            "as red, green and blue with perceptual.bands=[R,G,B], or choose perceptual=ms_ssim"
         )
     return x.expand(-1, 3, -1, -1)
 
 
 class Perceptual(nn.Module, ABC):
-    """A distance of images, one number a image, 0 for equal ones. Nothing in it is trained."""
+    """A distance between images, one number per image pair, 0 for equal images. It has no trained weights."""
 
     @abstractmethod
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
-        """The distance of each pair."""
+        """Return the distance of each pair."""
 
     def check(self, channels: int) -> None:
-        """UserError where it cannot see images of so many channels."""
+        """Raise UserError if images with this number of channels are not supported."""
         return None
 
     def load_pretrained(self) -> None:
-        """Loads foreign weights where it has some. UserError where they are missing."""
+        """Load pretrained weights, if there are any; raise UserError if they are missing."""
         return None
 
 
 class LPIPS(Perceptual):
     """d = sum_l mean_hw w_l . (f_l(x_hat) - f_l(x))^2, f_l VGG-16's normalised features (Zhang et al. 2018).
 
-    The linear heads w_l come with torchmetrics; `load_pretrained` finds or downloads VGG-16's weights.
+    The linear heads w_l are part of torchmetrics; `load_pretrained` finds or downloads VGG-16's weights.
 
     Args:
-        bands: see `as_rgb`.
+        bands: see `to_rgb`.
     """
 
     def __init__(self, bands: Sequence[int] | None = None) -> None:
         super().__init__()
         self.bands = bands
-        # Not torchmetrics' metric: that refuses values below -1 and keeps every score.
+        # Not torchmetrics' metric class: that rejects values below -1 and stores every score.
         self.network = torchmetrics_lpips._NoTrainLpips(pretrained=False, net="vgg", pnet_rand=True)
         pretrained.keep_out_of_checkpoints(self, "network")
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
-        return self.network(as_rgb(x_hat, self.bands), as_rgb(x, self.bands))[:, 0, 0, 0]
+        return self.network(to_rgb(x_hat, self.bands), to_rgb(x, self.bands))[:, 0, 0, 0]
 
     def check(self, channels: int) -> None:
-        as_rgb(torch.empty(1, channels, 1, 1), self.bands)
+        to_rgb(torch.empty(1, channels, 1, 1), self.bands)
 
     def load_pretrained(self) -> None:
         self.load_weights(
@@ -80,9 +80,10 @@ class LPIPS(Perceptual):
         )
 
     def load_weights(self, vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
-        """Fills the network from torchvision's VGG-16 and LPIPS's heads, every tensor of it."""
+        """Load every tensor of the network, from torchvision's VGG-16 and LPIPS's heads."""
         state = dict(heads)
-        state |= {key.replace("lin", "lins."): head for key, head in heads.items()}  # torchmetrics' two names
+        # torchmetrics has each head under two names.
+        state |= {key.replace("lin", "lins."): head for key, head in heads.items()}
         for name in self.network.net.state_dict():  # slice3.12.weight is features.12.weight
             state[f"net.{name}"] = vgg[f"features.{name.split('.', 1)[1]}"]
         self.network.load_state_dict(state)
@@ -94,10 +95,10 @@ class RandomVGG(Perceptual):
     For machines without LPIPS's weights: the architecture alone helps (https://arxiv.org/abs/2103.10571).
 
     Args:
-        channels: of each block; images are halved between blocks.
+        channels: channels of each block; images are downsampled by 2 between blocks.
         convs: 3x3 convolutions of each block; VGG-16 is (64, 128, 256, 512, 512) and (2, 2, 3, 3, 3).
-        seed: of the weights (He et al. 2015), and of biases such as a constant channel of ones would give.
-        bands: see `as_rgb`.
+        seed: seed of the weights (He et al. 2015) and biases; a bias is the weight of a constant input of 1.
+        bands: see `to_rgb`.
     """
 
     def __init__(
@@ -110,26 +111,28 @@ class RandomVGG(Perceptual):
         super().__init__()
         self.bands = bands
         if len(channels) != len(convs):
-            raise InvalidValue(f"channels names {len(channels)} blocks and convs {len(convs)}")
+            raise InvalidValue(
+                f"channels has {len(channels)} blocks, but convs has {len(convs)}: give one number per block"
+            )
         self.convs = tuple(convs)
         widths = [3] + [width for width, n in zip(channels, convs, strict=True) for _ in range(n)]
         generator = torch.Generator().manual_seed(seed)
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
-            # On the CPU whatever the default device: the seed is all there is to load.
-            weight = torch.randn(after, before, 3, 3, generator=generator, device="cpu")
-            bias = torch.randn(after, generator=generator, device="cpu")
-            self.register_buffer(f"weight_{i}", weight * (2 / (9 * before)) ** 0.5, persistent=False)
-            # Without a bias features would only scale with brightness, and their length is divided out.
-            self.register_buffer(f"bias_{i}", bias * (2 / before) ** 0.5, persistent=False)
+        for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+            # On the CPU whatever the default device is: the seed replaces a weight file.
+            weight = torch.randn(outputs, inputs, 3, 3, generator=generator, device="cpu")
+            bias = torch.randn(outputs, generator=generator, device="cpu")
+            self.register_buffer(f"weight_{i}", weight * (2 / (9 * inputs)) ** 0.5, persistent=False)
+            # Without biases brightness would only scale the features, and _unit removes their length.
+            self.register_buffer(f"bias_{i}", bias * (2 / inputs) ** 0.5, persistent=False)
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
-        x_hat, x = as_rgb(x_hat, self.bands), as_rgb(x, self.bands)
+        x_hat, x = to_rgb(x_hat, self.bands), to_rgb(x, self.bands)
         pairs = zip(self._features(x_hat), self._features(x), strict=True)
         distances = [(_unit(a) - _unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]
         return torch.stack(distances).mean(0)  # layers b -> b
 
     def check(self, channels: int) -> None:
-        as_rgb(torch.empty(1, channels, 1, 1), self.bands)
+        to_rgb(torch.empty(1, channels, 1, 1), self.bands)
 
     def _features(self, x: Image) -> list[Tensor]:
         features, i = [], 0
@@ -137,13 +140,14 @@ class RandomVGG(Perceptual):
             x = x if i == 0 else max_pool2d(x, 2)
             for _ in range(n):
                 weight, bias = self.get_buffer(f"weight_{i}"), self.get_buffer(f"bias_{i}")
-                x, i = relu(conv2d(x, weight, bias, padding=1)), i + 1
+                x = relu(conv2d(x, weight, bias, padding=1))
+                i += 1
             features.append(x)
         return features
 
 
 def _unit(f: Tensor) -> Tensor:
-    """Each place's features at length 1; torch's norm over this axis takes 20 times as long on a CPU."""
+    """Scale features to length 1 at each position; torch's norm over this axis is 20 times slower."""
     return f * (f.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
@@ -151,8 +155,8 @@ class MultiScaleSSIM(Perceptual):
     """d = 1 - prod_s cs_s^{beta_s} * ssim_S^{beta_S}   (Wang et al. 2003), with an 11-pixel Gaussian window.
 
     Args:
-        num_scales: how often the image is halved, plus one; the published 5 weights beta are cut to it
-            and made to sum to 1. ValueError on a image that is too small: 64 pixels allow 3 scales.
+        num_scales: number of resolutions, each half of the previous; uses the first num_scales of the 5
+            published weights beta, rescaled to sum to 1. ValueError for too small images; 64 pixels allow 3.
     """
 
     BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -160,16 +164,16 @@ class MultiScaleSSIM(Perceptual):
     def __init__(self, num_scales: int = 3) -> None:
         super().__init__()
         if not 1 <= num_scales <= len(self.BETAS):
-            raise InvalidValue(f"num_scales is in 1..{len(self.BETAS)}, got {num_scales}")
-        chosen = self.BETAS[:num_scales]
-        self.betas = tuple(beta / sum(chosen) for beta in chosen)
+            raise InvalidValue(f"num_scales={num_scales}: use 1..{len(self.BETAS)}")
+        betas = self.BETAS[:num_scales]
+        self.betas = tuple(beta / sum(betas) for beta in betas)
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
         height, width = x.shape[2:]
-        least = 11 * max(1, len(self.betas) - 1) ** 2  # torchmetrics' own bound for its 11-pixel window
-        if min(height, width) < least:
+        min_size = 11 * max(1, len(self.betas) - 1) ** 2  # torchmetrics' bound for its 11-pixel window
+        if min(height, width) < min_size:
             raise InvalidValue(
-                f"{len(self.betas)} scales of MS-SSIM need {least} pixels a side, got {height}x{width}"
+                f"{len(self.betas)} scales of MS-SSIM need {min_size} pixels per side, got {height}x{width}"
             )
         with autocast_off(x):  # variances are small differences of squares
             a, b = (x_hat.float() + 1) / 2, (x.float() + 1) / 2

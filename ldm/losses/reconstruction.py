@@ -1,4 +1,4 @@
-"""Distances between a image and its reconstruction, pixel by pixel."""
+"""Pixel distances between images and their reconstructions."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from ldm.typing import Image
 
 
 class ReconstructionLoss(nn.Module):
-    """l1 |x_hat - x| + l2 (x_hat - x)^2 + gradient |grad x_hat - grad x|, means over a image's numbers.
+    """l1 |x_hat - x| + l2 (x_hat - x)^2 + gradient |grad x_hat - grad x|, means over an image.
 
     The gradient term compares differences of neighbouring pixels (Mathieu et al. 2016, equation 6).
     """
@@ -16,11 +16,13 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, l1: float = 1.0, l2: float = 0.0, gradient: float = 0.0) -> None:
         super().__init__()
         if min(l1, l2, gradient) < 0 or max(l1, l2, gradient) == 0:
-            raise InvalidValue(f"weights are >= 0 and one is > 0, got l1={l1}, l2={l2}, gradient={gradient}")
+            raise InvalidValue(
+                f"l1={l1}, l2={l2}, gradient={gradient}: use weights >= 0, at least one of them > 0"
+            )
         self.l1, self.l2, self.gradient = l1, l2, gradient
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
-        """The loss of each image."""
+        """Return the loss of each image."""
         error = x_hat - x  # b c h w
         loss = self.l1 * _mean(error.abs())  # b
         if self.l2 > 0:

@@ -1,4 +1,4 @@
-"""What keeps a discriminator from winning too clearly."""
+"""Regularizers that keep a discriminator from overpowering the generator."""
 
 from abc import ABC, abstractmethod
 
@@ -11,22 +11,22 @@ from ldm.losses.adaptive_weight import Logits
 
 
 class Regularizer(nn.Module, ABC):
-    """A term of the discriminator's loss beside the game's."""
+    """An additional term in the discriminator's loss."""
 
     @abstractmethod
     def forward(
         self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
     ) -> Float[Tensor, ""]:
-        """The term, for images x whose logits are `real`."""
+        """Return the term, for real images x with logits `real`."""
 
-    def after_step(self, taken: Bool[Tensor, ""]) -> None:
-        """What is to be done behind each optimizer step; nothing may move behind one that was not taken."""
+    def after_step(self, accepted: Bool[Tensor, ""]) -> None:
+        """Update state after each optimizer step; a step that was not accepted must change nothing."""
 
 
 class R1(Regularizer):
-    """weight/2 E ‖∇_x D(x)‖² on real images (Mescheder et al. 2018, equation 9), per logit of a patch.
+    """weight/2 E ‖∇_x D(x)‖² on real images (Mescheder et al. 2018, equation 9), per patch logit.
 
-    Costs the discriminator a second pass, and a gradient of its gradient.
+    Needs a second pass through the discriminator, and second-order gradients.
     """
 
     def __init__(self, weight: float) -> None:
@@ -36,7 +36,7 @@ class R1(Regularizer):
     def forward(
         self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
     ) -> Float[Tensor, ""]:
-        with torch.autocast(x.device.type, enabled=False):  # squares of small gradients
+        with torch.autocast(x.device.type, enabled=False):  # squares of small gradients need fp32
             images = x.detach().float().requires_grad_()
             logits = discriminator(images)
             (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -44,13 +44,13 @@ class R1(Regularizer):
 
 
 class LeCam(Regularizer):
-    """weight (E (D(x) − a_fake)² + E (D(x_hat) − a_real)²), a logits' moving means (Tseng et al. 2021, 4).
+    """weight (E (D(x) − a_fake)² + E (D(x_hat) − a_real)²), a: moving means of logits (Tseng et al. 2021, 4).
 
-    Keeps logits between the two means: for little data. Each batch's own logits count in a already; of a step
-    in several micro-batches, each hears where its own would move the means, and they move once.
+    Keeps logits between the two means: for small datasets. a includes the current batch. With gradient
+    accumulation every micro-batch uses the means updated by itself alone, and a step updates them once.
 
     Args:
-        decay: of the moving means, a step.
+        decay: decay of the moving means per step.
     """
 
     real_mean: Tensor
@@ -61,7 +61,8 @@ class LeCam(Regularizer):
         self.weight, self.decay = weight, decay
         self.register_buffer("real_mean", torch.zeros(()))
         self.register_buffer("fake_mean", torch.zeros(()))
-        self.seen: list[tuple[Tensor, int]] = []  # of this step: each micro-batch's two means, and its size
+        # For `after_step`: the two means and the size of each micro-batch of this step.
+        self.batch_means: list[tuple[Tensor, int]] = []
 
     def forward(
         self, discriminator: nn.Module, x: Float[Tensor, "b c H W"], real: Logits, fake: Logits
@@ -70,24 +71,24 @@ class LeCam(Regularizer):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(means)
             means /= dist.get_world_size()
-        self.seen.append((means, len(x)))
-        real_mean, fake_mean = self.moved(means)
-        apart = (real - fake_mean).square().mean() + (fake - real_mean).square().mean()
-        return self.weight * apart
+        self.batch_means.append((means, len(x)))
+        real_mean, fake_mean = self.next_means(means)
+        distance = (real - fake_mean).square().mean() + (fake - real_mean).square().mean()
+        return self.weight * distance
 
-    def moved(self, means: Float[Tensor, "2"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The moving means behind a step whose logits have these."""
+    def next_means(self, means: Float[Tensor, "2"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the moving means after a step whose logits have these means."""
         return (
             torch.lerp(means[0], self.real_mean, self.decay),
             torch.lerp(means[1], self.fake_mean, self.decay),
         )
 
-    def after_step(self, taken: Bool[Tensor, ""]) -> None:
-        """Move the means."""
-        if not self.seen:
+    def after_step(self, accepted: Bool[Tensor, ""]) -> None:
+        """Update the moving means by all micro-batches of the step."""
+        if not self.batch_means:
             return
-        total = sum(n for _, n in self.seen)
-        means = torch.stack([part * (n / total) for part, n in self.seen]).sum(0)
-        self.seen = []
-        moved = zip(self.moved(means), (self.real_mean, self.fake_mean), strict=True)
-        self.real_mean, self.fake_mean = (torch.where(taken, now, before) for now, before in moved)
+        total = sum(n for _, n in self.batch_means)
+        means = torch.stack([part * (n / total) for part, n in self.batch_means]).sum(0)
+        self.batch_means = []
+        pairs = zip(self.next_means(means), (self.real_mean, self.fake_mean), strict=True)
+        self.real_mean, self.fake_mean = (torch.where(accepted, new, old) for new, old in pairs)

@@ -1,4 +1,4 @@
-"""Attention over tokens and over the places of a feature map."""
+"""Attention over tokens and over the positions of a feature map."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ def attend(
     q: Float[Tensor, "b n l d"],
     k: Float[Tensor, "b n m d"],
     v: Float[Tensor, "b n m d"],
-    seen: Bool[Tensor, "b m"] | None = None,
+    key_mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b l c"]:
-    """softmax(q kᵀ / √d) v of every head, heads side by side (Vaswani et al. 2017, eq. 1).
+    """softmax(q kᵀ / √d) v per head, heads concatenated (Vaswani et al. 2017, eq. 1).
 
-    `seen` says which keys may be attended to; None for all.
+    `key_mask` is true for keys that may be attended to; None for all.
     """
-    mask = None if seen is None else seen[:, None, None, :]
+    mask = None if key_mask is None else key_mask[:, None, None, :]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        # There the fused kernel's backward takes 5 to 15 times as long, half of a step (torch 2.15).
+        # The fused kernel's backward is 5 to 15 times slower here, half of a training step (torch 2.15).
         scores = q * q.shape[-1] ** -0.5 @ k.mT
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
         out = scores.softmax(-1) @ v
@@ -34,19 +34,19 @@ def attend(
 
 
 def check_heads(channels: int, num_heads: int) -> None:
-    """ValueError for heads that do not divide the channels."""
+    """Raise ValueError unless the heads divide the channels."""
     if num_heads < 1 or channels % num_heads:
-        raise InvalidValue(f"{channels} channels do not divide into {num_heads} attention heads")
+        raise InvalidValue(f"{channels} channels cannot be split into {num_heads} attention heads")
 
 
 def check_levels(attention_levels: Sequence[int], num_levels: int) -> None:
-    """ValueError for attention at a level that is not there."""
+    """Raise ValueError for attention at a level that does not exist."""
     if not set(attention_levels) <= set(range(num_levels)):
-        raise InvalidValue(f"attention levels {list(attention_levels)} are not all among 0..{num_levels - 1}")
+        raise InvalidValue(f"attention levels {list(attention_levels)}: use levels in 0..{num_levels - 1}")
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens to each other; one product gives queries, keys and values."""
+    """Multi-head self-attention; one fused projection gives queries, keys and values."""
 
     def __init__(self, channels: int, num_heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to a context (Rombach et al. 2022, section 3.3)."""
+    """Multi-head cross-attention from tokens to a context (Rombach et al. 2022, section 3.3)."""
 
     def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W_out (W_value x ⊙ gelu(W_gate x)), four times as wide inside: GEGLU (Shazeer 2020, eq. 6)."""
+    """W_out (W_value x ⊙ gelu(W_gate x)), hidden width 4 · channels: GEGLU (Shazeer 2020, eq. 6)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Two layers: halves of one product's output are strided, which costs a step 3 to 7 % on a CPU.
+        # Two layers: the halves of one fused output are strided, which makes a CPU step 3 to 7 % slower.
         self.value = nn.Linear(channels, 4 * channels)
         self.gate = nn.Linear(channels, 4 * channels)
         self.out = nn.Linear(4 * channels, channels)
@@ -92,10 +92,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context, feed-forward: pre-norm and residual each.
+    """Self-attention, cross-attention and feed-forward, each pre-norm and residual.
 
     Args:
-        cross_only: the first attention, too, is to the context (the ×4 upscaler's outer levels).
+        cross_only: the first attention is cross-attention, too (the ×4 upscaler's outer levels).
     """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int, cross_only: bool) -> None:
@@ -119,13 +119,13 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """x + proj_out(blocks(proj_in(norm(x)))) over the places of a map (Rombach et al. 2022, appendix E.2.1).
+    """x + proj_out(blocks(proj_in(norm(x)))) over a map's positions (Rombach et al. 2022, appendix E.2.1).
 
-    The projections are linear layers on tokens, which is what the published 1×1 convolutions compute.
+    The projections are linear layers on tokens, equivalent to the published 1×1 convolutions.
 
     Args:
         depth: number of blocks.
-        cross_only: see `TransformerBlock`; places then attend to the context alone.
+        cross_only: see `TransformerBlock`; positions then attend only to the context.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class SpatialTransformer(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm(x)) over the places of a map (Ho et al. 2020, appendix B)."""
+    """x + attention(norm(x)) over a map's positions (Ho et al. 2020, appendix B)."""
 
     def __init__(self, channels: int, num_heads: int = 1, eps: float = 1e-6) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The first stage: pixels to latents and back."""
+"""The first stage: an autoencoder from pixels to latents and back."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -12,35 +12,35 @@ from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock, check_levels
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
-from ldm.networks.tiling import Map, Tiles, run, size_of, tiled
+from ldm.networks.tiling import Map, Tiles, forward_tiled, run_tiled, spatial_size
 
 Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
-"""One number for all channels, or one a channel."""
+"""One number for all channels, or one per channel."""
 
 
 class EncoderBase(nn.Module):
-    """An encoder: pixels to what a bottleneck takes."""
+    """An encoder: pixels to the input of a bottleneck."""
 
     in_channels: int
     out_channels: int
     downsampling: int
-    """Pixels to one place of the latent, a side."""
+    """Downsampling factor per side: pixels per latent position."""
 
 
 class DecoderBase(nn.Module):
-    """A decoder: a latent to pixels, by `conv_out` at the end."""
+    """A decoder: a latent to pixels; `conv_out` is its last layer."""
 
     in_channels: int
     conv_out: nn.Conv2d
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that the adaptive adversarial weight is measured on."""
+        """Return the weight whose gradients set the adaptive adversarial weight."""
         return self.conv_out.weight
 
 
 class ResolutionLevel(nn.Module):
-    """The residual blocks of one size, an attention block behind each if asked for, then a change of size."""
+    """Residual blocks at one resolution, each followed by optional attention, then up- or downsampling."""
 
     def __init__(
         self, in_channels: int, channels: int, num_res_blocks: int, attention: bool, resample: nn.Module
@@ -61,15 +61,15 @@ class ResolutionLevel(nn.Module):
         return self.resample(x)
 
 
-@tiled.register
+@forward_tiled.register
 def _(level: ResolutionLevel, x: Map, tiles: Tiles) -> Map:
     for residual, attention in zip(level.residuals, level.attentions, strict=True):
-        x = tiled(attention, tiled(residual, x, tiles), tiles)
-    return tiled(level.resample, x, tiles)
+        x = forward_tiled(attention, forward_tiled(residual, x, tiles), tiles)
+    return forward_tiled(level.resample, x, tiles)
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the latent's size."""
+    """Residual block, attention, residual block at the latent's resolution."""
 
     def __init__(self, channels: int, attention: bool) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ class MidBlock(nn.Module):
         return self.residual2(self.attention(self.residual1(x)))
 
 
-@tiled.register
+@forward_tiled.register
 def _(middle: MidBlock, x: Map, tiles: Tiles) -> Map:
     for layer in (middle.residual1, middle.attention, middle.residual2):
-        x = tiled(layer, x, tiles)
+        x = forward_tiled(layer, x, tiles)
     return x
 
 
@@ -92,7 +92,7 @@ class Encoder(EncoderBase):
     """The convolutional encoder of latent diffusion (Rombach et al. 2022, appendix G; Esser et al. 2021).
 
     Args:
-        channel_mult: width of each level in units of `channels`; every level but the last halves the size.
+        channel_mult: width of each level in units of `channels`; every level but the last downsamples by 2.
         attention_levels: indices of the levels with attention, 0 the finest.
         out_channels: twice the latent's channels for a KL bottleneck.
     """
@@ -128,16 +128,16 @@ class Encoder(EncoderBase):
         return self.conv_out(F.silu(self.norm_out(self.middle(h))))
 
 
-@tiled.register
+@forward_tiled.register
 def _(encoder: Encoder, x: Map, tiles: Tiles) -> Map:
-    h = tiles.convolved(encoder.conv_in, size_of(x), tiles.part(x))
+    h = tiles.convolve(encoder.conv_in, spatial_size(x), tiles.reader(x))
     for layer in (*encoder.down, encoder.middle):
-        h = tiled(layer, h, tiles)
-    return tiles.convolved(encoder.conv_out, size_of(h), tiles.normalized(encoder.norm_out, h))
+        h = forward_tiled(layer, h, tiles)
+    return tiles.convolve(encoder.conv_out, spatial_size(h), tiles.norm_silu(encoder.norm_out, h))
 
 
 class Decoder(DecoderBase):
-    """The encoder's mirror with one residual block more a level; `up` runs from coarse to fine.
+    """The encoder mirrored, with one more residual block per level; `up` runs from coarse to fine.
 
     Arguments as in `Encoder`.
     """
@@ -160,10 +160,10 @@ class Decoder(DecoderBase):
         self.middle = MidBlock(widths[-1], mid_attention)
         self.up = nn.ModuleList()
         for i in reversed(range(len(widths))):
-            above = widths[min(i + 1, len(widths) - 1)]
+            coarser_width = widths[min(i + 1, len(widths) - 1)]
             resample = Upsample(widths[i]) if i > 0 else nn.Identity()
             self.up.append(
-                ResolutionLevel(above, widths[i], num_res_blocks + 1, i in attention_levels, resample)
+                ResolutionLevel(coarser_width, widths[i], num_res_blocks + 1, i in attention_levels, resample)
             )
         self.norm_out = GroupNorm(widths[0], eps=1e-6)
         self.conv_out = conv3x3(widths[0], out_channels)
@@ -175,26 +175,26 @@ class Decoder(DecoderBase):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-@tiled.register
+@forward_tiled.register
 def _(decoder: Decoder, z: Map, tiles: Tiles) -> Map:
-    h = tiles.convolved(decoder.conv_in, size_of(z), tiles.part(z))
+    h = tiles.convolve(decoder.conv_in, spatial_size(z), tiles.reader(z))
     for layer in (decoder.middle, *decoder.up):
-        h = tiled(layer, h, tiles)
-    return tiles.convolved(decoder.conv_out, size_of(h), tiles.normalized(decoder.norm_out, h))
+        h = forward_tiled(layer, h, tiles)
+    return tiles.convolve(decoder.conv_out, spatial_size(h), tiles.norm_silu(decoder.norm_out, h))
 
 
 class Autoencoder(nn.Module):
     """x_hat = D(z), z ~ q(z|E(x)) (Rombach et al. 2022, section 3.1).
 
-    Raw latents are what the bottleneck gives. Diffusion sees z_0, normalised to mean 0 and std 1 a channel.
-    Stable Diffusion's factor 0.18215 is latent_std = 1/0.18215.
+    Raw latents are the bottleneck's. Diffusion uses z_0, normalised to mean 0 and std 1 per channel.
+    Stable Diffusion's scaling factor 0.18215 is latent_std = 1/0.18215.
 
     Args:
-        latent_mean, latent_std: one number, or one a channel; `set_latent_statistics` measures them anew.
+        latent_mean, latent_std: one number, or one per channel; `set_latent_statistics` replaces them.
 
     Attributes:
-        tile: side of the parts that maps are computed in, in places of each map; None computes them whole.
-            It changes memory and time, not the result, and gives no gradients: see ldm.networks.tiling.
+        tile: side length of the tiles that feature maps are computed in, in positions of each map; None for
+            no tiling. Changes memory and time, not the result; has no gradients: see ldm.networks.tiling.
     """
 
     tile: int | None = None
@@ -210,11 +210,11 @@ class Autoencoder(nn.Module):
         latent_std: Statistic = 1.0,
     ) -> None:
         super().__init__()
-        given = (encoder.out_channels, decoder.in_channels)
-        if given != (bottleneck.in_channels, bottleneck.latent_channels):
+        channels, expected = encoder.out_channels, bottleneck.in_channels
+        if channels != expected or decoder.in_channels != bottleneck.latent_channels:
             raise InvalidValue(
-                f"the encoder gives {given[0]} channels and the decoder takes {given[1]}, but the bottleneck "
-                f"between takes {bottleneck.in_channels} and gives {bottleneck.latent_channels}"
+                f"encoder.out_channels={channels} and decoder.in_channels={decoder.in_channels} do not match "
+                f"the bottleneck: use {expected} and {bottleneck.latent_channels}"
             )
         self.encoder, self.decoder, self.bottleneck = encoder, decoder, bottleneck
         self.latent_channels = bottleneck.latent_channels
@@ -225,40 +225,42 @@ class Autoencoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The decoder's last weight, for the adaptive adversarial weight."""
+        """Return the decoder's last weight, for the adaptive adversarial weight."""
         return self.decoder.last_layer
 
     def freeze_encoder(self) -> None:
-        """Leave only the decoder to train, so that latents keep their meaning."""
+        """Freeze encoder and bottleneck and train only the decoder, so that latents stay valid."""
         self.encoder.requires_grad_(False)
         self.bottleneck.requires_grad_(False)
 
     def posterior(self, x: Float[Tensor, "b c H W"]) -> DiagonalGaussian:
-        """q(z|x) over raw latents, x in [-1, 1]."""
+        """Return q(z|x) over raw latents, for x in [-1, 1]."""
         self.check_size(x)
-        return self.bottleneck.posterior(self._computed(self.encoder, x))
+        return self.bottleneck.posterior(self._run(self.encoder, x))
 
     def check_size(self, x: Float[Tensor, "b c H W"]) -> None:
-        """ValueError for a image whose sides do not divide by the factor."""
+        """Raise ValueError unless height and width are multiples of the downsampling factor."""
         height, width = x.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
-            raise InvalidValue(f"{height}x{width} pixels do not divide by the factor {self.downsampling}")
+            raise InvalidValue(
+                f"{height}x{width} pixels: height and width must be multiples of {self.downsampling}"
+            )
 
     def dimensions(self, posterior: DiagonalGaussian) -> int:
-        """C H W of the images that it was encoded from."""
+        """Return C · H · W of the images that the posterior was encoded from."""
         return self.encoder.in_channels * self.downsampling**2 * posterior.mean[0, 0].numel()
 
     def reconstruct(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
-        """Raw latents to pixels, nominally in [-1, 1]."""
-        return self._computed(self.decoder, self.bottleneck.expand(z))
+        """Decode raw latents to pixels, nominally in [-1, 1]."""
+        return self._run(self.decoder, self.bottleneck.expand(z))
 
-    def _computed(self, network: nn.Module, x: Map) -> Map:
-        return network(x) if self.tile is None else run(network, x, self.tile, self.latent_mean.device)
+    def _run(self, network: nn.Module, x: Map) -> Map:
+        return network(x) if self.tile is None else run_tiled(network, x, self.tile, self.latent_mean.device)
 
     def forward(
         self, x: Float[Tensor, "b c H W"], noise: Float[Tensor, "b z h w"]
     ) -> tuple[Float[Tensor, "b c H W"], DiagonalGaussian]:
-        """The reconstruction from a posterior sample, and the posterior."""
+        """Return the reconstruction from a posterior sample, and the posterior."""
         posterior = self.posterior(x)
         return self.reconstruct(posterior.sample(noise)), posterior
 
@@ -273,26 +275,26 @@ class Autoencoder(nn.Module):
     def encode(
         self, x: Float[Tensor, "b c H W"], noise: Float[Tensor, "b z h w"]
     ) -> Float[Tensor, "b z h w"]:
-        """z_0 of a posterior sample."""
+        """Encode to z_0, the normalised posterior sample."""
         return self.normalize(self.posterior(x).sample(noise))
 
     def decode(self, z_0: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
-        """z_0 to pixels, nominally in [-1, 1]."""
+        """Decode z_0 to pixels, nominally in [-1, 1]."""
         return self.reconstruct(self.denormalize(z_0))
 
     @torch.no_grad()
     def set_latent_statistics(self, mean: Statistic, std: Statistic) -> None:
-        """Set the raw latents' mean and standard deviation; ValueError unless every std is positive."""
-        mean, std = (per_channel(values, self.latent_channels) for values in (mean, std))
+        """Set the mean and std of raw latents; raise ValueError unless every std is positive."""
+        mean, std = (expand_statistic(values, self.latent_channels) for values in (mean, std))
         if not std.is_meta and not bool((std > 0).all()):
-            raise InvalidValue(f"latents must vary in every channel, not std {std.tolist()}")
+            raise InvalidValue(f"latent_std must be positive in every channel, got {std.tolist()}")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
 
-def per_channel(values: Statistic, channels: int) -> Float[Tensor, " z"]:
-    """A statistic as one number a channel."""
-    given = torch.as_tensor(list(values) if isinstance(values, Sequence) else values)
-    if given.numel() not in (1, channels):
-        raise InvalidValue(f"{given.numel()} statistics for {channels} latent channels")
-    return given.float().expand(channels)
+def expand_statistic(values: Statistic, channels: int) -> Float[Tensor, " z"]:
+    """Return one number per channel."""
+    statistic = torch.as_tensor(list(values) if isinstance(values, Sequence) else values)
+    if statistic.numel() not in (1, channels):
+        raise InvalidValue(f"{statistic.numel()} latent statistics: give 1 or {channels}, one per channel")
+    return statistic.float().expand(channels)

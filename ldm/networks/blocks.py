@@ -1,4 +1,4 @@
-"""What every network here is built of: norms, residual blocks, resampling, blocks computed twice."""
+"""Building blocks: norms, residual blocks, resampling, activation checkpointing."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def num_groups(channels: int) -> int:
-    """The largest divisor of `channels` up to 32: the published 32 groups wherever they fit."""
+    """Return the largest divisor of `channels` up to 32: the published 32 groups where they divide."""
     return max(g for g in range(1, 33) if channels % g == 0)
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager:
-    """No autocast on the device of x; the meta device knows none."""
+    """Return a context that disables autocast on the device of x; the meta device has no autocast."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
@@ -24,8 +24,8 @@ def autocast_off(x: Tensor) -> AbstractContextManager:
 class GroupNorm(nn.GroupNorm):
     """Group norm in the dtype of its input, with `num_groups(channels)` groups (Wu & He 2018).
 
-    Autocast would make the output fp32 on CUDA, for the next convolution to cast back; the statistics are
-    accumulated in fp32 either way.
+    Autocast would make the output fp32 on CUDA, and the next convolution would cast it back; the statistics
+    are accumulated in fp32 either way.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -38,7 +38,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over channels in the dtype of its input, for the reason of `GroupNorm` (Ba et al. 2016)."""
+    """Layer norm over channels in the dtype of its input, as in `GroupNorm` (Ba et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -50,19 +50,19 @@ class LayerNorm(nn.LayerNorm):
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """The module with every parameter zero, so that its residual branch starts as the identity."""
+    """Zero every parameter, so that the residual branch starts as the identity, and return the module."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution that keeps the size."""
+    """Return a 3×3 convolution that preserves height and width."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1×1 convolution where the channels change."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 convolution on x if the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ class ResidualBlock(nn.Module):
 
 
 class TimeResidualBlock(ResidualBlock):
-    """x + conv(drop(silu(norm(h + W e)))), h = conv(silu(norm(x))), e of the time (Ho et al. 2020).
+    """x + conv(drop(silu(norm(h + W e)))), h = conv(silu(norm(x))), e the time embedding (Ho et al. 2020).
 
-    The last convolution starts at zero.
+    The last convolution is initialised to zero.
 
     Args:
         scale_shift_norm: (1 + a) norm(h) + b, [a, b] = W e, instead (Dhariwal & Nichol 2021, eq. 3).
-        resample: changes the size of x, and of silu(norm(x)) before the first convolution.
+        resample: up- or downsampling of x, and of silu(norm(x)) before the first convolution.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TimeResidualBlock(ResidualBlock):
 
 
 class Downsample(nn.Module):
-    """Half the size by a convolution, padded right and bottom only as in the published autoencoders."""
+    """A stride-2 convolution padded right and bottom only, as in the published autoencoders."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbours, then a convolution (Odena et al. 2016)."""
+    """Nearest-neighbour upsampling by 2, then a convolution (Odena et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -139,12 +139,12 @@ class Upsample(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """A block that may keep no activations in training and compute them again on the way back.
+    """A block with optional activation checkpointing: activations are recomputed in the backward pass.
 
     Chen et al. (2016), https://arxiv.org/abs/1604.06174.
 
     Attributes:
-        compute: the block itself, whose inputs `forward` takes.
+        compute: the block's forward pass; `forward` takes the same inputs.
     """
 
     compute: Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder: the latent's distribution, and what it costs."""
+"""Bottlenecks between encoder and decoder: the latent's distribution and its regularisation."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass
 class DiagonalGaussian:
-    """q(z|x) = N(mean, diag(std²)), raw latents (Kingma & Welling 2014); std 0 where nothing is drawn."""
+    """q(z|x) = N(mean, diag(std²)), raw latents (Kingma & Welling 2014); std 0 if deterministic."""
 
     mean: Float[Tensor, "b z h w"]
     std: Float[Tensor, "b z h w"]
@@ -20,17 +20,17 @@ class DiagonalGaussian:
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, " b"]:
-        """KL(q ‖ N(0, I)) = ½ Σ (mean² + std² − 1 − log std²) in nats, summed over a latent."""
+        """KL(q ‖ N(0, I)) = ½ Σ (mean² + std² − 1 − log std²) in nats, summed over each latent."""
         terms = self.mean.square() + self.std.square() - 1 - 2 * self.std.log()
         return 0.5 * terms.sum((1, 2, 3))
 
 
 class Bottleneck(nn.Module, ABC):
-    """A raw latent's distribution, the decoder's input, and the latent's own term of the loss.
+    """The distribution of raw latents, the decoder's input and the latents' term in the loss.
 
     Attributes:
-        in_channels: of the encoder's output.
-        latent_channels: of the latent and of the decoder's input.
+        in_channels: channels of the encoder's output.
+        latent_channels: channels of the latent and of the decoder's input.
     """
 
     in_channels: int
@@ -38,42 +38,42 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def posterior(self, h: Float[Tensor, "b m h w"]) -> DiagonalGaussian:
-        """q(z|x) of the encoder's output, in fp32: what diffusion models."""
+        """Return q(z|x) from the encoder's output, in fp32; diffusion models its samples."""
 
     @abstractmethod
     def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
-        """The decoder's input."""
+        """Return the decoder's input."""
 
     @abstractmethod
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
-        """`penalty`, the loss's term, which like all of it is a mean over a image's `dimensions` (C H W).
+        """Return `penalty`, the term in the loss, and further values to log.
 
-        What else there is to log stands beside it.
+        The penalty is per image dimension, as the rest of the loss; `dimensions` is C · H · W of an image.
         """
 
-    def after_step(self, taken: Bool[Tensor, ""]) -> None:
-        """What is to be done behind each optimizer step; nothing may move behind one that was not taken."""
+    def after_step(self, accepted: Bool[Tensor, ""]) -> None:
+        """Update state after each optimizer step; a step that was not accepted must change nothing."""
 
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
-        """What there is to log of all `terms` since the last call, over all ranks, which call it together.
+        """Return metrics of all `terms` since the last call, over all ranks; every rank must call it.
 
-        Training and validation are counted apart: this tells of the mode that the module is in.
+        Training and validation are counted separately: the metrics are of the module's current mode.
         """
         return {}
 
     def codebook_counts(self) -> Int64[Tensor, " n"] | None:
-        """What `metrics` will tell of training from, over all ranks, for a checkpoint; None of nothing."""
+        """Return the counts behind the training `metrics`, over all ranks, for a checkpoint, or None."""
         return None
 
     def restore(self, codebook_counts: Int64[Tensor, " n"]) -> None:
-        """Count on from a checkpoint's tally."""
+        """Continue counting from a checkpoint's `codebook_counts`."""
 
 
 class KLBottleneck(Bottleneck):
     """1×1 convolutions to the posterior's moments and from the latent (Rombach et al. 2022, appendix G).
 
     Args:
-        weight: of the KL, both it and the error summed over all they have, as published.
+        weight: weight of the KL, with KL and error each summed over all dimensions, as published.
     """
 
     def __init__(self, latent_channels: int, weight: float = 1e-6) -> None:
@@ -84,12 +84,12 @@ class KLBottleneck(Bottleneck):
         self.from_latent = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def posterior(self, h: Float[Tensor, "b two_z h w"]) -> DiagonalGaussian:
-        """q(z|x) of the encoder's output, in fp32; log std² is clamped to [-30, 20] as published."""
+        """Return q(z|x) from the encoder's output, in fp32; log std² is clamped to [-30, 20] as published."""
         mean, log_variance = self.to_moments(h).float().chunk(2, dim=1)
         return DiagonalGaussian(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
 
     def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
-        """The decoder's input."""
+        """Return the decoder's input."""
         return self.from_latent(z)
 
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
@@ -99,20 +99,20 @@ class KLBottleneck(Bottleneck):
 
 
 class NoBottleneck(Bottleneck):
-    """The latent is the encoder's output, and free."""
+    """The latent is the encoder's output, without a penalty."""
 
     def __init__(self, latent_channels: int) -> None:
         super().__init__()
         self.in_channels = self.latent_channels = latent_channels
 
     def posterior(self, h: Float[Tensor, "b z h w"]) -> DiagonalGaussian:
-        """All of it at h."""
+        """Return a posterior with mean h and std 0."""
         return DiagonalGaussian(h.float(), torch.zeros_like(h, dtype=torch.float32))
 
     def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
-        """z itself."""
+        """Return z."""
         return z
 
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
-        """Nothing to pay."""
+        """Return a penalty of 0."""
         return {"penalty": posterior.mean.new_zeros(())}

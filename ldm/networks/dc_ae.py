@@ -1,4 +1,4 @@
-"""A pair for large compression: every change of size has a shortcut without weights (DC-AE)."""
+"""DC-AE: an autoencoder for high compression, with non-parametric shortcuts at every resampling."""
 
 from collections.abc import Sequence
 
@@ -10,27 +10,29 @@ from ldm.errors import InvalidValue
 from ldm.networks.attention import check_levels
 from ldm.networks.autoencoder import DecoderBase, EncoderBase, ResolutionLevel
 from ldm.networks.blocks import GroupNorm, conv3x3
-from ldm.networks.tiling import Box, Map, Tiles, size_of, tiled
+from ldm.networks.tiling import Box, Map, Tiles, forward_tiled, spatial_size
 
 
-def averaged(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
-    """Fewer channels: the means of neighbouring ones."""
+def average_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
+    """Average groups of neighbouring channels to get `channels`."""
     return x.unflatten(1, (channels, -1)).mean(2)
 
 
-def repeated(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
-    """More channels: each several times."""
+def repeat_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
+    """Repeat each channel to get `channels`."""
     return x.repeat_interleave(channels // x.shape[1], dim=1)
 
 
 def check_ratio(many: int, few: int) -> None:
-    """ValueError unless the shortcut's channels divide."""
+    """Raise ValueError unless `few` divides `many`."""
     if many % few:
-        raise InvalidValue(f"a shortcut between {many} and {few} channels needs one to divide the other")
+        raise InvalidValue(
+            f"a shortcut between {many} and {few} channels: {many} must be a multiple of {few}"
+        )
 
 
 class SpaceToChannel(nn.Module):
-    """fold(conv(x)) + mean(fold(x)): half the size (Chen et al. 2025, 3.2; arXiv 2410.10733)."""
+    """fold(conv(x)) + mean(fold(x)): downsampling by 2 (Chen et al. 2025, 3.2; arXiv 2410.10733)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -40,23 +42,25 @@ class SpaceToChannel(nn.Module):
         self.conv = conv3x3(in_channels, out_channels // 4)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        return F.pixel_unshuffle(self.conv(x), 2) + averaged(F.pixel_unshuffle(x, 2), self.out_channels)
+        return F.pixel_unshuffle(self.conv(x), 2) + average_channels(
+            F.pixel_unshuffle(x, 2), self.out_channels
+        )
 
 
-@tiled.register
+@forward_tiled.register
 def _(layer: SpaceToChannel, x: Map, tiles: Tiles) -> Map:
-    source, (height, width) = tiles.part(x, 2), size_of(x)
-    convolved = tiles.part(tiles.convolved(layer.conv, (height, width), tiles.part(x)), 2)
+    read, (height, width) = tiles.reader(x, 2), spatial_size(x)
+    read_convolved = tiles.reader(tiles.convolve(layer.conv, (height, width), tiles.reader(x)), 2)
 
-    def part(box: Box) -> Tensor:
-        folded = F.pixel_unshuffle(convolved(box), 2)
-        return folded + averaged(F.pixel_unshuffle(source(box), 2), layer.out_channels)
+    def read_output(box: Box) -> Tensor:
+        shortcut = average_channels(F.pixel_unshuffle(read(box), 2), layer.out_channels)
+        return F.pixel_unshuffle(read_convolved(box), 2) + shortcut
 
-    return tiles.computed((height // 2, width // 2), part)
+    return tiles.assemble((height // 2, width // 2), read_output)
 
 
 class ChannelToSpace(nn.Module):
-    """unfold(conv(x)) + unfold(repeat(x)): twice the size (Chen et al. 2025, 3.2)."""
+    """unfold(conv(x)) + unfold(repeat(x)): upsampling by 2 (Chen et al. 2025, 3.2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -65,24 +69,24 @@ class ChannelToSpace(nn.Module):
         self.conv = conv3x3(in_channels, 4 * out_channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        return F.pixel_shuffle(self.conv(x) + repeated(x, 4 * self.out_channels), 2)
+        return F.pixel_shuffle(self.conv(x) + repeat_channels(x, 4 * self.out_channels), 2)
 
 
-@tiled.register
+@forward_tiled.register
 def _(layer: ChannelToSpace, x: Map, tiles: Tiles) -> Map:
-    source, size = tiles.part(x), size_of(x)
-    shortcut = tiles.computed(size, lambda box: repeated(source(box), 4 * layer.out_channels))
-    return F.pixel_shuffle(tiles.convolved(layer.conv, size, source, into=shortcut), 2)
+    read, size = tiles.reader(x), spatial_size(x)
+    shortcut = tiles.assemble(size, lambda box: repeat_channels(read(box), 4 * layer.out_channels))
+    return F.pixel_shuffle(tiles.convolve(layer.conv, size, read, into=shortcut), 2)
 
 
 class DeepEncoder(EncoderBase):
-    """Residual blocks and residual space-to-channel, a residual projection last (Chen et al. 2025, DC-AE).
+    """Residual blocks, residual space-to-channel and a residual output projection (Chen et al. 2025, DC-AE).
 
     Args:
-        channel_mult: width of each level in units of `channels`; every level but the last halves the size.
-        num_res_blocks: of each level.
+        channel_mult: width of each level in units of `channels`; every level but the last downsamples by 2.
+        num_res_blocks: one number per level.
         attention_levels: indices of the levels with attention, 0 the finest.
-        patch: pixels a side that are folded into channels at once, before the first level.
+        patch: side length of the pixel patches that are folded into channels before the first level.
     """
 
     def __init__(
@@ -114,23 +118,23 @@ class DeepEncoder(EncoderBase):
         h = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h))) + averaged(h, self.out_channels)
+        return self.conv_out(F.silu(self.norm_out(h))) + average_channels(h, self.out_channels)
 
 
-@tiled.register
+@forward_tiled.register
 def _(encoder: DeepEncoder, x: Map, tiles: Tiles) -> Map:
-    pixels, (height, width) = tiles.part(x, encoder.patch), size_of(x)
+    read_pixels, (height, width) = tiles.reader(x, encoder.patch), spatial_size(x)
     size = (height // encoder.patch, width // encoder.patch)
-    h = tiles.convolved(encoder.conv_in, size, lambda box: F.pixel_unshuffle(pixels(box), encoder.patch))
+    h = tiles.convolve(encoder.conv_in, size, lambda box: F.pixel_unshuffle(read_pixels(box), encoder.patch))
     for level in encoder.down:
-        h = tiled(level, h, tiles)
-    source = tiles.part(h)
-    shortcut = tiles.computed(size_of(h), lambda box: averaged(source(box), encoder.out_channels))
-    return tiles.convolved(encoder.conv_out, size_of(h), tiles.normalized(encoder.norm_out, h), into=shortcut)
+        h = forward_tiled(level, h, tiles)
+    read, size = tiles.reader(h), spatial_size(h)
+    shortcut = tiles.assemble(size, lambda box: average_channels(read(box), encoder.out_channels))
+    return tiles.convolve(encoder.conv_out, size, tiles.norm_silu(encoder.norm_out, h), into=shortcut)
 
 
 class DeepDecoder(DecoderBase):
-    """The encoder's mirror; its arguments, `up` runs from coarse to fine."""
+    """The encoder mirrored, with the same arguments; `up` runs from coarse to fine."""
 
     def __init__(
         self,
@@ -156,18 +160,18 @@ class DeepDecoder(DecoderBase):
         self.conv_out = conv3x3(widths[0], out_channels * patch**2)
 
     def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
-        h = self.conv_in(z) + repeated(z, self.width)
+        h = self.conv_in(z) + repeat_channels(z, self.width)
         for level in self.up:
             h = level(h)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 
 
-@tiled.register
+@forward_tiled.register
 def _(decoder: DeepDecoder, z: Map, tiles: Tiles) -> Map:
-    source = tiles.part(z)
-    shortcut = tiles.computed(size_of(z), lambda box: repeated(source(box), decoder.width))
-    h = tiles.convolved(decoder.conv_in, size_of(z), source, into=shortcut)
+    read, size = tiles.reader(z), spatial_size(z)
+    shortcut = tiles.assemble(size, lambda box: repeat_channels(read(box), decoder.width))
+    h = tiles.convolve(decoder.conv_in, size, read, into=shortcut)
     for level in decoder.up:
-        h = tiled(level, h, tiles)
-    folded = tiles.convolved(decoder.conv_out, size_of(h), tiles.normalized(decoder.norm_out, h))
+        h = forward_tiled(level, h, tiles)
+    folded = tiles.convolve(decoder.conv_out, spatial_size(h), tiles.norm_silu(decoder.norm_out, h))
     return F.pixel_shuffle(folded, decoder.patch)

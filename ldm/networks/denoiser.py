@@ -1,4 +1,4 @@
-"""What every denoiser f_θ(z_t, t, c) shares: how time and vector are embedded, and what is refused."""
+"""Shared by all denoisers f_θ(z_t, t, c): embeddings of time and vector, and checks of the inputs."""
 
 import math
 
@@ -20,7 +20,7 @@ def sinusoidal_embedding(t: Float[Tensor, " b"], channels: int) -> Float[Tensor,
 
 
 class EmbedMLP(nn.Module):
-    """W_out silu(W_in v): what time's sinusoids and the vector go through."""
+    """W_out silu(W_in v): embeds the sinusoids of the time, or the vector."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class EmbedMLP(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A learned vector for each label 0..n-1: noise levels of the ×4 upscaler, classes of a DiT."""
+    """A learned embedding of labels 0..n-1: noise levels of the ×4 upscaler, classes of a DiT."""
 
     def __init__(self, num_labels: int, channels: int) -> None:
         super().__init__()
@@ -43,11 +43,13 @@ class LabelEmbedding(nn.Module):
         return self.table(label[:, 0].long())
 
 
-def embed_vector(vector_channels: int | None, num_labels: int | None, channels: int) -> nn.Module | None:
-    """What embeds cond.vector beside time, if there is a vector; ValueError if it is both kinds."""
+def build_vector_embedding(
+    vector_channels: int | None, num_labels: int | None, channels: int
+) -> nn.Module | None:
+    """Return the embedding of cond.vector, or None without one; raise ValueError if both kinds are set."""
     if vector_channels is not None and num_labels is not None:
         raise InvalidValue(
-            f"the vector has {vector_channels} channels or is one of {num_labels} labels, not both"
+            f"vector_channels={vector_channels} and num_labels={num_labels} are both set: set one to null"
         )
     if num_labels is not None:
         return LabelEmbedding(num_labels, channels)
@@ -58,11 +60,14 @@ class Denoiser(nn.Module):
     """f_θ(z_t, t, c): a network that predicts y from a noisy latent, a time and a condition.
 
     Args:
-        in_channels: of z_t and cond.concat together.
-        context_channels: of cond.context; None for no cross-attention.
-        vector_channels: of cond.vector; None for no vector.
-        num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1.
-        downsampling: what the latent's sides must divide by.
+        in_channels: channels of z_t and cond.concat together.
+        context_channels: channels of cond.context; None for no cross-attention.
+        vector_channels: channels of cond.vector; None for no vector.
+        num_labels: if set, cond.vector is one integer label per sample, in 0..num_labels-1.
+        downsampling: height and width of a latent must be multiples of this.
+
+    Attributes:
+        title: name of the network in error messages.
     """
 
     title = "the denoiser"
@@ -80,32 +85,33 @@ class Denoiser(nn.Module):
         self.context_channels = context_channels
         self.vector_channels = vector_channels if num_labels is None else 1
 
-    def entering(self, z_t: Float[Tensor, "b c h w"], cond: Conditioning) -> Float[Tensor, "b in h w"]:
-        """z_t with cond.concat behind it; ValueError for a size or condition that is not taken."""
+    def concat_inputs(self, z_t: Float[Tensor, "b c h w"], cond: Conditioning) -> Float[Tensor, "b in h w"]:
+        """Concatenate z_t and cond.concat along channels, after `check`."""
         self.check(z_t, cond)
         return z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1)
 
     def check(self, z_t: Float[Tensor, "b c h w"], cond: Conditioning) -> None:
-        """ValueError for a size or condition that this network does not take."""
+        """Raise ValueError for sizes, channels or conditions that this network does not support."""
         size = z_t.shape[-2:]
-        if any(side % self.downsampling for side in size):
+        if any(length % self.downsampling for length in size):
             raise InvalidValue(
-                f"latents of {tuple(size)} do not divide by {self.title}'s factor {self.downsampling}"
+                f"latents of {tuple(size)}: {self.title} needs height and width to be multiples of "
+                f"{self.downsampling}"
             )
         if cond.concat is not None and cond.concat.shape[-2:] != size:
             raise InvalidValue(
-                f"cond.concat of {tuple(cond.concat.shape[-2:])} beside latents of {tuple(size)}"
+                f"cond.concat of {tuple(cond.concat.shape[-2:])} needs the size of the latents, {tuple(size)}"
             )
         channels = z_t.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
         if channels != self.in_channels:
             raise InvalidValue(
-                f"z_t and cond.concat have {channels} channels, {self.title} takes {self.in_channels}"
+                f"z_t and cond.concat have {channels} channels, but {self.title} takes {self.in_channels}"
             )
         slots = (
             ("context", cond.context, self.context_channels),
             ("vector", cond.vector, self.vector_channels),
         )
         for name, value, expected in slots:
-            given = None if value is None else value.shape[-1]
-            if given != expected:
-                raise InvalidValue(f"cond.{name} has {given} channels, {self.title} takes {expected}")
+            actual = None if value is None else value.shape[-1]
+            if actual != expected:
+                raise InvalidValue(f"cond.{name} has {actual} channels, but {self.title} takes {expected}")

@@ -1,4 +1,4 @@
-"""The critic of stage 1's adversarial term."""
+"""The discriminator of stage 1's adversarial loss."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from ldm.typing import Image
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit for every overlapping patch: PatchGAN (Isola et al. 2017, section 3.2.2).
+    """One logit per overlapping patch: PatchGAN (Isola et al. 2017, section 3.2.2).
 
     Args:
         channels: of the first layer; doubled by every later one, up to eight times.
-        num_layers: that halve the size; 3 sees patches of 70×70 pixels, 2 of 34×34.
-        norm: channels to a norm. The published `torch.nn.BatchNorm2d` has statistics local to a rank; a group
-            norm mixes no images.
+        num_layers: number of stride-2 layers; the receptive field is 70×70 pixels for 3, 34×34 for 2.
+        norm: makes a norm of the given width. The published `torch.nn.BatchNorm2d` has statistics local to a
+            rank; a group norm treats every image separately.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class PatchDiscriminator(nn.Module):
             self.blocks.append(nn.Sequential(conv, norm(b)))
         self.conv_out = nn.Conv2d(widths[-1], 1, 4, padding=1)
         self.activation = nn.LeakyReLU(0.2)
-        self.smallest = 2**num_layers * 3
+        self.min_size = 2**num_layers * 3
         self.apply(initialize)
 
     def forward(self, x: Image) -> Float[Tensor, "b 1 h2 w2"]:
-        """Logits, positive for images that look real; ValueError for images too small for one patch."""
-        if min(x.shape[-2:]) < self.smallest:
+        """Return logits, positive for real; raise ValueError for images too small for one patch."""
+        if min(x.shape[-2:]) < self.min_size:
             raise InvalidValue(
-                f"{x.shape[-2]}x{x.shape[-1]} pixels: this discriminator needs {self.smallest} a side"
+                f"{x.shape[-2]}x{x.shape[-1]} pixels: the discriminator needs {self.min_size} or more"
             )
         h = self.activation(self.conv_in(x))
         for block in self.blocks:
@@ -53,7 +53,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Weights from N(0, 0.02²), norms' from N(1, 0.02²), as published."""
+    """Initialise convolutions from N(0, 0.02²) and norms from N(1, 0.02²), as published."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.GroupNorm, nn.BatchNorm2d)):

@@ -1,4 +1,4 @@
-"""The denoiser as a transformer over patches of the latent: DiT."""
+"""DiT: the denoiser as a transformer over patches of the latent."""
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from ldm.errors import InvalidValue
 from ldm.networks.attention import CrossAttention, SelfAttention
 from ldm.networks.blocks import Checkpointed, autocast_off, zero_init
-from ldm.networks.denoiser import Denoiser, EmbedMLP, embed_vector, sinusoidal_embedding
+from ldm.networks.denoiser import Denoiser, EmbedMLP, build_vector_embedding, sinusoidal_embedding
 from ldm.typing import Conditioning
 
 TIME_CHANNELS = 256
-"""Of the sinusoids of t."""
+"""Channels of the sinusoidal embedding of t."""
 
 
 def modulate(
@@ -26,21 +26,21 @@ def modulate(
 
 
 def sincos_positions(height: int, width: int, channels: int, device: torch.device) -> Float[Tensor, "l c"]:
-    """[sin, cos] of each place's column, then of its row (Peebles & Xie 2023, 3.2; He et al. 2022)."""
+    """[sin, cos] of each position's column, then of its row (Peebles & Xie 2023, 3.2; He et al. 2022)."""
     half = channels // 2
     columns, rows = (
         sinusoidal_embedding(torch.arange(n, device=device).float(), half) for n in (width, height)
     )
     columns, rows = columns.roll(half // 2, 1), rows.roll(half // 2, 1)  # cos, sin -> sin, cos
-    places = [columns.expand(height, width, half), rows[:, None].expand(height, width, half)]
-    return torch.cat(places, dim=2).flatten(0, 1)
+    table = [columns.expand(height, width, half), rows[:, None].expand(height, width, half)]
+    return torch.cat(table, dim=2).flatten(0, 1)
 
 
 class DiTBlock(Checkpointed):
     """x + g₁ attention(adaLN(x)), then x + g₂ mlp(adaLN(x)), shifts, scales and gates g from time and vector.
 
-    The gates start at zero: adaLN-Zero (Peebles & Xie 2023, 3.2). With a context, cross-attention that starts
-    at zero stands between the two (Chen et al. 2024, PixArt-α, 2.3).
+    The gates are initialised to zero: adaLN-Zero (Peebles & Xie 2023, 3.2). With a context, zero-initialised
+    cross-attention is inserted between the two (Chen et al. 2024, PixArt-α, 2.3).
     """
 
     def __init__(self, channels: int, num_heads: int, context_channels: int | None, recompute: bool) -> None:
@@ -50,30 +50,30 @@ class DiTBlock(Checkpointed):
         self.cross_attention: CrossAttention | None = None
         if context_channels is not None:
             self.cross_attention = CrossAttention(channels, context_channels, num_heads)
-        self.widen, self.narrow = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.fc1, self.fc2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
 
     def compute(
         self, x: Float[Tensor, "b l c"], e: Float[Tensor, "b c"], context: Float[Tensor, "b m d"] | None
     ) -> Float[Tensor, "b l c"]:
-        """The block itself; e is silu(time + vector)."""
+        """Run the block; e is silu(time + vector)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(e).chunk(6, dim=1)  # b c each
         x = x + gate1[:, None] * self.self_attention(modulate(x, shift1, scale1))
         if self.cross_attention is not None:
             x = x + self.cross_attention(x, context)
-        h = F.gelu(self.widen(modulate(x, shift2, scale2)), approximate="tanh")
-        return x + gate2[:, None] * self.narrow(h)
+        h = F.gelu(self.fc1(modulate(x, shift2, scale2)), approximate="tanh")
+        return x + gate2[:, None] * self.fc2(h)
 
 
 class DiT(Denoiser):
     """f_θ(z_t, t, c): the diffusion transformer with adaLN-Zero (Peebles & Xie 2023).
 
     Args:
-        in_channels: of z_t and cond.concat together.
-        patch: side of the patches that become tokens.
-        channels: of a token; divides by 4.
-        context_channels: of cond.context; None for no cross-attention, as published.
-        vector_channels: of cond.vector; None for no vector.
-        num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1, the last the null.
+        in_channels: channels of z_t and cond.concat together.
+        patch: side length of the patches that become tokens.
+        channels: channels per token, a multiple of 4.
+        context_channels: channels of cond.context; None for no cross-attention, as published.
+        vector_channels: channels of cond.vector; None for no vector.
+        num_labels: if set, cond.vector is one integer label per sample, in 0..num_labels-1; the last is null.
         activation_checkpointing: see `ldm.networks.blocks.Checkpointed`.
     """
 
@@ -94,11 +94,11 @@ class DiT(Denoiser):
     ) -> None:
         super().__init__(in_channels, context_channels, vector_channels, num_labels, patch)
         if channels % 4:
-            raise InvalidValue(f"{channels} channels do not divide by 4, for sin and cos of row and column")
+            raise InvalidValue(f"channels={channels}: use a multiple of 4, for sin and cos of row and column")
         self.patch = patch
         self.patches_in = nn.Conv2d(in_channels, channels, patch, stride=patch)
         self.time_embedding = EmbedMLP(TIME_CHANNELS, channels)
-        self.vector_embedding = embed_vector(vector_channels, num_labels, channels)
+        self.vector_embedding = build_vector_embedding(vector_channels, num_labels, channels)
         self.blocks = nn.ModuleList(
             DiTBlock(channels, num_heads, context_channels, activation_checkpointing) for _ in range(depth)
         )
@@ -109,8 +109,8 @@ class DiT(Denoiser):
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b out h w"]:
-        """What the network predicts; t is what `schedule.network_time` gives."""
-        h = self.patches_in(self.entering(z_t, cond))  # b d h/p w/p
+        """Return the prediction y; t is `schedule.network_time(t)`."""
+        h = self.patches_in(self.concat_inputs(z_t, cond))  # b d h/p w/p
         height, width = h.shape[2:]
         x = rearrange(h, "b d h w -> b (h w) d")
         x = x + sincos_positions(height, width, x.shape[2], x.device).to(x.dtype)
@@ -125,10 +125,10 @@ class DiT(Denoiser):
 
 
 def initialize(module: nn.Module) -> None:
-    """Xavier's uniform weights, zero biases; N(0, 0.02²) of time and vector; zeros where adaLN-Zero has them.
+    """Initialise as in DiT: Xavier uniform weights, zero biases, N(0, 0.02²) for time and vector, adaLN-Zero.
 
-    As published with DiT (Peebles & Xie 2023): a patch's convolution counts as the linear layer that it is,
-    queries, keys and values as one. `apply` comes to a module behind its own layers.
+    As published (Peebles & Xie 2023): the patch convolution counts as a linear layer, and queries, keys and
+    values as one matrix. `apply` visits a module after its submodules.
     """
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(module.weight.detach().flatten(1))

@@ -1,13 +1,13 @@
-"""The first stage that changes nothing: diffusion on pixels, the paper's baseline LDM-1."""
+"""The identity first stage: diffusion on pixels, the paper's baseline LDM-1."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.networks.autoencoder import DecoderBase, EncoderBase
-from ldm.networks.tiling import Map, Tiles, tiled
+from ldm.networks.tiling import Map, Tiles, forward_tiled
 
 
-class PixelEncoder(EncoderBase):
+class IdentityEncoder(EncoderBase):
     """z = x (Rombach et al. 2022, section 4.1, f = 1)."""
 
     def __init__(self, in_channels: int = 3) -> None:
@@ -19,8 +19,8 @@ class PixelEncoder(EncoderBase):
         return x
 
 
-class PixelDecoder(DecoderBase):
-    """x = z; there is no last layer, for nothing is trained."""
+class IdentityDecoder(DecoderBase):
+    """x = z; without weights, so there is no last layer."""
 
     def __init__(self, out_channels: int = 3) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PixelDecoder(DecoderBase):
         return z
 
 
-@tiled.register(PixelEncoder)
-@tiled.register(PixelDecoder)
+@forward_tiled.register(IdentityEncoder)
+@forward_tiled.register(IdentityDecoder)
 def _(network: nn.Module, x: Map, tiles: Tiles) -> Map:
     return x

@@ -1,4 +1,4 @@
-"""The demo's fast pair: pixels folded into channels at once, nearly all work at the latent's size."""
+"""The demo's fast autoencoder: space to depth first, so that nearly all work is at latent resolution."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from ldm.networks.attention import AttentionBlock
 from ldm.networks.autoencoder import DecoderBase, EncoderBase
 from ldm.networks.blocks import GroupNorm, ResidualBlock, conv3x3
-from ldm.networks.tiling import Map, Source, Tiles, size_of, tiled
+from ldm.networks.tiling import Map, TileReader, Tiles, forward_tiled, spatial_size
 
 
-def trunk(channels: int, num_res_blocks: int, mid_attention: bool) -> nn.Sequential:
-    """Residual blocks at one size, an attention block amid them if asked for."""
+def build_trunk(channels: int, num_res_blocks: int, mid_attention: bool) -> nn.Sequential:
+    """Return residual blocks at one resolution, with optional attention in the middle."""
     blocks: list[nn.Module] = [ResidualBlock(channels, channels) for _ in range(num_res_blocks)]
     if mid_attention:
         blocks.insert(num_res_blocks // 2, AttentionBlock(channels))
@@ -33,7 +33,7 @@ class PatchEncoder(EncoderBase):
         super().__init__()
         self.in_channels, self.out_channels, self.downsampling = in_channels, out_channels, patch
         self.conv_in = conv3x3(in_channels * patch**2, channels)
-        self.trunk = trunk(channels, num_res_blocks, mid_attention)
+        self.trunk = build_trunk(channels, num_res_blocks, mid_attention)
         self.norm_out = GroupNorm(channels, eps=1e-6)
         self.conv_out = conv3x3(channels, out_channels)
 
@@ -42,23 +42,23 @@ class PatchEncoder(EncoderBase):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-@tiled.register
+@forward_tiled.register
 def _(encoder: PatchEncoder, x: Map, tiles: Tiles) -> Map:
-    patch, (height, width) = encoder.downsampling, size_of(x)
-    pixels, size = tiles.part(x, patch), (height // patch, width // patch)
-    h = tiles.convolved(encoder.conv_in, size, lambda box: F.pixel_unshuffle(pixels(box), patch))
-    h = tiled(encoder.trunk, h, tiles)
-    return tiles.convolved(encoder.conv_out, size, tiles.normalized(encoder.norm_out, h))
+    patch, (height, width) = encoder.downsampling, spatial_size(x)
+    read_pixels, size = tiles.reader(x, patch), (height // patch, width // patch)
+    h = tiles.convolve(encoder.conv_in, size, lambda box: F.pixel_unshuffle(read_pixels(box), patch))
+    h = forward_tiled(encoder.trunk, h, tiles)
+    return tiles.convolve(encoder.conv_out, size, tiles.norm_silu(encoder.norm_out, h))
 
 
 class PatchDecoder(DecoderBase):
-    """Residual blocks, then depth to space by `patch` (Shi et al. 2016), then two convolutions of pixels.
+    """Residual blocks, then depth to space by `patch` (Shi et al. 2016), then two convolutions on pixels.
 
-    Those two cost little and let an edge lie where it must: without them every pixel of a patch is one linear
-    map of the same features.
+    Those two are cheap and sharpen edges inside a patch: without them every pixel of a patch is a linear map
+    of the same features.
 
     Args:
-        pixel_channels: features a pixel gets from depth to space; twice as many between the convolutions.
+        pixel_channels: channels per pixel after depth to space; twice as many between the convolutions.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PatchDecoder(DecoderBase):
         super().__init__()
         self.in_channels, self.patch = in_channels, patch
         self.conv_in = conv3x3(in_channels, channels)
-        self.trunk = trunk(channels, num_res_blocks, mid_attention)
+        self.trunk = build_trunk(channels, num_res_blocks, mid_attention)
         self.norm_out = GroupNorm(channels, eps=1e-6)
         self.to_pixels = conv3x3(channels, pixel_channels * patch**2)
         self.conv_pixels = conv3x3(pixel_channels, 2 * pixel_channels)
@@ -86,17 +86,17 @@ class PatchDecoder(DecoderBase):
         return self.conv_out(F.silu(h))
 
 
-@tiled.register
+@forward_tiled.register
 def _(decoder: PatchDecoder, z: Map, tiles: Tiles) -> Map:
-    h = tiles.convolved(decoder.conv_in, size_of(z), tiles.part(z))
-    h = tiled(decoder.trunk, h, tiles)
-    h = tiles.convolved(decoder.to_pixels, size_of(h), tiles.normalized(decoder.norm_out, h))
+    h = tiles.convolve(decoder.conv_in, spatial_size(z), tiles.reader(z))
+    h = forward_tiled(decoder.trunk, h, tiles)
+    h = tiles.convolve(decoder.to_pixels, spatial_size(h), tiles.norm_silu(decoder.norm_out, h))
     h = F.pixel_shuffle(h, decoder.patch)
     for conv in (decoder.conv_pixels, decoder.conv_out):
-        h = tiles.convolved(conv, size_of(h), activated(tiles.part(h)))
+        h = tiles.convolve(conv, spatial_size(h), silu_reader(tiles.reader(h)))
     return h
 
 
-def activated(source: Source) -> Source:
-    """silu of a map, part by part."""
-    return lambda box: F.silu(source(box))
+def silu_reader(read: TileReader) -> TileReader:
+    """Return a reader of silu of a map."""
+    return lambda box: F.silu(read(box))

@@ -1,9 +1,10 @@
-"""Images of any size through a first stage, tile by tile and without a seam.
+"""Encode and decode images of any size, tile by tile and without seams.
 
-Tiles that pass a network alone differ at their borders, and everywhere by the statistics of their group
-norms. Here every layer runs over all tiles before the next begins: a convolution's tile sees its neighbours'
-pixels, and a norm takes its statistics over the whole map. The result is the untiled one but for rounding.
-Maps wait on the CPU; the device holds a tile of each layer's input and output, and, of attention, a map.
+Tiles that pass through a network separately differ at their borders, and everywhere through the statistics of
+their group norms. Here every layer runs over all tiles before the next layer starts: a convolution reads a
+margin from the neighbouring tiles, and a group norm uses the statistics of the whole map. The result equals
+the untiled one up to rounding. Feature maps are kept on the CPU; the device holds one tile of a layer's input
+and output, and a whole map only for attention.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,149 +21,149 @@ from ldm.networks.attention import AttentionBlock
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample
 
 Box: TypeAlias = tuple[int, int, int, int]
-"""Top, bottom, left, right of a part of a map, in its places."""
+"""Top, bottom, left, right of a tile, in positions of its map."""
 
-Source: TypeAlias = Callable[[Box], Tensor]
-"""Gives a part of a map, on the device."""
+TileReader: TypeAlias = Callable[[Box], Tensor]
+"""Returns the part of a map inside a box, on the device."""
 
 Map: TypeAlias = Float[Tensor, "b _ _ _"]
-"""Its channels and size are the layer's own."""
+"""A feature map; channels and size depend on the layer."""
 
 
-def boxes(height: int, width: int, tile: int) -> Iterator[Box]:
-    """Squares of side `tile` that cover a map."""
+def tile_boxes(height: int, width: int, tile: int) -> Iterator[Box]:
+    """Yield boxes of side length `tile`, smaller at the borders, that cover a map."""
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             yield top, min(top + tile, height), left, min(left + tile, width)
 
 
-def size_of(x: Map) -> tuple[int, int]:
-    """(height, width)."""
+def spatial_size(x: Map) -> tuple[int, int]:
+    """Return (height, width)."""
     return x.shape[2], x.shape[3]
 
 
 class Tiles:
-    """Computes layers on `device`, `tile` places of a map a side at a time."""
+    """Runs layers on `device`, on one tile of `tile` × `tile` positions at a time."""
 
     def __init__(self, tile: int, device: torch.device) -> None:
         if tile < 1:
-            raise InvalidValue(f"a tile has at least 1 place a side, not {tile}")
+            raise InvalidValue(f"tile={tile}: use a tile of at least 1 latent position per side")
         self.tile, self.device = tile, device
 
-    def part(self, x: Map, factor: int = 1) -> Source:
-        """Parts of a map whose places are `factor` × `factor` places of x."""
+    def reader(self, x: Map, factor: int = 1) -> TileReader:
+        """Return a reader of x; a box is in units of `factor` positions of x."""
 
-        def source(box: Box) -> Tensor:
-            top, bottom, left, right = (factor * side for side in box)
+        def read(box: Box) -> Tensor:
+            top, bottom, left, right = (factor * edge for edge in box)
             return x[..., top:bottom, left:right].to(self.device)
 
-        return source
+        return read
 
-    def computed(self, size: tuple[int, int], source: Source, into: Map | None = None) -> Map:
-        """A map of `size` from its parts, added to `into`."""
-        for box in boxes(*size, self.tile):
-            part, (top, bottom, left, right) = source(box).cpu(), box
+    def assemble(self, size: tuple[int, int], read: TileReader, into: Map | None = None) -> Map:
+        """Read a map of `size` tile by tile into one tensor on the CPU, or add it to `into`."""
+        for box in tile_boxes(*size, self.tile):
+            part, (top, bottom, left, right) = read(box).cpu(), box
             if into is None:
                 into = torch.zeros(*part.shape[:2], *size, dtype=part.dtype)
             into[..., top:bottom, left:right] += part
         assert into is not None
         return into
 
-    def convolved(
+    def convolve(
         self,
         conv: nn.Conv2d,
         size: tuple[int, int],
-        source: Source,
-        before: int = 1,
+        read: TileReader,
+        pad_before: int = 1,
         stride: int = 1,
         into: Map | None = None,
     ) -> Map:
-        """A 3×3 convolution of a map of `size` that `source` gives part by part, added to `into`.
+        """Apply a 3×3 convolution to a map of `size` that `read` returns in tiles; add the result to `into`.
 
-        `before` is the padding at the top and left; what lies outside of the map is zero.
+        `pad_before` is the zero padding at the top and left; outside the map everything is zero.
         """
         height, width = size
 
-        def part(box: Box) -> Tensor:
+        def read_convolved(box: Box) -> Tensor:
             top, bottom, left, right = box
-            a, b, c, d = (stride * n - before for n in (top, bottom - 1, left, right - 1))
-            b, d = b + 3, d + 3  # the kernel's last place, and one
+            a, b, c, d = (stride * n - pad_before for n in (top, bottom - 1, left, right - 1))
+            b, d = b + 3, d + 3  # one past the kernel's last position
             inside = max(a, 0), min(b, height), max(c, 0), min(d, width)
-            outside = inside[2] - c, d - inside[3], inside[0] - a, b - inside[1]
-            return F.conv2d(F.pad(source(inside), outside), conv.weight, conv.bias, stride)
+            padding = inside[2] - c, d - inside[3], inside[0] - a, b - inside[1]
+            return F.conv2d(F.pad(read(inside), padding), conv.weight, conv.bias, stride)
 
-        return self.computed((height // stride, width // stride), part, into)
+        return self.assemble((height // stride, width // stride), read_convolved, into)
 
-    def normalized(self, norm: GroupNorm, x: Map) -> Source:
-        """silu(norm(x)) part by part, with the statistics of all of x."""
-        groups, channels, (height, width) = norm.num_groups, x.shape[1], size_of(x)
-        source, sums = self.part(x), torch.zeros(2, len(x), groups, dtype=torch.float64)
-        for box in boxes(height, width, self.tile):
-            values = source(box).float().unflatten(1, (groups, -1))
+    def norm_silu(self, norm: GroupNorm, x: Map) -> TileReader:
+        """Return a reader of silu(norm(x)), with the statistics of the whole of x."""
+        groups, channels, (height, width) = norm.num_groups, x.shape[1], spatial_size(x)
+        read, sums = self.reader(x), torch.zeros(2, len(x), groups, dtype=torch.float64)
+        for box in tile_boxes(height, width, self.tile):
+            values = read(box).float().unflatten(1, (groups, -1))
             sums += torch.stack([values.sum((2, 3, 4)), values.square().sum((2, 3, 4))]).cpu()
         mean, square = sums / (channels // groups * height * width)
         scale = (square - mean.square() + norm.eps).rsqrt()
 
-        def each(statistic: Tensor) -> Tensor:
-            """One number a channel."""
-            spread = statistic.float().repeat_interleave(channels // groups, dim=1)
-            return spread[..., None, None].to(self.device)
+        def expand_groups(statistic: Tensor) -> Tensor:
+            """Repeat a number per group for each of its channels."""
+            per_channel = statistic.float().repeat_interleave(channels // groups, dim=1)
+            return per_channel[..., None, None].to(self.device)
 
-        weight = each(scale) * norm.weight[:, None, None]
-        bias = norm.bias[:, None, None] - each(mean) * weight
-        return lambda box: F.silu((source(box).float() * weight + bias).to(x.dtype))
+        weight = expand_groups(scale) * norm.weight[:, None, None]
+        bias = norm.bias[:, None, None] - expand_groups(mean) * weight
+        return lambda box: F.silu((read(box).float() * weight + bias).to(x.dtype))
 
 
 @singledispatch
-def tiled(layer: nn.Module, x: Map, tiles: Tiles) -> Map:
-    """layer(x), its maps on the CPU. A layer that can says how beside its class; ValueError for others."""
-    raise InvalidValue(f"{type(layer).__name__} cannot be computed tile by tile: give tile=null")
+def forward_tiled(layer: nn.Module, x: Map, tiles: Tiles) -> Map:
+    """Return layer(x), with maps on the CPU; raise ValueError for a layer that registers no tiled version."""
+    raise InvalidValue(f"{type(layer).__name__} cannot be computed tile by tile: use tile=null")
 
 
 @torch.no_grad()
-def run(layer: nn.Module, x: Map, tile: int, device: torch.device) -> Map:
-    """layer(x) tile by tile, on the device; x may wait elsewhere."""
-    return tiled(layer, x.cpu(), Tiles(tile, device)).to(device)
+def run_tiled(layer: nn.Module, x: Map, tile: int, device: torch.device) -> Map:
+    """Return layer(x), computed tile by tile on `device`; x may be on another device."""
+    return forward_tiled(layer, x.cpu(), Tiles(tile, device)).to(device)
 
 
-@tiled.register
+@forward_tiled.register
 def _(layer: nn.Identity, x: Map, tiles: Tiles) -> Map:
     return x
 
 
-@tiled.register
+@forward_tiled.register
 def _(layers: nn.Sequential, x: Map, tiles: Tiles) -> Map:
     for layer in layers:
-        x = tiled(layer, x, tiles)
+        x = forward_tiled(layer, x, tiles)
     return x
 
 
-@tiled.register
+@forward_tiled.register
 def _(block: ResidualBlock, x: Map, tiles: Tiles) -> Map:
-    source, size = tiles.part(x), size_of(x)
-    h = tiles.convolved(block.conv1, size, tiles.normalized(block.norm1, x))
-    out = tiles.computed(size, lambda box: block.shortcut(source(box)))
-    return tiles.convolved(block.conv2, size, tiles.normalized(block.norm2, h), into=out)
+    read, size = tiles.reader(x), spatial_size(x)
+    h = tiles.convolve(block.conv1, size, tiles.norm_silu(block.norm1, x))
+    out = tiles.assemble(size, lambda box: block.shortcut(read(box)))
+    return tiles.convolve(block.conv2, size, tiles.norm_silu(block.norm2, h), into=out)
 
 
-@tiled.register
+@forward_tiled.register
 def _(block: AttentionBlock, x: Map, tiles: Tiles) -> Map:
-    return block(x.to(tiles.device)).cpu()  # every place attends to all
+    return block(x.to(tiles.device)).cpu()  # every position attends to all others
 
 
-@tiled.register
+@forward_tiled.register
 def _(layer: Downsample, x: Map, tiles: Tiles) -> Map:
-    return tiles.convolved(layer.conv, size_of(x), tiles.part(x), before=0, stride=2)
+    return tiles.convolve(layer.conv, spatial_size(x), tiles.reader(x), pad_before=0, stride=2)
 
 
-@tiled.register
+@forward_tiled.register
 def _(layer: Upsample, x: Map, tiles: Tiles) -> Map:
-    source, (height, width) = tiles.part(x), size_of(x)
+    read, (height, width) = tiles.reader(x), spatial_size(x)
 
-    def twice(box: Box) -> Tensor:
+    def read_upsampled(box: Box) -> Tensor:
         top, bottom, left, right = box
-        part = source((top // 2, (bottom + 1) // 2, left // 2, (right + 1) // 2))
+        part = read((top // 2, (bottom + 1) // 2, left // 2, (right + 1) // 2))
         part = F.interpolate(part, scale_factor=2.0, mode="nearest")
         return part[..., top % 2 :, left % 2 :][..., : bottom - top, : right - left]
 
-    return tiles.convolved(layer.conv, (2 * height, 2 * width), twice)
+    return tiles.convolve(layer.conv, (2 * height, 2 * width), read_upsampled)

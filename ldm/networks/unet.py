@@ -1,4 +1,4 @@
-"""The denoiser: a U-Net told of time and conditioned by cross-attention, a vector or concatenated maps."""
+"""The U-Net denoiser, conditioned on time and by cross-attention, a vector or concatenated maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock, SpatialTransformer, check_levels
 from ldm.networks.blocks import Checkpointed, GroupNorm, TimeResidualBlock, Upsample, conv3x3, zero_init
-from ldm.networks.denoiser import Denoiser, EmbedMLP, embed_vector, sinusoidal_embedding
+from ldm.networks.denoiser import Denoiser, EmbedMLP, build_vector_embedding, sinusoidal_embedding
 from ldm.typing import Conditioning
 
 Map: TypeAlias = Float[Tensor, "b _ _ _"]
-"""A feature map, its channels and size the layer's own."""
+"""A feature map; channels and size depend on the layer."""
 
 Embedding: TypeAlias = Float[Tensor, "b e"]
-"""Time and vector, embedded."""
+"""The embedding of time and vector."""
 
 Context: TypeAlias = Float[Tensor, "b l d"]
-"""Tokens to attend to."""
+"""Tokens for cross-attention."""
 
 
 class Block(Checkpointed):
-    """A residual block, then attention where the level has it."""
+    """A residual block, then attention if the level has it."""
 
     def __init__(self, residual: TimeResidualBlock, attention: nn.Module | None, recompute: bool) -> None:
         super().__init__(recompute)
@@ -39,56 +39,56 @@ class Block(Checkpointed):
         return self.attention(h) if context is None else self.attention(h, context)
 
 
-def resized(h: Map, layer: nn.Module, e: Embedding) -> Map:
-    """The map in another size; a residual block hears the time as well."""
+def apply_resample(h: Map, layer: nn.Module, e: Embedding) -> Map:
+    """Change the map's resolution; a residual block also takes the embedding."""
     return layer(h, e) if isinstance(layer, TimeResidualBlock) else layer(h)
 
 
 class DownLevel(nn.Module):
-    """The blocks of one size on the way down, then half the size."""
+    """The blocks at one resolution of the down path, then downsampling by 2."""
 
     def __init__(self, blocks: list[Block], downsample: nn.Module | None) -> None:
         super().__init__()
         self.blocks, self.downsample = nn.ModuleList(blocks), downsample
 
     def forward(self, h: Map, e: Embedding, context: Context | None) -> list[Map]:
-        """Every layer's output: skip connections all, and the last one goes on."""
-        states = []
+        """Return every layer's output: all are skip connections, the last is also the level's output."""
+        outputs = []
         for block in self.blocks:
             h = block(h, e, context)
-            states.append(h)
-        return states if self.downsample is None else [*states, resized(h, self.downsample, e)]
+            outputs.append(h)
+        return outputs if self.downsample is None else [*outputs, apply_resample(h, self.downsample, e)]
 
 
 class UpLevel(nn.Module):
-    """The blocks of one size on the way up, each with a skip connection, then twice the size."""
+    """The blocks at one resolution of the up path, each with a skip connection, then upsampling by 2."""
 
     def __init__(self, blocks: list[Block], upsample: nn.Module) -> None:
         super().__init__()
         self.blocks, self.upsample = nn.ModuleList(blocks), upsample
 
     def forward(self, h: Map, skips: list[Map], e: Embedding, context: Context | None) -> Map:
-        """Takes its skip connections off the end of `skips`."""
+        """Return the level's output; its skip connections are popped from `skips`."""
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), e, context)
-        return resized(h, self.upsample, e)
+        return apply_resample(h, self.upsample, e)
 
 
 def count_heads(channels: int, num_heads: int | None, head_channels: int | None) -> int:
-    """Heads of an attention over `channels`, from the one number that is given."""
+    """Return the number of heads for `channels`, from num_heads or head_channels."""
     if num_heads is not None and head_channels is None:
         return num_heads
     if head_channels is not None and num_heads is None and channels % head_channels == 0:
         return channels // head_channels
     raise InvalidValue(
-        f"{channels} channels need either num_heads or head_channels that divides them, "
-        f"not num_heads {num_heads} and head_channels {head_channels}"
+        f"num_heads={num_heads} and head_channels={head_channels} for {channels} channels: set either "
+        "num_heads or a head_channels that divides the channels, and the other to null"
     )
 
 
 @dataclass(kw_only=True)
-class Layers:
-    """Builds a U-Net's layers from the numbers that they share; arguments as in `UNet`."""
+class LayerBuilder:
+    """Builds a U-Net's layers from their common options; arguments as in `UNet`."""
 
     time_channels: int
     attention_levels: Sequence[int]
@@ -102,22 +102,24 @@ class Layers:
     resample_in_blocks: bool
     recompute: bool
 
-    def residual(self, before: int, channels: int, resample: nn.Module | None = None) -> TimeResidualBlock:
-        """A residual block, which changes the size where it gets a layer that does."""
+    def residual(
+        self, in_channels: int, channels: int, resample: nn.Module | None = None
+    ) -> TimeResidualBlock:
+        """Return a residual block that also up- or downsamples if `resample` is set."""
         return TimeResidualBlock(
-            before, channels, self.time_channels, self.dropout, self.scale_shift_norm, resample
+            in_channels, channels, self.time_channels, self.dropout, self.scale_shift_norm, resample
         )
 
-    def block(self, before: int, channels: int, level: int) -> Block:
-        """A block of a level, with its attention."""
-        residual = self.residual(before, channels)
+    def block(self, in_channels: int, channels: int, level: int) -> Block:
+        """Return a block, with attention if the level has it."""
+        residual = self.residual(in_channels, channels)
         if level not in self.attention_levels:
             return Block(residual, None, self.recompute)
         attention = self.attention(channels, level, level in self.cross_only_levels)
         return Block(residual, attention, self.recompute)
 
     def middle(self, channels: int) -> nn.ModuleList:
-        """Two blocks, the first with attention, as deep as the coarsest level's."""
+        """Return two blocks, the first with attention of the coarsest level's depth."""
         residual, attention = (
             self.residual(channels, channels),
             self.attention(channels, -1, cross_only=False),
@@ -128,7 +130,7 @@ class Layers:
         )
 
     def attention(self, channels: int, level: int, cross_only: bool) -> nn.Module:
-        """A transformer with cross-attention, or the unconditional models' attention without a context."""
+        """Return a transformer with cross-attention, or plain self-attention for a model without context."""
         heads = count_heads(channels, self.num_heads, self.head_channels)
         if self.context_channels is not None:
             return SpatialTransformer(channels, self.context_channels, heads, self.depths[level], cross_only)
@@ -137,60 +139,62 @@ class Layers:
         return attention
 
     def downsample(self, channels: int) -> nn.Module:
-        """Half the size."""
+        """Return a layer that downsamples by 2."""
         if self.resample_in_blocks:
             return self.residual(channels, channels, nn.AvgPool2d(2))
         return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def upsample(self, channels: int) -> nn.Module:
-        """Twice the size."""
+        """Return a layer that upsamples by 2."""
         if self.resample_in_blocks:
             return self.residual(channels, channels, nn.Upsample(scale_factor=2.0, mode="nearest"))
         return Upsample(channels)
 
 
-def down_path(layers: Layers, widths: Sequence[int], num_res_blocks: int) -> tuple[nn.ModuleList, list[int]]:
-    """The levels from fine to coarse, and the channels of the skip connections behind the first."""
+def build_down_path(
+    builder: LayerBuilder, widths: Sequence[int], num_res_blocks: int
+) -> tuple[nn.ModuleList, list[int]]:
+    """Return the levels from fine to coarse, and the channels of their skip connections."""
     levels, skips = nn.ModuleList(), []
-    for i, (above, width) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True)):
-        blocks = [layers.block(width if j else above, width, i) for j in range(num_res_blocks)]
+    for i, (finer_width, width) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True)):
+        blocks = [builder.block(width if j else finer_width, width, i) for j in range(num_res_blocks)]
         coarsest = i == len(widths) - 1
-        levels.append(DownLevel(blocks, None if coarsest else layers.downsample(width)))
+        levels.append(DownLevel(blocks, None if coarsest else builder.downsample(width)))
         skips += [width] * (num_res_blocks + (not coarsest))
     return levels, skips
 
 
-def up_path(layers: Layers, widths: Sequence[int], skips: list[int]) -> nn.ModuleList:
-    """The levels from coarse to fine, each with one block more than on the way down."""
+def build_up_path(builder: LayerBuilder, widths: Sequence[int], skips: list[int]) -> nn.ModuleList:
+    """Return the levels from coarse to fine, each with one more block than on the down path."""
     levels, channels = nn.ModuleList(), widths[-1]
-    per_level = len(skips) // len(widths)
+    blocks_per_level = len(skips) // len(widths)
     for i, width in reversed(list(enumerate(widths))):
         blocks = []
-        for _ in range(per_level):
-            blocks.append(layers.block(channels + skips.pop(), width, i))
+        for _ in range(blocks_per_level):
+            blocks.append(builder.block(channels + skips.pop(), width, i))
             channels = width
-        levels.append(UpLevel(blocks, layers.upsample(width) if i else nn.Identity()))
+        levels.append(UpLevel(blocks, builder.upsample(width) if i else nn.Identity()))
     return levels
 
 
 class UNet(Denoiser):
     """f_θ(z_t, t, c): the U-Net of latent diffusion (Rombach et al. 2022, section 3.3).
 
-    Built as by Dhariwal & Nichol (2021), with transformers for attention.
+    The architecture of Dhariwal & Nichol (2021), with transformers for attention.
 
     Args:
-        in_channels: of z_t and cond.concat together.
-        channel_mult: width of each level in `model_channels`; every level but the last halves the size.
+        in_channels: channels of z_t and cond.concat together.
+        channel_mult: width of each level in `model_channels`; every level but the last downsamples by 2.
         attention_levels: indices of the levels with attention, 0 the finest; the middle always has it.
-        num_heads, head_channels: heads of every attention, or channels of every head; exactly one is given.
-        context_channels: of cond.context; None for no cross-attention, as in the unconditional models.
-        vector_channels: of cond.vector; None for no vector.
-        transformer_depth: transformer blocks at each place with attention, or one number a level.
-        dropout: rate inside residual blocks.
+        num_heads, head_channels: number of heads, or channels per head; exactly one of them is set.
+        context_channels: channels of cond.context; None for no cross-attention, as in unconditional models.
+        vector_channels: channels of cond.vector; None for no vector.
+        transformer_depth: number of transformer blocks in each attention layer, or one number per level.
+        dropout: probability inside residual blocks.
         scale_shift_norm: see `TimeResidualBlock`.
-        num_labels: cond.vector is then one whole number a sample, in 0..num_labels-1.
-        cross_only_levels: where places attend to the context alone, not to each other (the ×4 upscaler).
-        resample_in_blocks: residual blocks change the size, not convolutions (Dhariwal & Nichol 2021, 3).
+        num_labels: if set, cond.vector is one integer label per sample, in 0..num_labels-1.
+        cross_only_levels: levels that attend only to the context, without self-attention (the ×4 upscaler).
+        resample_in_blocks: resample in residual blocks instead of convolutions (Dhariwal & Nichol 2021, 3).
         activation_checkpointing: see `Checkpointed`; less memory in training for a third more time.
     """
 
@@ -221,27 +225,27 @@ class UNet(Denoiser):
         super().__init__(in_channels, context_channels, vector_channels, num_labels, factor)
         check_levels(attention_levels, len(widths))
         check_levels(cross_only_levels, len(widths))
-        layers = Layers(
-            depths=per_level(transformer_depth, len(widths)), time_channels=time_channels, dropout=dropout,
+        builder = LayerBuilder(
+            depths=depth_per_level(transformer_depth, len(widths)), time_channels=time_channels,
             attention_levels=attention_levels, context_channels=context_channels, head_channels=head_channels,
             cross_only_levels=cross_only_levels, resample_in_blocks=resample_in_blocks, num_heads=num_heads,
-            scale_shift_norm=scale_shift_norm, recompute=activation_checkpointing,
+            dropout=dropout, scale_shift_norm=scale_shift_norm, recompute=activation_checkpointing,
         )  # fmt: skip
         self.model_channels = model_channels
         self.time_embedding = EmbedMLP(model_channels, time_channels)
-        self.vector_embedding = embed_vector(vector_channels, num_labels, time_channels)
+        self.vector_embedding = build_vector_embedding(vector_channels, num_labels, time_channels)
         self.conv_in = conv3x3(in_channels, widths[0])
-        self.down, skips = down_path(layers, widths, num_res_blocks)
-        self.middle = layers.middle(widths[-1])
-        self.up = up_path(layers, widths, [widths[0], *skips])
+        self.down, skips = build_down_path(builder, widths, num_res_blocks)
+        self.middle = builder.middle(widths[-1])
+        self.up = build_up_path(builder, widths, [widths[0], *skips])
         self.norm_out = GroupNorm(widths[0])
         self.conv_out = zero_init(conv3x3(widths[0], out_channels))
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b out h w"]:
-        """What the network predicts; t is what `schedule.network_time` gives."""
-        h = self.conv_in(self.entering(z_t, cond))
+        """Return the prediction y; t is `schedule.network_time(t)`."""
+        h = self.conv_in(self.concat_inputs(z_t, cond))
         e = self.embed(t, cond)  # b e
         skips = [h]
         for level in self.down:
@@ -254,16 +258,18 @@ class UNet(Denoiser):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def embed(self, t: Float[Tensor, " b"], cond: Conditioning) -> Embedding:
-        """silu(time + vector), once for all residual blocks, which each project it."""
+        """Return silu(time + vector), shared by all residual blocks; each has its own projection."""
         e = self.time_embedding(sinusoidal_embedding(t, self.model_channels))
         if self.vector_embedding is not None:
             e = e + self.vector_embedding(cond.vector)
         return F.silu(e)
 
 
-def per_level(depth: int | Sequence[int], num_levels: int) -> Sequence[int]:
-    """One number for all levels, or one a level."""
+def depth_per_level(depth: int | Sequence[int], num_levels: int) -> Sequence[int]:
+    """Return one depth per level."""
     depths = [depth] * num_levels if isinstance(depth, int) else depth
     if len(depths) != num_levels:
-        raise InvalidValue(f"{len(depths)} transformer depths for {num_levels} levels")
+        raise InvalidValue(
+            f"transformer_depth has {len(depths)} numbers for {num_levels} levels: give one, or one per level"
+        )
     return depths

@@ -1,4 +1,4 @@
-"""The bottleneck of vector quantisation."""
+"""Vector quantisation (VQ) as a bottleneck."""
 
 import torch
 import torch.distributed as dist
@@ -11,21 +11,21 @@ from ldm.networks.blocks import autocast_off
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
 
 DISTANCES_AT_ONCE = 2**26
-"""Distances of latents to codes that are held in memory at a time."""
+"""Maximum number of latent-to-code distances held in memory."""
 
 
 class VQBottleneck(Bottleneck):
-    """The decoder hears e_k, k = argmin_j ‖z − e_j‖; the gradient passes straight (van den Oord et al. 2017).
+    """e_k, k = argmin_j ‖z − e_j‖, with a straight-through gradient (van den Oord et al. 2017).
 
-    L = ‖sg[z] − e‖² + β ‖z − sg[e]‖², means over a latent (their equation 3). Diffusion models z as it is
-    before it is quantised, and `expand` quantises: that belongs to the decoder (Rombach et al. 2022, 4.1).
+    L = ‖sg[z] − e‖² + β ‖z − sg[e]‖², means over a latent (their equation 3). Diffusion models z before
+    quantisation; `expand` quantises, as part of the decoder (Rombach et al. 2022, 4.1).
 
     Args:
-        num_codes: vectors e_j in the codebook.
-        beta: of the commitment; with `legacy` of the other term, as the published models were trained.
-        weight: of L beside the error's mean.
-        revive_after: steps without a place that chose it after which a code moves to a latent of the batch
-            (Dhariwal et al. 2020, Jukebox, 4.2); 0 is never.
+        num_codes: number of codebook vectors e_j.
+        beta: weight of the commitment term; with `legacy` of the other term, as in the published training.
+        weight: weight of L relative to the mean reconstruction error.
+        revive_after: a code that no latent has chosen for this many steps moves to a random latent of the
+            batch (Dhariwal et al. 2020, Jukebox, 4.2); 0 disables this.
     """
 
     idle: Tensor
@@ -42,103 +42,104 @@ class VQBottleneck(Bottleneck):
         super().__init__()
         self.in_channels = self.latent_channels = latent_channels
         self.num_codes, self.weight, self.revive_after = num_codes, weight, revive_after
-        self.commitment, self.attraction = (1.0, beta) if legacy else (beta, 1.0)
+        self.commitment_weight, self.codebook_weight = (1.0, beta) if legacy else (beta, 1.0)
         self.to_latent = nn.Conv2d(latent_channels, latent_channels, 1)
         self.codebook = nn.Embedding(num_codes, latent_channels)
         nn.init.uniform_(self.codebook.weight, -1 / num_codes, 1 / num_codes)
         self.from_latent = nn.Conv2d(latent_channels, latent_channels, 1)
         idle = torch.zeros(num_codes, dtype=torch.int64) if revive_after else None
-        self.register_buffer("idle", idle)  # steps since each code was chosen
-        self.counts: dict[
-            bool, Tensor
-        ] = {}  # in training or not: how often each code was chosen, for `metrics`
-        # of this step: how often each code was chosen, and the latents of its last pass
-        self.seen: tuple[Tensor, Tensor] | None = None
+        self.register_buffer("idle", idle)  # steps since each code was last chosen
+        # For `metrics`, by `self.training`: how often each code was chosen.
+        self.counts: dict[bool, Tensor] = {}
+        # For `after_step`: how often each code was chosen in this step, and the last micro-batch's latents.
+        self.step_counts_and_latents: tuple[Tensor, Tensor] | None = None
 
     def posterior(self, h: Float[Tensor, "b z h w"]) -> DiagonalGaussian:
-        """The latent before it is quantised, in fp32 and without noise."""
+        """Return the latent before quantisation, in fp32, with std 0."""
         z = self.to_latent(h).float()
         return DiagonalGaussian(z, torch.zeros_like(z))
 
     @torch.no_grad()
     def codes(self, z: Float[Tensor, "b z h w"]) -> Int64[Tensor, "b h w"]:
-        """The nearest code of each place."""
-        places, codebook = rearrange(z, "b z h w -> (b h w) z").float(), self.codebook.weight.float()
+        """Return the nearest code at each latent position."""
+        vectors, codebook = rearrange(z, "b z h w -> (b h w) z").float(), self.codebook.weight.float()
         nearest = []
         with autocast_off(z):
-            for some in places.split(max(1, DISTANCES_AT_ONCE // self.num_codes)):
+            for chunk in vectors.split(max(1, DISTANCES_AT_ONCE // self.num_codes)):
                 # ‖z − e‖² = ‖z‖² − 2 z e + ‖e‖², whose first term is the same for every code.
-                nearest.append((codebook.square().sum(1) - 2 * some @ codebook.mT).argmin(1))
+                nearest.append((codebook.square().sum(1) - 2 * chunk @ codebook.mT).argmin(1))
         return rearrange(torch.cat(nearest), "(b h w) -> b h w", h=z.shape[2], w=z.shape[3])
 
     def lookup(self, codes: Int64[Tensor, "b h w"]) -> Float[Tensor, "b z h w"]:
-        """The vectors e_k."""
+        """Return the codebook vectors e_k."""
         return rearrange(F.embedding(codes, self.codebook.weight), "b h w z -> b z h w")
 
     def expand(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
-        """The decoder's input, z quantised on the way."""
+        """Quantise z, with a straight-through gradient, and return the decoder's input."""
         return self.from_latent(z + (self.lookup(self.codes(z)) - z).detach())
 
     def terms(self, posterior: DiagonalGaussian, dimensions: int) -> dict[str, Float[Tensor, ""]]:
-        """L, and the codes are counted for `metrics`."""
+        """Return L, and count the codes for `metrics`."""
         z = posterior.mean
         codes = self.codes(z)
         e = self.lookup(codes)
-        distance = self.commitment * F.mse_loss(z, e.detach()) + self.attraction * F.mse_loss(e, z.detach())
-        chosen = count(codes, self.num_codes)
-        before = self.counts.get(self.training, torch.zeros_like(chosen, dtype=torch.int64))
-        self.counts[self.training] = before.to(chosen.device) + chosen.long()
+        commitment_loss, codebook_loss = F.mse_loss(z, e.detach()), F.mse_loss(e, z.detach())
+        loss = self.commitment_weight * commitment_loss + self.codebook_weight * codebook_loss
+        counts = count_codes(codes, self.num_codes)
+        previous = self.counts.get(self.training, torch.zeros_like(counts, dtype=torch.int64))
+        self.counts[self.training] = previous.to(counts.device) + counts.long()
         if self.training and self.revive_after and self.codebook.weight.requires_grad:
-            chosen = chosen if self.seen is None else self.seen[0] + chosen
-            self.seen = (chosen, rearrange(z.detach(), "b z h w -> (b h w) z"))
-        return {"codebook": distance.detach(), "penalty": self.weight * distance}
+            earlier = self.step_counts_and_latents
+            counts = counts if earlier is None else earlier[0] + counts
+            self.step_counts_and_latents = (counts, rearrange(z.detach(), "b z h w -> (b h w) z"))
+        return {"codebook": loss.detach(), "penalty": self.weight * loss}
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
-        """The share of the codes that some place chose, and the perplexity exp(−Σ p log p) of the choice."""
-        counts = self.counted(self.training)
+        """Return the fraction of codes in use and the perplexity exp(−Σ p log p) of their frequencies."""
+        counts = self.total_counts(self.training)
         self.counts.pop(self.training, None)
         return {"codes_used": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
 
     def codebook_counts(self) -> Int64[Tensor, " n"] | None:
-        """How often each code was chosen in training since `metrics` told it."""
-        return self.counted(training=True)
+        """Return how often each code was chosen in training since the last `metrics`, over all ranks."""
+        return self.total_counts(training=True)
 
     def restore(self, codebook_counts: Int64[Tensor, " n"]) -> None:
-        """Count on from there."""
+        """Continue counting from a checkpoint's `codebook_counts`."""
         self.counts[True] = codebook_counts
 
-    def counted(self, training: bool) -> Int64[Tensor, " n"]:
-        """How often each code was chosen since `metrics` told it, over all ranks."""
-        none = torch.zeros(self.num_codes, dtype=torch.int64, device=self.codebook.weight.device)
-        counts = none + self.counts.get(training, none).to(none.device)
+    def total_counts(self, training: bool) -> Int64[Tensor, " n"]:
+        """Return how often each code was chosen since the last `metrics`, summed over all ranks."""
+        zeros = torch.zeros(self.num_codes, dtype=torch.int64, device=self.codebook.weight.device)
+        counts = zeros + self.counts.get(training, zeros).to(zeros.device)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
         return counts
 
     @torch.no_grad()
-    def after_step(self, taken: Bool[Tensor, ""]) -> None:
-        """Move codes that were not chosen for `revive_after` steps to random latents, alike on all ranks."""
-        if self.seen is None:
+    def after_step(self, accepted: Bool[Tensor, ""]) -> None:
+        """Move codes unused for `revive_after` steps to random latents, the same on all ranks."""
+        if self.step_counts_and_latents is None:
             return
-        (chosen, latents), self.seen = self.seen, None
-        fresh = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
+        (counts, latents), self.step_counts_and_latents = self.step_counts_and_latents, None
+        replacements = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(chosen)
-            dist.broadcast(fresh, src=0)
-        idle = torch.where(chosen > 0, 0, self.idle + 1)
-        dead = taken & (idle >= self.revive_after)  # the latents of a step that was not may be NaN
-        self.codebook.weight.copy_(torch.where(dead[:, None], fresh, self.codebook.weight))
-        self.idle = torch.where(taken, idle.masked_fill(dead, 0), self.idle)
+            dist.all_reduce(counts)
+            dist.broadcast(replacements, src=0)
+        idle = torch.where(counts > 0, 0, self.idle + 1)
+        dead = accepted & (idle >= self.revive_after)  # latents of a rejected step may be NaN
+        self.codebook.weight.copy_(torch.where(dead[:, None], replacements, self.codebook.weight))
+        self.idle = torch.where(accepted, idle.masked_fill(dead, 0), self.idle)
 
 
-def count(codes: Int64[Tensor, "b h w"], num_codes: int) -> Float[Tensor, " n"]:
-    """How often each code stands there; no bincount, for which the CPU would wait on the device."""
+def count_codes(codes: Int64[Tensor, "b h w"], num_codes: int) -> Float[Tensor, " n"]:
+    """Return how often each code occurs; bincount would synchronise with the device."""
     ones = torch.ones(codes.numel(), device=codes.device)
     return torch.zeros(num_codes, device=codes.device).index_add_(0, codes.flatten(), ones)
 
 
 def perplexity(counts: Float[Tensor, " n"] | Int64[Tensor, " n"]) -> Float[Tensor, ""]:
-    """exp(−Σ p log p): as many codes, all used alike, would be as hard to guess."""
+    """exp(−Σ p log p): the number of equally frequent codes with the same entropy."""
     p = counts / counts.sum()
     return torch.exp(torch.special.entr(p).sum())

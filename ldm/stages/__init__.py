@@ -1,8 +1,8 @@
-"""The two training stages as LightningModules: they wire finished objects together and hold no mathematics.
+"""The two training stages as LightningModules: they connect built objects and contain no mathematics.
 
 One `training_step` is one global batch and one optimizer step, so the step, max_steps, warm-up, EMA,
-checkpoints, the stream's position and the discriminator's start are one integer. Both stages call what they
-train, average, validate and export `self.model`.
+checkpoints, the position in the stream of samples and the discriminator's start are one integer. In both
+stages `self.model` is what is trained, averaged, validated and exported.
 """
 
 from ldm.stages.autoencoder import AutoencoderStage

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, by reconstruction, perceptual and adversarial terms and its bottleneck's."""
+"""Stage 1: an autoencoder with reconstruction, perceptual, adversarial and bottleneck losses."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -17,6 +17,7 @@ from ldm.interop import model_file
 from ldm.losses.adversary import Adversary
 from ldm.losses.equivariance import Equivariance
 from ldm.losses.logvar import LearnedLogVar
+from ldm.losses.perceptual import Perceptual
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
 from ldm.stages.base import OptimizerFactory, Stage, split
@@ -26,16 +27,16 @@ from ldm.typing import Batch
 class AutoencoderStage(Stage):
     """L = L_rec + w L_perceptual + L_bottleneck + ramp λ L_adv (Rombach et al. 2022; Esser et al. 2021).
 
-    Everything is counted per image dimension (C H W), which makes a KL's weight the published one: 1e-6
-    there multiplies a KL summed over the latent beside an error summed over the image.
+    All terms are means over an image's dimensions (C H W). The KL's weight is then the published one: that
+    1e-6 multiplies a KL summed over the latent, next to an error summed over the image.
 
     Args:
-        likelihood: distance to negative log-likelihood, see `LearnedLogVar`; None takes the distance itself.
-        equivariance: decodes turned and shrunk latents at some steps; None at none.
-        adversary: discriminator with its start and ramp; None trains without.
-        decoder_only: freeze encoder and bottleneck, to finetune a decoder on published latents.
-        init: a model file of stage 1 to go on from.
-        statistics_batches: of training images, to measure the latents' mean and std over at the end.
+        adversary: the discriminator, with its start and ramp; None trains without one.
+        logvar: turns the distance into a negative log-likelihood; None uses the distance itself.
+        equivariance: rotates and downscales latents and images in some steps (EQ-VAE); None never does.
+        decoder_only: freeze encoder and bottleneck, to finetune a decoder for existing latents.
+        init: a model file of stage 1 with the initial weights.
+        statistics_batches: number of training batches over which the latents' mean and std are measured.
         The others as in `Stage`.
     """
 
@@ -45,7 +46,7 @@ class AutoencoderStage(Stage):
         self,
         model: Autoencoder,
         reconstruction: nn.Module,
-        perceptual: nn.Module,
+        perceptual: Perceptual,
         adversary: Adversary | None,
         optimizer: OptimizerFactory,
         learning_rate: Callable[[int], float],
@@ -70,28 +71,28 @@ class AutoencoderStage(Stage):
             model.freeze_encoder()
 
     def load_pretrained(self) -> None:
-        """The perceptual network's weights, and those to go on from."""
+        """Load the perceptual network's weights and those of `init`."""
         self.perceptual.load_pretrained()
         if self.init is not None:
             tensors, _, _ = model_file.load(self.init, "autoencoder")
             model_file.load_state(self.model, tensors, self.init)
 
     def check_steps(self, max_steps: int) -> None:
-        """UserError for an adversary that training would never hear, or where there is nothing to train."""
+        """Raise UserError if there is nothing to train or the discriminator starts after the last step."""
         if not self.averaged_parameters():
             raise UserError(
-                "this autoencoder has nothing to train: in pixel space go on to stage 2, with "
+                "this autoencoder has nothing to train: in pixel space train only stage 2, with "
                 "autoencoder=identity and without first_stage"
             )
         if self.adversary is not None and self.adversary.start >= max_steps:
             raise UserError(
                 f"the discriminator starts at step {self.adversary.start}, past the end of training "
                 f"at {max_steps}: lower adversary.start, raise trainer.max_steps, "
-                "or switch it off with stage.adversary=null"
+                "or train without it by stage.adversary=null"
             )
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, DiagonalGaussian]:
-        """(x, x_hat, posterior) with each sample's own posterior noise; with `equivariance`, τ x for x."""
+        """Return (x, x_hat, posterior), or (τ x, D(τ z), posterior) in a step with τ of `equivariance`."""
         x = self.pixels(batch)
         posterior = self.model.posterior(x)
         z = posterior.sample(self.normal(batch, "posterior", posterior.mean.shape[1:]))
@@ -101,7 +102,7 @@ class AutoencoderStage(Stage):
         return x, self.model.reconstruct(z).float(), posterior
 
     def reconstruction_terms(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Reconstruction and perceptual terms, and their `nll`, with its `scale` where that is learned."""
+        """Return the reconstruction and perceptual terms and their `nll`; `scale` too where it is learned."""
         rec, perceptual = self.reconstruction(x_hat, x).mean(), self.perceptual(x_hat, x).mean()
         distance = rec + self.perceptual_weight * perceptual
         terms = {"rec": rec, "perceptual": perceptual, "nll": distance}
@@ -110,7 +111,7 @@ class AutoencoderStage(Stage):
         return terms
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
-        """All terms of the autoencoder's loss; `loss` is their sum."""
+        """Return all terms of the autoencoder's loss, `loss` their weighted sum."""
         terms = self.reconstruction_terms(x_hat, x)
         terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
         terms["loss"] = terms["nll"] + terms["penalty"]
@@ -127,70 +128,69 @@ class AutoencoderStage(Stage):
         return terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One global batch: the autoencoder's step, then the discriminator's on the same images."""
+        """Train on one global batch: backward by micro-batches for both networks, then one step of each."""
         logs: dict[str, Tensor] = {}
-        for part, share in self.micro_batches(batch):
+        for part, fraction in self.micro_batches(batch):
             x, x_hat, posterior = self.reconstruct(part)
             terms = self.generator_loss(x, x_hat, posterior)
-            self.manual_backward(terms["loss"] * share)
-            if self.discriminating:
-                terms |= self.backward_discriminator(x, x_hat.detach(), share)
+            self.manual_backward(terms["loss"] * fraction)
+            if self.trains_discriminator:
+                terms |= self.backward_discriminator(x, x_hat.detach(), fraction)
             for name, value in terms.items():
-                logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach() * share
+                logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach() * fraction
         self.report(logs | self.step_optimizers())
 
     @property
-    def discriminating(self) -> bool:
-        """Whether the discriminator learns at this step: some steps before the generator hears it."""
+    def trains_discriminator(self) -> bool:
+        """Whether this step trains the discriminator: some steps before the generator uses it, and after."""
         return self.adversary is not None and self.adversary.trains_at(self.global_step)
 
-    def backward_discriminator(self, x: Tensor, x_hat: Tensor, share: float) -> dict[str, Tensor]:
-        """Accumulate the discriminator's gradient; its terms for the log."""
+    def backward_discriminator(self, x: Tensor, x_hat: Tensor, fraction: float) -> dict[str, Tensor]:
+        """Accumulate the discriminator's gradient; return its terms for the log."""
         assert self.adversary is not None
         terms = self.adversary.discriminator_terms(x, x_hat)
-        self.manual_backward(terms["discriminator"] * share)
+        self.manual_backward(terms["discriminator"] * fraction)
         return terms
 
     def step_optimizers(self) -> dict[str, Any]:
-        """Clip and step, only the autoencoder's optimizer through Lightning: global_step counts batches."""
-        optimizers = self.optimizers()
-        generator, discriminator = optimizers if isinstance(optimizers, list) else (optimizers, None)
-        found = self.lr_schedulers()
-        schedules = found if isinstance(found, list) else [found]
-        logs = {"learning_rate": schedules[0].get_last_lr()[0]}
+        """Clip and step; Lightning steps only the autoencoder's optimizer, so global_step counts batches."""
+        (generator, *discriminators), schedulers = self.optimizers_and_schedulers()
+        logs = {"learning_rate": schedulers[0].get_last_lr()[0]}
         norms = {"gradient_norm": self.clip(self.trained_parameters())}
         if self.adversary is not None:
             norms["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
-        taken = self.step_accepted(*norms.values())
-        # The discriminator first: global_step moves with the generator's step. Without gradients it rests.
+        accepted = self.step_accepted(*norms.values())
+        # The discriminator first, since the generator's step advances global_step. Before the discriminator
+        # trains it has no gradients, and its step changes nothing.
         if self.adversary is not None:
+            (discriminator,) = discriminators
             discriminator.optimizer.step()
             discriminator.zero_grad()
-            self.adversary.after_step(taken)
+            self.adversary.after_step(accepted)
         generator.step()
         generator.zero_grad()
-        self.model.bottleneck.after_step(taken)
-        for schedule in schedules:
-            schedule.step()
+        self.model.bottleneck.after_step(accepted)
+        for scheduler in schedulers:
+            scheduler.step()
         return logs | norms
 
     def accumulated_metrics(self) -> dict[str, Tensor]:
-        """How a codebook is used."""
+        """Return the bottleneck's metrics, such as the fraction of codes in use."""
         return self.model.bottleneck.metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is counted since the last row, so that the next says the same in a run that goes on."""
+        """Save the codebook counts since the last log row, so that a resumed run logs the same."""
         counts = self.model.bottleneck.codebook_counts()
         if counts is not None:
             checkpoint["codebook_counts"] = counts.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rank 0 counts on from what all ranks had, however many they are now."""
+        """Give rank 0 the counts of all ranks, whose number may have changed."""
         if "codebook_counts" in checkpoint and self.global_rank == 0:
             self.model.bottleneck.restore(checkpoint["codebook_counts"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Reconstruction from the posterior's mean: the terms and PSNR in dB."""
+        """Log the terms and PSNR in dB of reconstructions from the posterior's mean."""
         x = self.pixels(batch)
         posterior = self.model.posterior(x)
         x_hat = self.model.reconstruct(posterior.mean).float().clamp(-1, 1)
@@ -203,7 +203,7 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """Validation images, or training's where none are held out, above their reconstructions."""
+        """Return rows of validation images, or else training images, each above its reconstructions."""
         batch = next(iter(data.val_dataloader() or data.train_dataloader()))
         x = self.pixels(batch)[:16]
         x_hat = self.model.reconstruct(self.model.posterior(x).mean)
@@ -214,9 +214,9 @@ class AutoencoderStage(Stage):
         return rows
 
     def on_export(self, data: Any) -> None:
-        """The latents' statistics over `statistics_batches` batches; those of a frozen encoder stay.
+        """Measure the latents' mean and std over `statistics_batches` batches, unless the encoder is frozen.
 
-        One rank measures whole batches, as many images at once as it trains on.
+        One rank measures global batches, in parts as large as it trains on.
         """
         if not self.decoder_only:
             ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -227,8 +227,8 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Batch]) -> None:
-        """Set the latents' mean and std, per channel, as buffers: stage 2 then sees mean 0 and std 1."""
-        moments = []  # of each batch, E[z] and E[z²] over samples of the posterior
+        """Set the buffers of the latents' mean and std per channel, which normalise them for stage 2."""
+        moments = []  # E[z] and E[z²] of each batch, over the posterior
         for batch in batches:
             posterior = self.model.posterior(self.pixels(batch))
             mean, std = posterior.mean.double(), posterior.std.double()
@@ -237,13 +237,13 @@ class AutoencoderStage(Stage):
         self.model.set_latent_statistics(mean.float(), (square - mean.square()).sqrt().float())
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The autoencoder's, and the likelihood's scale where that is learned."""
+        """Return the parameters of the autoencoder's optimizer: its own, and the scale of `logvar`."""
         scale = [] if self.logvar is None else self.logvar.parameters()
         return [*self.averaged_parameters().values(), *scale]
 
     def configure_optimizers(self) -> Any:
-        """The autoencoder's optimizer and the discriminator's, with the same schedule."""
-        pairs = [self.scheduled(self.optimizer(self.trained_parameters()))]
+        """Return the optimizers of autoencoder and discriminator, with the same learning-rate schedule."""
+        pairs = [self.with_scheduler(self.optimizer(self.trained_parameters()))]
         if self.adversary is not None:
-            pairs.append(self.scheduled(self.optimizer(self.adversary.parameters())))
-        return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
+            pairs.append(self.with_scheduler(self.optimizer(self.adversary.parameters())))
+        return [optimizer for optimizer, _ in pairs], [scheduler for _, scheduler in pairs]

@@ -1,14 +1,15 @@
-"""What both stages share: seeding, micro-batches, the visible optimizer step, logging."""
+"""The base class of both stages: seeding, micro-batches, the optimizer step, logging."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import PIL.Image
 import torch
 from jaxtyping import Bool, Float
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,14 +21,36 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Stage(LightningModule, ABC):
-    """Manual optimization with one optimizer step a global batch.
+    """Manual optimization with one optimizer step per global batch.
 
     Args:
-        seed: of everything drawn in training.
-        learning_rate: step -> factor of the optimizer's rate.
-        gradient_clip: largest norm of the gradient; 0 for none.
-        micro_batch_size: images a rank passes through the network at once; 0 for all of its share.
-        log_every: steps between logged values; in between, nothing leaves the device.
+        seed: of all random numbers in training.
+        learning_rate: step -> factor of the optimizer's learning rate.
+        gradient_clip: largest norm of the gradient; 0 disables clipping.
+        micro_batch_size: images per forward and backward pass on one rank; 0 takes the rank's whole batch.
+        log_every: steps between log rows; in between, no value leaves the device.
+
+    A stage and the callbacks in `ldm.callbacks` communicate only as follows.
+
+    Attributes that callbacks set:
+        extra_metrics: values by name for the next log row, here those of rank 0.
+        per_rank_metrics: numbers measured on every rank; the log row gets the smallest and the largest.
+        step_guard: function of the gradient norms, 1 to skip the step, else 0; None accepts every step.
+        validation_interrupted: True leaves the validation that was just cut short out of the log.
+
+    What callbacks read:
+        logs_this_step: whether to measure for `extra_metrics`, in `on_train_batch_start`.
+        last_batch_end: `time.perf_counter()` at the end of the last training batch, after all callbacks.
+        averaged_parameters(): the parameters that an EMA averages.
+
+    Hooks that callbacks call:
+        measure(batch, prefix): measure a validation batch again with other weights in place.
+        preview_images(data): labelled rows of images, with averaged weights in place.
+        on_export(data): measure what belongs in the model file, with averaged weights in place.
+        exported_tensors(), identity(): the content of the model file.
+
+    In a stage, `step_accepted(*norms)` asks `step_guard`, and `accumulated_metrics()` returns what is counted
+    over all steps between two log rows.
     """
 
     automatic_optimization = False
@@ -44,142 +67,150 @@ class Stage(LightningModule, ABC):
         super().__init__()
         self.seed, self.learning_rate, self.gradient_clip = seed, learning_rate, gradient_clip
         self.micro_batch_size, self.log_every = micro_batch_size, log_every
-        self.extra_metrics: dict[str, Tensor | float] = {}  # what callbacks add to the next row of the log
-        self.per_rank_metrics: dict[
-            str, float
-        ] = {}  # measured on each rank: the row has the least and largest
-        self.step_guard: Callable[[Tensor], Tensor] | None = None  # set by ldm.callbacks.skip_bad_steps
-        self.validation_interrupted = False  # set by ldm.callbacks.preemption where it ends a validation
+        self.extra_metrics: dict[str, Tensor | float] = {}
+        self.per_rank_metrics: dict[str, float] = {}
+        self.step_guard: Callable[[Tensor], Tensor] | None = None
+        self.validation_interrupted = False
         self.last_batch_end = 0.0
 
     def setup(self, stage: str) -> None:
-        """Convert to the precision of training: Lightning would restore float64 into fp32 first."""
+        """Convert to the training precision, or Lightning would load a float64 checkpoint into fp32."""
         self.trainer.precision_plugin.convert_module(self)
 
     def load_pretrained(self) -> None:
-        """Read foreign weights from disk; UserError where they are missing."""
+        """Load published weights and model files from disk; UserError where they are missing."""
 
     def on_export(self, data: Any) -> None:
-        """Measure what belongs into the model file, with averaged weights in place."""
+        """Measure what belongs in the model file; averaged weights are in place."""
 
     def identity(self) -> dict[str, str]:
-        """What the model file's header names beside the configuration."""
+        """Return what the model file's header states besides the config."""
         return {}
 
     def exported_tensors(self) -> dict[str, Tensor]:
-        """What the model file holds: the model, without foreign weights that it names by hash."""
+        """Return the model file's tensors, without pretrained ones that its header names by hash."""
         return self.model.state_dict()
 
     @abstractmethod
     def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """Labelled rows that show how far the model is."""
+        """Return labelled rows of images that show the progress of training."""
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
-        """What the EMA follows: the model's trainable parameters."""
+        """Return the parameters that an EMA averages: the model's trainable ones."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def pixels(self, batch: Batch) -> Float[Tensor, "b c h w"]:
-        """Stored bytes to [-1, 1], on the device."""
+        """Return the batch's images in [-1, 1], on the device."""
         return batch["image"].to(self.device).float() / 127.5 - 1
 
     def normal(self, batch: Batch, stream: str, shape: Iterable[int]) -> Float[Tensor, "b z h w"]:
-        """Each sample's own N(0, I), keyed by its position."""
+        """Return N(0, I) of `shape` per sample, keyed by its position."""
         return rng.normal(self.seed, batch["position"].tolist(), stream, tuple(shape)).to(self.device)
 
     def uniform(self, batch: Batch, stream: str, shape: tuple[int, ...] = ()) -> Float[Tensor, "b ..."]:
-        """Each sample's own U[0, 1), keyed by its position."""
+        """Return U[0, 1) of `shape` per sample, keyed by its position."""
         return rng.uniform(self.seed, batch["position"].tolist(), stream, shape).to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The global generator (network dropout) follows (seed, step, rank), so a resumed step repeats."""
+        """Seed the global generator (network dropout) by (seed, step, rank): resuming repeats the step."""
         torch.manual_seed(
             rng.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed()
         )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """All callbacks are done: from here on the run waits for data (ldm.callbacks.throughput)."""
+        """Note the time: Lightning calls this after all callbacks, then the run waits for data."""
         self.last_batch_end = time.perf_counter()
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """(part of the batch, its share of the batch)."""
+        """Yield the parts of the batch, each with its fraction of the batch."""
         n = len(batch["position"])
         for part in split(batch, self.micro_batch_size or n):
             yield part, len(part["position"]) / n
 
-    def scheduled(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
-        """The optimizer with its learning-rate schedule."""
-        # A plain function, for LambdaLR would put any other callable's attributes into the checkpoint.
+    def with_scheduler(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
+        """Return the optimizer and its learning-rate scheduler."""
+        # A plain function, since LambdaLR saves the attributes of any other callable in the checkpoint.
         return optimizer, LambdaLR(optimizer, lambda step: self.learning_rate(step))
 
+    def optimizers_and_schedulers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
+        """Return all optimizers and their learning-rate schedulers, also where there is only one."""
+        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        return (
+            optimizers if isinstance(optimizers, list) else [optimizers],
+            cast(list[LambdaLR], schedulers if isinstance(schedulers, list) else [schedulers]),
+        )
+
     def clip(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-        """Clip the gradient in place; its norm before."""
+        """Clip the gradient in place; return its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
         return norm.to(self.device)  # without gradients it is a 0 on the CPU
 
     def step_accepted(self, *norms: Tensor) -> Bool[Tensor, ""]:
-        """Whether the step is taken: not if `step_guard` finds these gradients bad, and fused optimizers skip it.
+        """Return whether `step_guard` accepts these gradient norms; if not, fused optimizers skip the step.
 
-        Nothing waits for the verdict, it stays on the device; what else moves with the weights heeds it, too.
+        The result stays on the device, so there is no host sync. Other state that moves with the weights
+        (codebook, running means) must check it as well.
         """
         if self.step_guard is None:
             return torch.ones((), dtype=torch.bool, device=self.device)
-        verdict = self.step_guard(torch.stack(norms))
+        skip = self.step_guard(torch.stack(norms))
         for optimizer in self.trainer.optimizers:
-            optimizer.found_inf = verdict  # type: ignore[attr-defined]
-        return verdict == 0
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+        return skip == 0
 
     @property
-    def reports_next(self) -> bool:
-        """Whether the step that is about to be taken will be logged."""
+    def logs_this_step(self) -> bool:
+        """Whether the step about to be taken will be logged."""
         return (self.global_step + 1) % self.log_every == 0
 
     def accumulated_metrics(self) -> dict[str, Tensor]:
-        """What is counted over all steps, and all ranks, from one row of the log to the next."""
+        """Return what all steps and ranks counted since the last log row; all ranks call it together."""
         return {}
 
     def report(self, values: Mapping[str, Tensor | float]) -> None:
-        """Record training values, means over ranks, every `log_every` steps; the bar shows the loss."""
+        """Log training values, averaged over ranks, every `log_every` steps; show the loss as progress."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
             means, extremes = self.means_over_ranks(values)
-            told = {f"train/{name}": value for name, value in (means | self.accumulated_metrics()).items()}
-            self.record(told | self.extra_metrics | extremes)
+            metrics = means | self.accumulated_metrics()
+            row = {f"train/{name}": value for name, value in metrics.items()}
+            self.record(row | self.extra_metrics | extremes)
 
     def means_over_ranks(
         self, values: Mapping[str, Tensor | float]
     ) -> tuple[dict[str, Tensor | float], dict[str, float]]:
-        """What one process would have found in the whole batch, and the least and largest of `per_rank_metrics`.
+        """Return the values of the global batch, and the smallest and largest of `per_rank_metrics`.
 
-        A plain number is the same everywhere. This is logging's one collective beside `accumulated_metrics`'s: it cannot
-        hang, for all ranks come here at the same steps, and it hardly waits, for they have just shared their
-        gradients.
+        A plain number is the same on all ranks. Besides that of `accumulated_metrics` this is the only
+        collective of logging: all ranks reach it at the same steps and have just shared their gradients.
         """
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         means, world = torch.stack(list(tensors.values())), self.trainer.world_size
-        places = torch.zeros(len(self.per_rank_metrics) if world > 1 else 0, world)  # a column a rank
-        places[:, self.global_rank] = torch.tensor(list(self.per_rank_metrics.values()))[: len(places)]
-        sent = torch.cat([means, places.flatten().to(means)])
-        got = self.trainer.strategy.reduce(sent, reduce_op="mean").cpu()
-        ranks = got[len(means) :].view_as(places) * world
+        # A column per rank, zero in those of other ranks: the mean times their number has all columns.
+        columns = torch.zeros(len(self.per_rank_metrics) if world > 1 else 0, world)
+        columns[:, self.global_rank] = torch.tensor(list(self.per_rank_metrics.values()))[: len(columns)]
+        local = torch.cat([means, columns.flatten().to(means)])
+        reduced = self.trainer.strategy.reduce(local, reduce_op="mean").cpu()
+        ranks = reduced[len(means) :].view_as(columns) * world
         extremes = {
             f"{name}_{which}": value
             for name, row in zip(self.per_rank_metrics, ranks, strict=False)
             for which, value in (("least", row.min().item()), ("largest", row.max().item()))
         }
-        return {**values, **dict(zip(tensors, got[: len(means)].unbind(), strict=True))}, extremes
+        return {**values, **dict(zip(tensors, reduced[: len(means)].unbind(), strict=True))}, extremes
 
-    def measure(self, batch: Batch, name: str) -> None:
-        """Record of a validation batch, under `name`, what the parameters in training do."""
+    def measure(self, batch: Batch, prefix: str) -> None:
+        """Measure a validation batch with the current weights, logged under `prefix`; default: do nothing."""
 
     def on_validation_epoch_end(self) -> None:
-        """Record what validation logged and counted."""
+        """Log what validation measured and counted."""
         logged, counted = self.trainer.callback_metrics, self.accumulated_metrics().items()
-        told = {name: value for name, value in logged.items() if name.startswith("val/")}
-        self.record(told | {f"val/{name}": value for name, value in counted})
+        row = {name: value for name, value in logged.items() if name.startswith("val/")}
+        self.record(row | {f"val/{name}": value for name, value in counted})
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Give the loggers one row; `self.log` would repeat the last values at every step in between."""
-        if self.validation_interrupted:  # of fewer batches than the rows before
+        if self.validation_interrupted:  # measured on fewer batches than the other rows
             self.validation_interrupted = False
             return
         for logger in self.loggers:
@@ -187,6 +218,6 @@ class Stage(LightningModule, ABC):
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in parts of `size` samples; the last may be smaller."""
+    """Yield the batch in parts of `size` samples; the last may be smaller."""
     for i in range(0, len(batch["position"]), size):
         yield {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[misc, index]

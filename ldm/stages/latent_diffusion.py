@@ -25,21 +25,21 @@ class LatentDiffusionStage(Stage):
 
     Args:
         first_stage_weights: the autoencoder's model file.
-        init: a model file of this stage to go on from.
-        prompts: captions drawn with averaged weights while it trains: 8 images each, `preview_steps` of
-            DDIM, guidance of `preview_scale`.
-        examples: how many of the first validation samples are drawn from their conditions beside these.
-        strata: u is drawn one in each of so many equal parts of [0, 1); the global batch size for the least
-            variance, 1 for independent u.
-        offset_noise: std of what is added to a whole channel of eps (Guttenberg 2023; 0.1 there).
-        input_perturbation: std of noise in z_t that the network is not asked for, in units of sigma_t (Ning
-            et al. 2023; 0.1 there).
+        init: a model file of stage 2 with the initial weights.
+        prompts: captions of the preview images, 8 per caption, sampled with averaged weights by
+            `preview_steps` of DDIM and guidance of `preview_scale`.
+        num_condition_examples: number of validation samples whose conditions are previewed as well.
+        strata: number of equal parts of [0, 1) over which u is stratified; the global batch size gives the
+            lowest variance, 1 independent u.
+        offset_noise: std of noise added to whole channels of eps (Guttenberg 2023; 0.1 there).
+        input_perturbation: std of noise that is added to z_t but not part of the target, in units of
+            sigma_t (Ning et al. 2023; 0.1 there).
         The others as in `Stage` and `diffusion_loss`.
     """
 
     model: LatentDiffusion
-    bins = 10
-    """Validation's noise levels: equal parts of u, 0 the cleanest."""
+    num_noise_bins = 10
+    """Noise levels that validation tells apart: equal parts of u, 0 the least noisy."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class LatentDiffusionStage(Stage):
         super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
         if strata < 1 or offset_noise < 0 or input_perturbation < 0:
             raise InvalidValue(
-                "a stage needs strata >= 1, offset_noise >= 0 and input_perturbation >= 0, "
-                f"not {strata}, {offset_noise}, {input_perturbation}"
+                f"strata={strata} must be at least 1, offset_noise={offset_noise} and "
+                f"input_perturbation={input_perturbation} at least 0"
             )
         weighting.check(model.schedule)
         if prompts:
@@ -77,10 +77,11 @@ class LatentDiffusionStage(Stage):
         self.prompts, self.num_condition_examples = prompts, num_condition_examples
         self.preview_steps, self.preview_scale = preview_steps, preview_scale
         self.strata, self.offset_noise, self.input_perturbation = strata, offset_noise, input_perturbation
-        self.measured: dict[str, Tensor] = {}
+        self.validation_sums: dict[str, Tensor] = {}
+        """Per prefix, the losses of each noise bin and their number, summed over samples."""
 
     def load_pretrained(self) -> None:
-        """The frozen first stage, the conditioner's frozen encoders, and the weights to go on from."""
+        """Load the frozen first stage, the conditioner's frozen encoders, and the weights of `init`."""
         self.load_first_stage()
         self.model.conditioner.load_pretrained()
         if self.init is not None:
@@ -88,27 +89,27 @@ class LatentDiffusionStage(Stage):
             model_file.load_state(self.model, tensors, self.init)
 
     def load_first_stage(self) -> None:
-        """The frozen autoencoder alone; UserError where it is missing or another."""
+        """Load only the frozen autoencoder; UserError where its file is missing or does not fit."""
         if self.first_stage_weights is not None:
             tensors, _, _ = model_file.load(self.first_stage_weights, "autoencoder")
             model_file.load_state(self.model.first_stage, tensors, self.first_stage_weights)
-        elif next(self.model.first_stage.parameters(), None) is not None:  # pixel space has none to load
+        elif next(self.model.first_stage.parameters(), None) is not None:  # in pixel space it has no weights
             raise UserError(
                 "stage 2 needs a trained first stage: give first_stage=runs/NAME/autoencoder.safetensors, "
                 "which `python train.py experiment=ae_kl_f8` writes"
             )
 
     def first_stage_hash(self) -> str:
-        """The content hash that cached latents must name."""
+        """Return the content hash that cached latents must state."""
         return model_file.content_hash(self.model.first_stage)
 
     def identity(self) -> dict[str, str]:
-        """Name and hash of the frozen encoders, which the model file leaves out."""
+        """Return the frozen encoders, which the model file leaves out, by name and hash."""
         return self.model.identity()
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Float[Tensor, "b z h w"]:
-        """z_0, mean 0 and std 1 a channel: a posterior sample, from cached moments or encoded on the fly."""
+        """Return z_0, mean 0 and std 1 per channel: posterior samples, from cached moments or from pixels."""
         first_stage = self.model.first_stage
         if "moments" in batch:
             mean, std = batch["moments"].to(self.device).float().chunk(2, dim=1)
@@ -117,12 +118,8 @@ class LatentDiffusionStage(Stage):
         shape = self.model.latent_shape(*x.shape[-2:])
         return first_stage.encode(x, self.normal(batch, "posterior", shape)).float()
 
-    def loss(self, batch: Batch, dropout: bool) -> Float[Tensor, ""]:
-        """L_LDM of a batch, in training with each sample's own noise, time and dropped conditions."""
-        return (self.training_losses(batch) if dropout else self.validation_losses(batch)[0]).mean()
-
     def training_losses(self, batch: Batch) -> Float[Tensor, " b"]:
-        """Each sample's loss, all that it draws keyed by its position."""
+        """Return L_LDM per sample; its noise, time and dropped conditions are keyed by its position."""
         z_0 = self.latents(batch)
         eps = self.normal(batch, "eps", z_0.shape[1:])
         input_noise: Tensor | float = 0.0
@@ -135,7 +132,7 @@ class LatentDiffusionStage(Stage):
         return self._losses(batch, z_0, eps, u, self.weighting, drop, input_noise)
 
     def validation_losses(self, batch: Batch) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """(each sample's loss, its u): noise and time fixed by its position, nothing dropped or learned."""
+        """Return (L_LDM, u) per sample: u evenly spread, no condition dropped, no learned weighting."""
         z_0 = self.latents(batch)
         u = deterministic_u(batch["position"]).to(self.device)
         eps = self.normal(batch, "eps", z_0.shape[1:])
@@ -157,98 +154,100 @@ class LatentDiffusionStage(Stage):
         return diffusion_loss(model.denoiser, z_0, cond, eps, u, *at, input_noise)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One global batch: backward by micro-batches, clip, step, schedule."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        """Train on one global batch: backward by micro-batches, clip, step, update the learning rate."""
+        (optimizer,), (scheduler,) = self.optimizers_and_schedulers()
         total = torch.zeros((), device=self.device)
-        for part, share in self.micro_batches(batch):
-            loss = self.loss(part, dropout=True) * share
+        for part, fraction in self.micro_batches(batch):
+            loss = self.training_losses(part).mean() * fraction
             self.manual_backward(loss)
             total += loss.detach()
         norm = self.clip(self.trained_parameters())
         self.step_accepted(norm)
-        rate = schedule.get_last_lr()[0]
+        learning_rate = scheduler.get_last_lr()[0]
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
-        self.report({"loss": total, "gradient_norm": norm, "learning_rate": rate})
+        scheduler.step()
+        self.report({"loss": total, "gradient_norm": norm, "learning_rate": learning_rate})
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the average follows, and what a weighting learns."""
+        """Return the parameters of the optimizer: the model's, and those of a learned weighting."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing is measured yet."""
-        self.measured = {}
+        """Reset the sums of losses."""
+        self.validation_sums = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The average's loss, or the parameters' in a run without one."""
+        """Measure the averaged weights, or those in training if the run has no EMA."""
         self.measure(batch, "val")
 
-    def measure(self, batch: Batch, name: str) -> None:
-        """Add the samples' losses to the sums of their bins."""
+    def measure(self, batch: Batch, prefix: str) -> None:
+        """Add the samples' losses to the sums of their noise bins."""
         losses, u = self.validation_losses(batch)
-        found = torch.zeros(2, self.bins, device=self.device)
-        place = (u * self.bins).long()
-        found[0].index_add_(0, place, losses)
-        found[1].index_add_(0, place, torch.ones_like(losses))
-        self.measured[name] = self.measured.get(name, 0) + found
+        sums = torch.zeros(2, self.num_noise_bins, device=self.device)
+        noise_bin = (u * self.num_noise_bins).long()
+        sums[0].index_add_(0, noise_bin, losses)
+        sums[1].index_add_(0, noise_bin, torch.ones_like(losses))
+        self.validation_sums[prefix] = self.validation_sums.get(prefix, 0) + sums
 
     def on_validation_epoch_end(self) -> None:
-        """Record over all ranks: `val/loss`, the mean over images, and `val/loss_0`... by noise level."""
+        """Log the mean loss over all ranks' samples, `val/loss`, and per noise bin, `val/loss_0`..."""
         values = {}
-        for name, sums in self.measured.items():
+        for prefix, sums in self.validation_sums.items():
             losses, counts = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            values[f"{name}/loss"] = losses.sum() / counts.sum()
+            values[f"{prefix}/loss"] = losses.sum() / counts.sum()
             means = (losses / counts).tolist()
-            values |= {f"{name}/loss_{i}": mean for i, mean in enumerate(means) if counts[i] > 0}
+            values |= {f"{prefix}/loss_{i}": mean for i, mean in enumerate(means) if counts[i] > 0}
         self.log("val/loss", values["val/loss"], prog_bar=True, logger=False, sync_dist=True)
         self.record(values)
 
     def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """A row of samples a prompt, of the same seeds each time; conditions other than text are null.
+        """Return a row of samples per prompt, always of the same seeds, with conditions other than text null.
 
-        Then the first validation samples, as they are and drawn from their conditions.
+        Then come the first validation samples, followed by images sampled from their conditions.
         """
         size, seeds = (data.size, data.size), range(8)
         times = trailing(self.model.schedule, self.preview_steps)
         rows = []
         for prompt in self.prompts:
             batch: Batch = {"caption": [prompt] * len(seeds)}
-            told = self.model.conditioner.conditions_in(batch)
-            images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale, active=told)
+            active = self.model.conditioner.conditions_in(batch)
+            images = self.model.generate(
+                batch, seeds, size, sampler=ddim, times=times, scale=self.preview_scale, active=active
+            )
             rows.append((prompt, [to_pil(x) for x in images]))
-        return rows + (self._examples(data, size, times) if self.num_condition_examples else [])
+        return rows + (self._condition_examples(data, size, times) if self.num_condition_examples else [])
 
-    def _examples(
+    def _condition_examples(
         self, data: Any, size: tuple[int, int], times: Tensor
     ) -> list[tuple[str, list[PIL.Image.Image]]]:
         first: Batch | None = next(iter(data.val_dataloader()), None)
-        if first is None:  # a run without validation
+        if first is None:  # no validation data
             return []
         batch: Batch = {k: v[: self.num_condition_examples] for k, v in first.items()}  # type: ignore[assignment, index]
         seeds = range(len(batch["position"]))
-        images = self.model.generate(batch, seeds, size, ddim, times, self.preview_scale)
-        drawn = [("from their conditions", [to_pil(x) for x in images])]
+        images = self.model.generate(batch, seeds, size, sampler=ddim, times=times, scale=self.preview_scale)
+        samples = [("from their conditions", [to_pil(x) for x in images])]
         if "image" not in batch:
-            return drawn
-        return [("validation images", [to_pil(x) for x in batch["image"].float() / 127.5 - 1]), *drawn]
+            return samples
+        return [("validation images", [to_pil(x) for x in batch["image"].float() / 127.5 - 1]), *samples]
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over the trainable parameters, its rate by step."""
-        optimizer, schedule = self.scheduled(self.optimizer(self.trained_parameters()))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        """Return one optimizer over all trainable parameters, and its learning-rate scheduler."""
+        optimizer, scheduler = self.with_scheduler(self.optimizer(self.trained_parameters()))
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 def _check_previews(model: LatentDiffusion, scale: float) -> None:
-    """UserError where captions alone, at this scale of guidance, cannot be drawn."""
+    """Raise UserError if the model cannot sample from captions alone at this guidance scale."""
     if scale != 1 and not model.supports_guidance:
         raise UserError(
-            f"previews of scale {scale} lead away from dropped conditions, and none is dropped here: give "
-            "stage.preview_scale=1, or a conditioner its dropout"
+            f"stage.preview_scale={scale} needs classifier-free guidance, but no condition has dropout: give "
+            "stage.preview_scale=1, or a condition its dropout"
         )
-    needed = set(model.conditioner.never_dropped) - set(model.conditioner.conditions_in({"caption": []}))
-    if needed:
+    required = set(model.conditioner.never_dropped) - set(model.conditioner.conditions_in({"caption": []}))
+    if required:
         raise UserError(
-            f"stage.prompts are captions alone, and the model cannot do without {', '.join(sorted(needed))}: "
-            "give stage.prompts=[]"
+            f"stage.prompts gives only captions, but the model also requires "
+            f"{', '.join(sorted(required))}, which training never drops: give stage.prompts=[]"
         )

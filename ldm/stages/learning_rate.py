@@ -1,4 +1,4 @@
-"""The learning rate's factor by step."""
+"""Factors of the learning rate by step."""
 
 import math
 
@@ -10,11 +10,11 @@ class WarmUp:
 
     def __init__(self, warmup_steps: int = 0) -> None:
         if warmup_steps < 0:
-            raise InvalidValue(f"warm-up takes 0 steps or more, not {warmup_steps}")
+            raise InvalidValue(f"warmup_steps={warmup_steps}: expected 0 or more")
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int) -> float:
-        """The factor of the update number `step`, from 0."""
+        """Return the factor at `step`, counted from 0."""
         return min((step + 1) / max(self.warmup_steps, 1), 1.0)
 
 
@@ -23,12 +23,14 @@ class WarmUpCosine:
 
     def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
         if not 0 <= warmup_steps < total_steps:
-            raise InvalidValue(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps")
+            raise InvalidValue(
+                f"warmup_steps={warmup_steps} must be at least 0 and less than total_steps={total_steps}"
+            )
         self.total_steps, self.final = total_steps, final
         self.warmup = WarmUp(warmup_steps)
 
     def __call__(self, step: int) -> float:
-        """The factor of the update number `step`, from 0."""
+        """Return the factor at `step`, counted from 0."""
         start = self.warmup.warmup_steps
         progress = min(max(step - start, 0) / (self.total_steps - start), 1.0)
         decay = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2

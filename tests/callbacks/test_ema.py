@@ -65,7 +65,7 @@ def test_the_swap_restores_bit_for_bit(fails):
     stage, ema, history = trained()
     before = tiny.snapshot(stage)
     try:
-        with ema.applied(stage):
+        with ema.use_averages(stage):
             for name, p in stage.averaged_parameters().items():
                 assert torch.equal(p, ema.averages[name])
             assert tiny.changed(stage, before)

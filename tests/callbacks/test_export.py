@@ -26,7 +26,7 @@ def test_stage_1_leaves_the_latents_statistics(tmp_path):
     data = tiny.data(tmp_path / "shards", 3)
     tiny.trainer(3, [ema, Export(str(path), CONFIG, "autoencoder", 10)]).fit(stage, data)
     tensors, _, _ = model_file.load(path, "autoencoder")
-    with ema.applied(stage):
+    with ema.use_averages(stage):
         stage.on_export(data)
     assert torch.equal(tensors["latent_mean"], stage.model.latent_mean)
     assert torch.equal(tensors["latent_std"], stage.model.latent_std)

@@ -24,7 +24,7 @@ def test_reconstructions_stand_below_their_images(tmp_path):
     sheet = Image.open(tmp_path / "step00000003.png")
     assert sheet.size == (LABEL_WIDTH + 4 * (32 + MARGIN), 2 * (32 + MARGIN) + MARGIN)
     batch = tiny.batch(4)
-    with torch.no_grad(), ema.applied(stage):
+    with torch.no_grad(), ema.use_averages(stage):
         x_hat = stage.model.reconstruct(stage.model.posterior(stage.pixels(batch)).mean)
     for row, preview_images in enumerate((stage.pixels(batch), x_hat)):
         for i, expected in enumerate(preview_images):

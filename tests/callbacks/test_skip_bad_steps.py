@@ -45,7 +45,7 @@ def with_means_and_codes():
     decoder = PatchDecoder(patch=4, channels=16, num_res_blocks=1, in_channels=4)
     model = Autoencoder(encoder, decoder, VQBottleneck(4, 64, revive_after=1))
     discriminator = PatchDiscriminator(channels=4, num_layers=1)
-    adversary = Adversary(discriminator, 0.5, start=0, warmup=0, ramp_steps=0, penalty=LeCam(0.1))
+    adversary = Adversary(discriminator, 0.5, start=0, warmup=0, ramp_steps=0, regularizer=LeCam(0.1))
     return tiny.first_stage(model, adversary, FUSED)
 
 

@@ -1,4 +1,4 @@
-"""The command that writes what an experiment's `init` takes."""
+"""The command that writes the model file for an experiment's `init`."""
 
 import torch
 from omegaconf import OmegaConf
@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from ldm.cli import expand_inputs
 from ldm.cli.config.compose import compose
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files
+from ldm.cli.sampling.load import load_model
 from ldm.interop import model_file
 from tests.studies.test_samplers import run
 from tests.support import tiny
@@ -15,13 +15,13 @@ DEBUG = ["experiment=debug/text", "data.shards=none"]
 EDGES = [
     "experiment=debug/text",
     "denoiser.in_channels=68",
-    "+conditioner.conditioners.edges={_target_: ldm.conditioning.spatial.ScalarMap, key: edges, "
+    "+conditioner.conditioners.edges={_target_: ldm.conditioning.spatial.ScalarMap, batch_key: edges, "
     "dropout: 0.1, factor: 8, "
     "rescaler: {_target_: ldm.conditioning.rescalers.PixelUnshuffle, channels: 1, factor: 8}}",
 ]
 
 
-def test_writes_a_file_that_init_and_sampling_take(monkeypatch, capsys, tmp_path):
+def test_writes_a_file_that_init_and_sampling_load(monkeypatch, capsys, tmp_path):
     ckpt, out = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
     cfg = compose("train", DEBUG).stage.model
     old = instantiate(cfg)
@@ -35,17 +35,17 @@ def test_writes_a_file_that_init_and_sampling_take(monkeypatch, capsys, tmp_path
     assert run(monkeypatch, expand_inputs.main, f"ckpt={ckpt}", f"out={out}", *EDGES) == 0, (
         capsys.readouterr().err
     )
-    assert "with zeros for more channels in: denoiser.conv_in.weight" in capsys.readouterr().out
+    assert "padded with zeros for the added input channels: denoiser.conv_in.weight" in capsys.readouterr().out
     stage = tiny.second_stage(instantiate(compose("train", [*EDGES, "data.shards=none"]).stage.model))
     tensors, _, header = model_file.load(out, "latent_diffusion")
     model_file.load_state(stage.model, tensors, out)
     weight = stage.model.denoiser.conv_in.weight
     assert torch.equal(weight[:, :4], old.denoiser.conv_in.weight) and not weight[:, 4:].any()
     assert header["size"] == "64" and header["widened_from"] == str(ckpt)
-    files.load_model(str(out), "cpu")
+    load_model(str(out), "cpu")
 
 
-def test_what_has_no_denoiser_is_refused(monkeypatch, capsys, tmp_path):
+def test_an_autoencoder_is_refused(monkeypatch, capsys, tmp_path):
     words = ["experiment=debug/ae", f"ckpt={tmp_path / 'a'}", f"out={tmp_path / 'b'}"]
     assert run(monkeypatch, expand_inputs.main, *words) == 2
-    assert "only models of stage 2 are widened" in capsys.readouterr().err
+    assert "only models of stage 2 can be expanded" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The commands `index` and `verify`."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,35 +39,35 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_what_is_new_is_indexed(shell: Shell, folder: Path) -> None:
+def test_only_new_shards_are_indexed(shell: Shell, folder: Path) -> None:
     status, out, err = shell(index.main, f"shards={folder}")
     assert status == 0 and "7 samples in 3 shards, 0 of them new" in out, err
     (folder / "00001.index").unlink()
     assert "3 shards, 1 of them new" in shell(index.main, f"shards={folder}", "facts=true")[1]
-    found = read_index(folder / "00001.index")
-    assert found is not None and found.rows["width"].tolist() == [9, 9, 9] and found.sums is None
+    stored = read_index(folder / "00001.index")
+    assert stored is not None and stored.rows["width"].tolist() == [9, 9, 9] and stored.checksums is None
     assert "0 of them new" in shell(index.main, f"shards={folder}", "sums=true")[1]
-    found = read_index(folder / "00001.index")
-    assert found is not None and found.sums is not None and found.head["facts"] == 1
+    stored = read_index(folder / "00001.index")
+    assert stored is not None and stored.checksums is not None and stored.header["has_metadata"] == 1
 
 
-def test_damage_is_named_and_may_be_left_out(shell: Shell, folder: Path) -> None:
+def test_a_corrupt_shard_is_named_and_may_be_left_out(shell: Shell, folder: Path) -> None:
     (folder / "00001.tar").write_bytes(b"<html>")
     status, out, err = shell(index.main, f"shards={folder}")
-    assert status == 2 and err.splitlines()[-1].startswith("error: 1 of 3 shards are damaged: fetch or pack")
-    assert "00001.tar is damaged or cut at byte 0" in out and not (folder / "manifest.npy").exists()
+    assert status == 2 and err.splitlines()[-1].startswith("error: 1 of 3 shards are corrupt")
+    assert re.search(r"00001.tar .* at byte 0", out) and not (folder / "manifest.npy").exists()
     status, out, _ = shell(index.main, f"shards={folder}", "leave_out=true")
     assert status == 0 and open_shards(str(folder)).counts.tolist() == [3, 0, 1]
 
 
-def test_verify_says_what_is_wrong(shell: Shell, folder: Path, tmp_path: Path) -> None:
+def test_verify_reports_what_changed(shell: Shell, folder: Path, tmp_path: Path) -> None:
     status, out, _ = shell(verify.main, f"shards={folder}")
-    assert status == 0 and out.startswith("7 samples in 3 shards") and out.endswith("nothing is wrong\n")
+    assert status == 0 and out.startswith("7 samples in 3 shards") and out.endswith("no errors\n")
     with open(folder / "00002.tar", "rb+") as file:
         file.seek(520)
         file.write(b"\xff")
     status, out, err = shell(verify.main, f"shards={folder}", f"out={tmp_path}/report.json")
     assert status == 2 and "1 changed since it was indexed:\n    sample number 0 of" in out
-    assert err.splitlines()[-1].startswith("error: 1 things are wrong with")
+    assert err.splitlines()[-1].startswith(f"error: 1 errors in {folder}")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["samples"] == 7 and "00002.tar" in report["changed since it was indexed"][0]

@@ -144,7 +144,7 @@ TRAINING = {
     ),
     "validation's shards that are not there": (
         [*AE, "data.val_shards=/nowhere.tar"],
-        "there is no shard /nowhere.tar: mend data.val_shards, or",
+        "there is no shard /nowhere.tar: fix data.val_shards",
     ),
     "a run through a file": ([*AE, "run={place}/file/x"], "leads through {place}/file, which is a file"),
     "resume a model file": (
@@ -159,24 +159,24 @@ TRAINING = {
         [*TEXT, f"first_stage={FIRST}", f"resume={CKPT}"],
         "with another configuration",
     ),
-    "resume with another seed": ([*GO_ON, "seed=1"], "read its data with seed 0 and this run has 1"),
+    "resume with another seed": ([*GO_ON, "seed=1"], "data with seed=0, but this run has seed=1"),
     "resume with another batch": (
         [*GO_ON, "data.global_batch_size=6"],
-        "with global_batch 4 and this run has 6",
+        "global_batch=4, but this run has global_batch=6",
     ),
-    "resume on other shards": ([*GO_ON, "data.shards={place}/captionless"], "read its data with manifest"),
+    "resume on other shards": ([*GO_ON, "data.shards={place}/captionless"], "data with manifest="),
     "a size that does not divide": (
         [*AE, "data.size=60"],
         "data.size=60 does not divide by the autoencoder's",
     ),
     "a size too small for the discriminator": (
         [*AE, "data.size=8"],
-        "adversary cannot take images of 8x8 (8x8 pixels: this discriminator needs 12 a side): raise "
+        "adversary cannot take images of 8x8 (8x8 pixels: the discriminator needs 12 or more): raise "
         "data.size, or choose another adversary=...",
     ),
     "images that shrink too far": (
         [*AE, "equivariance=eq_vae", "equivariance.smallest=0.1"],
-        "this discriminator needs 12 a side), to which equivariance shrinks those of 64x64: raise "
+        "the discriminator needs 12 or more), to which equivariance shrinks those of 64x64: raise "
         "equivariance.smallest or data.size, or choose another adversary=...",
     ),
     "no such GPU": ([*AE, "trainer=gpu"], "the trainer wants a GPU and PyTorch sees none here"),
@@ -304,7 +304,7 @@ OTHERS = {
     "latents among images": (
         encode_latents.main,
         [f"first_stage={FIRST}", "shards={place}/images", "out={place}/images", "size=64"],
-        "holds shards of images: choose another out=FOLDER",
+        "contains shards of images: choose another out=FOLDER",
     ),
     "images that are not there": (
         pack.main,

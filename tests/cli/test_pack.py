@@ -33,7 +33,7 @@ def test_a_folder_is_packed_and_reported(
     monkeypatch: pytest.MonkeyPatch, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = images.parent / "shards"
-    for _ in range(2):  # the second time there is nothing left to do
+    for _ in range(2):  # the second time nothing is left to pack
         assert pack(monkeypatch, "source=folder", f"source.path={images}", f"out={out}", "size=15") == 0
         printed = capsys.readouterr().out
         assert f"packing 3 images into {out}" in printed
@@ -53,7 +53,7 @@ def test_the_demo_is_packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert open_shards(f"{tmp_path}/out").counts.tolist() == [4, 3]
 
 
-def test_mistakes_are_one_sentence(
+def test_a_mistake_prints_one_sentence(
     monkeypatch: pytest.MonkeyPatch, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
@@ -64,4 +64,4 @@ def test_mistakes_are_one_sentence(
     assert pack(monkeypatch, f"source.path={images}/nowhere", f"out={out}") == 2
     assert "there is no folder" in capsys.readouterr().err
     assert pack(monkeypatch, f"out={out}") == 2
-    assert "source.path is needed" in capsys.readouterr().err
+    assert "source.path=..." in capsys.readouterr().err

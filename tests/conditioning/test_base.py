@@ -1,4 +1,4 @@
-"""Conditioners merged: who gets its null, and where the slots are joined."""
+"""Merged conditioners: which samples get the null, and the order of the slots."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "conditioner"
 class Tokens(Conditioner):
     """`length` tokens filled with the value; the null is -1."""
 
-    def __init__(self, length: int, dropout: float, key: str = "number") -> None:
-        super().__init__(key, dropout)
+    def __init__(self, length: int, dropout: float, batch_key: str = "number") -> None:
+        super().__init__(batch_key, dropout)
         self.length, self.loaded = length, False
 
     def forward(self, values: torch.Tensor) -> Conditioning:
@@ -81,44 +81,46 @@ def test_weights_are_loaded_and_only_frozen_ones_named() -> None:
     assert compose.identity() == {"c": {"sha256": "abc"}}
 
 
-def test_only_the_conditions_that_are_kept_are_heard() -> None:
+def test_all_but_the_active_conditions_are_null() -> None:
     compose = Compose({"a": Tokens(1, 0.1), "b": Tokens(1, 0.1, "other"), "c": Vector(1, 0.0, "other")})
     cond = compose(BATCH, active={"b"})
     assert cond.context[..., 0].tolist() == [[-1, 4], [-1, 5], [-1, 6]] and (cond.vector == -1).all()
     alone = compose({"number": BATCH["number"]}, active=["a"])
-    assert alone.context[..., 0].tolist() == [[1, -1], [2, -1], [3, -1]], "a null needs no entry of the batch"
+    assert alone.context[..., 0].tolist() == [[1, -1], [2, -1], [3, -1]], "a null needs no batch key"
     null = compose.null(3)
     assert torch.equal(compose(BATCH, active=()).context, null.context)
-    with pytest.raises(UserError, match="no condition d: the model's are a, b, c"):
+    with pytest.raises(UserError, match="no condition 'd'.* a, b, c"):
         compose(BATCH, active={"d"})
     assert compose.never_dropped == ["c"] and compose.conditions_in({"number": 0}) == ["a"]
 
 
-def test_what_is_dropped_together_is_dropped_by_the_first_ones_draw() -> None:
+def test_conditions_dropped_together_share_the_random_number_of_the_first() -> None:
     parts = {"a": Tokens(1, 0.5), "b": Tokens(1, 0.5, "other"), "c": Tokens(1, 0.5)}
     u = torch.tensor([[0.4, 0.6, 0.6], [0.6, 0.4, 0.6], [0.6, 0.6, 0.4]])
     assert Compose(parts)(BATCH, u).context[..., 0].tolist() == [[-1, 4, 1], [2, -1, 2], [3, 6, -1]]
-    dropped_together = Compose(parts, dropped_together=[["a", "b"]])
-    assert dropped_together(BATCH, u).context[..., 0].tolist() == [[-1, -1, 1], [2, 5, 2], [3, 6, -1]]
-    assert len(dropped_together) == 3, "every condition keeps its column of u"
-    with pytest.raises(ValueError, match=r"a, b are dropped together, .* not \[0.1, 0.5\]"):
+    compose = Compose(parts, dropped_together=[["a", "b"]])
+    assert compose(BATCH, u).context[..., 0].tolist() == [[-1, -1, 1], [2, 5, 2], [3, 6, -1]]
+    assert len(compose) == 3, "every condition keeps its column of u"
+    with pytest.raises(ValueError, match=r"dropped_together: a, b .* not \[0.1, 0.5\]"):
         Compose({"a": Tokens(1, 0.5), "b": Tokens(1, 0.1)}, dropped_together=[["a", "b"]])
 
 
-def test_what_the_batch_lacks_is_said() -> None:
-    with pytest.raises(UserError, match="the condition b reads other, and the batch holds only number: give"):
+def test_a_missing_batch_key_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"\'b\' needs batch\[\'other\'\].* only has number: .*data.spatial_fields"
+    ):
         Compose({"b": Tokens(1, 0.1, "other")})({"number": BATCH["number"]})
 
 
-def test_maps_of_another_size_than_the_latents_are_refused() -> None:
+def test_a_map_for_another_size_than_the_latents_is_refused() -> None:
     maps = {
         name: ScalarMap(name, 0.1, factor, Resize(1, "area")) for name, factor in (("depth", 2), ("edges", 4))
     }
     compose, batch = Compose(maps), {"depth": torch.zeros(2, 1, 8, 4), "edges": torch.zeros(2, 1, 16, 8)}
     assert compose.latent_size(batch) == (4, 2) and compose(batch).concat.shape == (2, 2, 4, 2)
-    with pytest.raises(UserError, match="depth belongs to latents of 4x2, and these have 4x4: give both one"):
+    with pytest.raises(UserError, match="'depth' is for 4x2 latents .* 4x4"):
         compose(batch, size=(4, 4))
-    with pytest.raises(UserError, match=r"several sizes \(depth 4x2, edges 2x2\)"):
+    with pytest.raises(UserError, match=r"different sizes \(depth 4x2, edges 2x2\)"):
         compose(batch | {"edges": torch.zeros(2, 1, 8, 8)})
 
 

@@ -1,12 +1,12 @@
-"""Layouts: a set of boxes with labels."""
+"""Layouts: a set of labelled boxes."""
 
 import pytest
 import torch
 
 from ldm.conditioning.boxes import BoxTokens
 
-NONE = [-1.0, 0, 0, 0, 0]
-LAYOUT = torch.tensor([[[3.0, 0.1, 0.2, 0.5, 0.6], [7.0, 0.5, 0.0, 1.0, 0.4], NONE]])
+PADDING = [-1.0, 0, 0, 0, 0]
+LAYOUT = torch.tensor([[[3.0, 0.1, 0.2, 0.5, 0.6], [7.0, 0.5, 0.0, 1.0, 0.4], PADDING]])
 
 
 @pytest.fixture(params=[0, 2])
@@ -28,31 +28,31 @@ def test_boxes_are_a_set(boxes):
     torch.testing.assert_close(boxes(LAYOUT[:, order]).context, boxes(LAYOUT).context[:, order])
 
 
-def test_no_box_is_one_learned_token_whatever_its_numbers(boxes):
+def test_padding_is_one_learned_token_whatever_its_coordinates(boxes):
     odd = LAYOUT.clone()
     odd[0, 2] = torch.tensor([-1.0, 0.3, 0.1, 0.9, 0.9])
     assert torch.equal(boxes(odd).context, boxes(LAYOUT).context)
     assert not torch.allclose(boxes(LAYOUT).context[0, 2], boxes(LAYOUT).context[0, 1])
 
 
-def test_the_null_is_no_box_at_all(boxes):
+def test_the_null_is_padding_alone(boxes):
     null = boxes.null(2).context
-    assert torch.equal(null[1], boxes(torch.tensor([[NONE] * 3])).context[0])
+    assert torch.equal(null[1], boxes(torch.tensor([[PADDING] * 3])).context[0])
     null.sum().backward()
     assert boxes.none.grad is not None
 
 
-def test_they_hear_of_each_other_where_there_are_layers():
-    for depth, moves in ((0, False), (1, True)):
+def test_boxes_attend_to_each_other_if_there_are_layers():
+    for depth, attends in ((0, False), (1, True)):
         boxes = BoxTokens(13, 16, 3, 0.1, depth=depth)
         changed = LAYOUT.clone()
         changed[0, 1, 0] = 2
-        moved = (boxes(changed).context[0, 0] - boxes(LAYOUT).context[0, 0]).norm() > 1e-5
-        assert moved == moves
+        has_changed = (boxes(changed).context[0, 0] - boxes(LAYOUT).context[0, 0]).norm() > 1e-5
+        assert has_changed == attends
 
 
 def test_another_number_of_boxes_is_refused(boxes):
-    with pytest.raises(ValueError, match="holds 2 boxes a sample, the condition 3"):
+    with pytest.raises(ValueError, match=r"batch\['boxes'\] has 2 boxes per sample, .*num_boxes=3"):
         boxes(LAYOUT[:, :2])
-    with pytest.raises(ValueError, match="width 16 does not divide by num_heads 3"):
+    with pytest.raises(ValueError, match="width 16 .* num_heads 3"):
         BoxTokens(13, 16, 3, 0.1, num_heads=3)

@@ -1,4 +1,4 @@
-"""Classes: a token, a vector, or the number itself; one class more stands for none."""
+"""Class labels: a token, a vector, or the number itself; the null is an extra class."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_the_null_is_learned():
     assert label.embedding.weight.grad.nonzero()[:, 0].unique().tolist() == [3]
 
 
-def test_a_transformer_that_embeds_labels_gets_their_numbers():
+def test_a_transformer_that_embeds_labels_gets_the_numbers():
     number = ClassNumber(3, 0.1)
     assert number(LABELS).vector.tolist() == [[2], [0], [2]] and number.null(2).vector.tolist() == [[3], [3]]
     dit = DiT(4, 4, 1, 8, 1, 2, num_labels=4)

@@ -1,4 +1,4 @@
-"""The frozen CLIP image tower: transformers' numbers on the same weights."""
+"""The frozen CLIP image tower: parity with transformers on the same weights."""
 
 import json
 
@@ -19,7 +19,7 @@ RENAMED = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "c_fc": "fc1", "c_proj"
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> open_clip.CLIP:
-    """A whole tiny CLIP that open_clip knows as `tiny-eyes`."""
+    """A whole tiny CLIP, registered with open_clip as `tiny-eyes`."""
     config = {
         "embed_dim": 8,
         "vision_cfg": VISION,
@@ -37,7 +37,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> open_clip.CLIP:
 
 @pytest.fixture(scope="module")
 def weights(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of weights that holds `clip` as the tag `own`."""
+    """A weights folder with `clip` as the tag `own`."""
     folder = tmp_path_factory.mktemp("weights")
     save_file({k: v.clone() for k, v in clip.state_dict().items()}, folder / "tiny-eyes.own.safetensors")
     return str(folder)
@@ -82,29 +82,29 @@ def images(size: int = 16) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
 
 
-def test_it_is_transformers_embedding(clip: open_clip.CLIP, weights: str) -> None:
+def test_the_embedding_equals_transformers(clip: open_clip.CLIP, weights: str) -> None:
     model, x = tower(weights, vector=True), images()
     with torch.no_grad():
-        theirs = transformers_twin(clip)(model.prepared(x)).image_embeds
+        theirs = transformers_twin(clip)(model.preprocess(x)).image_embeds
     torch.testing.assert_close(model(x).context[:, 0], theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model(x).vector, theirs, rtol=1e-4, atol=1e-4)
     assert model.null(3).context.shape == (3, 1, 8) and not model.null(3).vector.any()
 
 
-def test_its_patches_are_transformers_last_states(clip: open_clip.CLIP, weights: str) -> None:
+def test_the_patch_tokens_equal_transformers_last_states(clip: open_clip.CLIP, weights: str) -> None:
     model, x = tower(weights, patches=True), images()
     with torch.no_grad():
         twin = transformers_twin(clip)
-        states = twin.vision_model.post_layernorm(twin(model.prepared(x)).last_hidden_state[:, 1:])
+        states = twin.vision_model.post_layernorm(twin(model.preprocess(x)).last_hidden_state[:, 1:])
     torch.testing.assert_close(model(x).context, states, rtol=1e-4, atol=1e-4)
     assert model.null(2).context.shape == (2, 16, 64) and model(x).vector is None
 
 
-def test_images_come_as_bytes_of_any_size(weights: str) -> None:
+def test_images_are_uint8_of_any_size(weights: str) -> None:
     model = tower(weights)
     grey = torch.full((1, 3, 40, 24), 128, dtype=torch.uint8)
     expected = (128 / 255 - torch.tensor(model.mean)) / torch.tensor(model.std)
-    torch.testing.assert_close(model.prepared(grey), expected.view(1, 3, 1, 1).expand(1, 3, 16, 16))
+    torch.testing.assert_close(model.preprocess(grey), expected.view(1, 3, 1, 1).expand(1, 3, 16, 16))
 
 
 def test_it_is_frozen_and_left_out_of_checkpoints(weights: str) -> None:
@@ -114,36 +114,32 @@ def test_it_is_frozen_and_left_out_of_checkpoints(weights: str) -> None:
     assert model.identity() == {"name": "tiny-eyes", "weights": "own"}, "open_clip's tags have no hash"
 
 
-def test_weights_and_models_that_nobody_knows_are_refused(
-    weights: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_weights_and_models_are_refused(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDM_WEIGHTS", weights)
-    with pytest.raises(UserError, match="no weights 'other' of tiny-eyes: choose one of clip_vit_l14"):
+    with pytest.raises(UserError, match="tiny-eyes has no weights 'other': .*clip_vit_l14"):
         ClipImage("tiny-eyes", "other", dropout=0.1).load_pretrained()
-    with pytest.raises(ValueError, match="open_clip knows no model 'ViT-Z'"):
+    with pytest.raises(ValueError, match="open_clip .* 'ViT-Z'"):
         ClipImage("ViT-Z", "own", dropout=0.1)
     for name in ("roberta-ViT-B-32", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "ViT-L-14-worldwide"):
-        with pytest.raises(ValueError, match=f"tower of {name} is not .*: choose a model whose is, such as"):
+        with pytest.raises(ValueError, match=f"tower of {name} is not .*: choose ViT-L-14"):
             clip_tower.text_tower(name, projected=False)
-    with pytest.raises(ValueError, match="the image tower of RN50 is not a transformer of patches"):
+    with pytest.raises(ValueError, match="the image tower of RN50 .*patches=false"):
         clip_tower.image_tower("RN50", patches=True)
 
 
-def test_weights_that_cannot_be_downloaded_say_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_downloaded_say_where_to_put_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise ConnectionError("no network")
 
     monkeypatch.setenv("LDM_WEIGHTS", "/nowhere")
     monkeypatch.setattr(clip_tower, "download_pretrained", fail)
-    message = (
-        "laion2b_s32b_b79k of ViT-H-14 .*no network.* at /nowhere/ViT-H-14.laion2b_s32b_b79k.safetensors"
-    )
+    message = "laion2b_s32b_b79k of ViT-H-14 .*no network.* /nowhere/ViT-H-14.laion2b_s32b_b79k.safetensors"
     with pytest.raises(UserError, match=message):
         clip_tower.find_weights("ViT-H-14", "laion2b_s32b_b79k")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_published_pickles_are_read_as_tensors_alone(tmp_path, wrapped: bool) -> None:
+def test_published_pickles_are_read_without_running_code(tmp_path, wrapped: bool) -> None:
     state = {"module.text.weight": torch.ones(2)}
     torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "w.bin")
     assert list(clip_tower.read_weights(tmp_path / "w.bin")) == ["text.weight"]

@@ -1,4 +1,4 @@
-"""The frozen CLIP text tower: the published one's numbers, at a small size and on random weights."""
+"""The frozen CLIP text tower: parity with published code, at a small size and on random weights."""
 
 import json
 import warnings
@@ -21,9 +21,9 @@ TEXTS = ["a red circle left of a blue square", "", "crème brûlée"]
 
 @pytest.fixture(scope="module", params=[True, False], ids=["quick_gelu", "gelu"])
 def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> open_clip.CLIP:
-    """A whole tiny CLIP, images' half included, that open_clip knows as `tiny-clip`.
+    """A whole tiny CLIP, image tower included, registered with open_clip as `tiny-clip`.
 
-    OpenAI's towers have the quick GELU, those of Stable Diffusion 2 and SDXL's second the exact one.
+    OpenAI's towers use the quick GELU, Stable Diffusion 2's and SDXL's second the exact one.
     """
     config = {
         "embed_dim": 8,
@@ -43,7 +43,7 @@ def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def loaded(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> ClipText:
-    """A ClipText that found `clip` in a file of OpenAI's kind."""
+    """A ClipText that loaded `clip` from a TorchScript file, like OpenAI's."""
     path = tmp_path_factory.mktemp("weights") / "clip.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -57,7 +57,7 @@ def loaded(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Cl
 
 
 def transformers_twin(clip: open_clip.CLIP, projected: bool = False) -> CLIPTextModel:
-    """The same weights in transformers' own code."""
+    """Return the same weights in transformers' implementation."""
     config = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=WIDTH,
@@ -93,20 +93,20 @@ def transformers_twin(clip: open_clip.CLIP, projected: bool = False) -> CLIPText
 
 
 def tower(clip: open_clip.CLIP, pad_token: int = 49407, chunks: int = 1, **options: int | bool) -> ClipText:
-    """A ClipText of the weights of `clip`."""
+    """Return a ClipText with the weights of `clip`."""
     model = ClipText(ClipTokenizer(77, pad_token, chunks=chunks), "tiny-clip", **options)
     state = clip.state_dict()
     model.tower.load_state_dict({name: state[name] for name in model.tower.state_dict()})
     return model
 
 
-def test_it_is_transformers_last_hidden_state(clip: open_clip.CLIP, loaded: ClipText) -> None:
+def test_the_context_equals_transformers_last_hidden_state(clip: open_clip.CLIP, loaded: ClipText) -> None:
     with torch.no_grad():
         theirs = transformers_twin(clip)(loaded.tokenizer(TEXTS)).last_hidden_state
     torch.testing.assert_close(loaded(TEXTS).context, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_its_end_token_projected_is_open_clips_encoding(clip: open_clip.CLIP, loaded: ClipText) -> None:
+def test_the_projected_end_token_equals_open_clips_encoding(clip: open_clip.CLIP, loaded: ClipText) -> None:
     tokens = loaded.tokenizer(TEXTS)
     ends = loaded(TEXTS).context[torch.arange(3), tokens.argmax(1)]
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_the_null_is_the_empty_prompts_encoding(loaded: ClipText) -> None:
     torch.testing.assert_close(loaded.null(2).context, loaded(["", ""]).context)
 
 
-def test_checkpoints_hold_the_null_alone(loaded: ClipText) -> None:
+def test_checkpoints_contain_only_the_null(loaded: ClipText) -> None:
     state = Compose({"text": loaded}).state_dict()
     assert list(state) == ["conditioners.text.empty"]
     fresh = ClipText(ClipTokenizer(77, 49407), "tiny-clip")
@@ -130,7 +130,7 @@ def test_checkpoints_hold_the_null_alone(loaded: ClipText) -> None:
         fresh.load_state_dict({})
 
 
-def test_it_is_named_by_hash(loaded: ClipText) -> None:
+def test_its_identity_has_the_hash(loaded: ClipText) -> None:
     identity = loaded.identity()
     assert identity["name"] == "tiny-clip" and identity["weights"] == "clip_vit_l14"
     assert identity["sha256"].startswith("b8cca3fd41ae")
@@ -142,7 +142,7 @@ def test_it_is_frozen(loaded: ClipText) -> None:
     assert not loaded(["red"]).context.requires_grad
 
 
-def test_the_full_size_has_the_published_count_and_no_eyes() -> None:
+def test_the_full_size_has_the_published_count_and_no_image_tower() -> None:
     with torch.device("meta"):
         model = ClipText(ClipTokenizer(77, 49407))
     assert sum(p.numel() for p in model.parameters()) == 123_060_480
@@ -151,14 +151,14 @@ def test_the_full_size_has_the_published_count_and_no_eyes() -> None:
 
 
 def test_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="gives 76 of 49408: give it length 77 and no words"):
+    with pytest.raises(ValueError, match="76 of 49408: .*length=77 .*words"):
         with torch.device("meta"):
             ClipText(ClipTokenizer(76, 49407))
 
 
 @pytest.mark.parametrize("pad_token", [0, 49407])
-def test_earlier_hidden_states_are_transformers(clip: open_clip.CLIP, pad_token: int) -> None:
-    """SDXL's first tower takes the states before the last block as they are, Stable Diffusion 2 normed."""
+def test_earlier_hidden_states_equal_transformers(clip: open_clip.CLIP, pad_token: int) -> None:
+    """SDXL's first tower uses the states before the last block as they are, Stable Diffusion 2 normed."""
     bare = tower(clip, pad_token, skip_layers=1, final_norm=False)
     normed = tower(clip, pad_token, skip_layers=1)
     tokens = bare.tokenizer(TEXTS)
@@ -166,12 +166,12 @@ def test_earlier_hidden_states_are_transformers(clip: open_clip.CLIP, pad_token:
         states = transformers_twin(clip)(tokens, output_hidden_states=True).hidden_states[-2]
         torch.testing.assert_close(bare(TEXTS).context, states, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(normed(TEXTS).context, clip.ln_final(states), rtol=1e-4, atol=1e-4)
-    assert len(bare.tower.transformer.resblocks) == 1, "a block that nobody hears is not kept"
+    assert len(bare.tower.transformer.resblocks) == 1, "an unused block is removed"
 
 
 @pytest.mark.parametrize("pad_token", [0, 49407])
-def test_the_pooled_end_token_is_transformers(clip: open_clip.CLIP, pad_token: int) -> None:
-    """SDXL's second tower: the states before the last block, and the projected end token behind it."""
+def test_the_pooled_end_token_equals_transformers(clip: open_clip.CLIP, pad_token: int) -> None:
+    """SDXL's second tower: the states before the last block, and the projected end token after it."""
     model = tower(clip, pad_token, skip_layers=1, final_norm=False, pooled=True)
     with torch.no_grad():
         theirs = transformers_twin(clip, projected=True)(model.tokenizer(TEXTS), output_hidden_states=True)
@@ -180,20 +180,20 @@ def test_the_pooled_end_token_is_transformers(clip: open_clip.CLIP, pad_token: i
     torch.testing.assert_close(cond.context, theirs.hidden_states[-2], rtol=1e-4, atol=1e-4)
 
 
-def test_a_long_text_in_chunks(clip: open_clip.CLIP) -> None:
+def test_a_long_text_is_encoded_in_chunks(clip: open_clip.CLIP) -> None:
     whole = tower(clip, chunks=2, pooled=True)
     words = ["red", "green", "blue", "square", "circle"] * 20
     long, short = whole([" ".join(words), "red"]).context
-    one = tower(clip)
-    torch.testing.assert_close(long[:77], one([" ".join(words[:75])]).context[0])
-    torch.testing.assert_close(long[77:], one([" ".join(words[75:])]).context[0])
-    torch.testing.assert_close(short[77:], one([""]).context[0])
+    single = tower(clip)
+    torch.testing.assert_close(long[:77], single([" ".join(words[:75])]).context[0])
+    torch.testing.assert_close(long[77:], single([" ".join(words[75:])]).context[0])
+    torch.testing.assert_close(short[77:], single([""]).context[0])
     pooled = tower(clip, pooled=True)([" ".join(words[:75])]).vector
     torch.testing.assert_close(whole([" ".join(words)]).vector, pooled)
     assert whole.null(3).context.shape == (3, 154, WIDTH) and whole.null(3).vector.shape == (3, 8)
 
 
-def test_two_towers_side_by_side(clip: open_clip.CLIP) -> None:
+def test_two_towers_are_concatenated(clip: open_clip.CLIP) -> None:
     first, second = tower(clip, skip_layers=1, final_norm=False), tower(clip, 0, pooled=True)
     both = ClipTexts([first, second])
     cond, null = both(TEXTS), both.null(2)
@@ -203,11 +203,11 @@ def test_two_towers_side_by_side(clip: open_clip.CLIP) -> None:
     assert both.identity()["1.weights"] == "clip_vit_l14"
     state = Compose({"text": both}).state_dict()
     assert not [name for name in state if "tower." in name]
-    with pytest.raises(ValueError, match=r"as many tokens each, not \[77, 154\]"):
+    with pytest.raises(ValueError, match=r"same number of tokens, not \[77, 154\]"):
         ClipTexts([first, tower(clip, chunks=2)])
 
 
-def test_blocks_to_skip_are_some_and_not_all() -> None:
+def test_skip_layers_is_checked() -> None:
     with pytest.raises(ValueError, match="skip_layers is in 0..11 for ViT-L-14-quickgelu, got 12"):
         with torch.device("meta"):
             ClipText(ClipTokenizer(77, 49407), skip_layers=12)

@@ -1,4 +1,4 @@
-"""The image tower that is trained with the denoiser."""
+"""The image encoder that is trained with the denoiser."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def tower(**options):
 
 
 @pytest.mark.parametrize(("patches", "tokens"), [(False, 1), (True, 16)])
-def test_a_image_is_one_token_or_one_a_patch(patches, tokens):
+def test_an_image_is_one_token_or_one_per_patch(patches, tokens):
     model = tower(patches=patches, vector=True)
     cond = model(IMAGES)
     assert cond.context.shape == (2, tokens, 32) and cond.vector.shape == (2, 32)
@@ -23,7 +23,7 @@ def test_a_image_is_one_token_or_one_a_patch(patches, tokens):
     assert patches or torch.equal(cond.context[:, 0], cond.vector)
 
 
-def test_all_of_it_learns_and_is_kept_in_checkpoints():
+def test_all_parameters_are_trained_and_saved_in_checkpoints():
     model = tower()
     model(IMAGES).context.sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is None} == set()
@@ -33,6 +33,6 @@ def test_all_of_it_learns_and_is_kept_in_checkpoints():
 
 def test_images_of_other_sizes_are_resized_as_a_whole():
     grey = torch.full((1, 3, 40, 24), 255, dtype=torch.uint8)
-    torch.testing.assert_close(tower().prepared(grey), torch.ones(1, 3, 16, 16))
+    torch.testing.assert_close(tower().preprocess(grey), torch.ones(1, 3, 16, 16))
     with pytest.raises(ValueError, match="size 16, patch 5"):
         ImageEncoder(16, 5, 32, 2, 2, 0.1)

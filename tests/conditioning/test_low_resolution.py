@@ -1,4 +1,4 @@
-"""Small images, plain and noised."""
+"""Low-resolution images, with and without noise."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ def small(level_channels=1, **options):
     return LowResolution(0.1, 1, Resize(3, "nearest"), level_channels=level_channels, **options)
 
 
-def test_it_stands_beside_the_latent_in_its_own_colours():
+def test_its_pixels_are_concatenated_to_the_latent():
     cond = Compose({"small": small()})({"small": SMALL})
     torch.testing.assert_close(cond.concat, SMALL.float() / 127.5 - 1)
-    assert cond.vector is None and small().keys == ("small",)
+    assert cond.vector is None and small().batch_keys == ("small",)
 
 
-def test_it_is_noised_to_its_level_and_the_vector_tells_it():
+def test_noise_is_added_at_its_level_which_the_vector_gives():
     schedule = ScaledLinear(1000, 1e-4, 0.02)
     cond = Compose({"small": small(schedule=schedule)})(BATCH)
     x = SMALL.float() / 127.5 - 1
@@ -33,9 +33,10 @@ def test_it_is_noised_to_its_level_and_the_vector_tells_it():
     alpha, sigma = schedule.alpha(torch.tensor([350.0])), schedule.sigma(torch.tensor([350.0]))
     torch.testing.assert_close(cond.concat[2], alpha[0] * x[2] + sigma[0] * NOISE[2])
     assert cond.vector.tolist() == [[0], [0], [349]], "published levels count from 0, which is t = 1"
-    waves = Compose({"small": small(16, schedule=schedule)})(BATCH).vector
-    assert torch.equal(waves, sinusoidal_embedding(torch.tensor([0.0, 0, 349]), 16))
-    assert (small(schedule=schedule).most, small(schedule=schedule, most=350).most) == (1000, 350)
+    embedded = Compose({"small": small(16, schedule=schedule)})(BATCH).vector
+    assert torch.equal(embedded, sinusoidal_embedding(torch.tensor([0.0, 0, 349]), 16))
+    assert small(schedule=schedule).max_noise_level == 1000
+    assert small(schedule=schedule, max_noise_level=350).max_noise_level == 350
 
 
 def test_the_null_is_zeros_in_both():
@@ -45,14 +46,16 @@ def test_the_null_is_zeros_in_both():
     assert not null.concat.any() and not null.vector.any()
 
 
-def test_several_pixels_a_place():
+def test_several_pixels_per_latent_position():
     model = LowResolution(0.1, 2, PixelUnshuffle(3, 2))
     cond = Compose({"small": model})({"small": SMALL})
     assert cond.concat.shape == (3, 12, 4, 4) and model.latent_size({"small": SMALL}) == (4, 4)
 
 
-def test_what_is_missing_or_odd_is_said():
-    with pytest.raises(UserError, match="small reads noise, noise_level, and the batch holds only small"):
+def test_missing_keys_and_odd_channels_are_refused():
+    with pytest.raises(
+        UserError, match=r"\'small\' needs batch\[\'noise\'\], batch\[\'noise_level\'\], .* small: "
+    ):
         Compose({"small": small(schedule=ScaledLinear())})({"small": SMALL})
-    with pytest.raises(ValueError, match="even number of them, not 3"):
+    with pytest.raises(ValueError, match="level_channels .* got 3"):
         small(3)

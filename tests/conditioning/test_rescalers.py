@@ -1,4 +1,4 @@
-"""From pixels to places of the latent."""
+"""From pixels to latent positions."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ldm.conditioning.rescalers import LearnedRescaler, MaxPoolMask, MinMaxNormalized, PixelUnshuffle, Resize
 
 
-def test_the_learned_one_is_a_mixture_of_the_means_of_squares():
+def test_the_learned_rescaler_mixes_the_channels_of_cell_means():
     """Halving bilinearly is the mean of 2x2; twice, of 4x4."""
     rescaler, x = LearnedRescaler(5, 3), torch.rand(2, 5, 16, 8)
     expected = F.conv2d(F.avg_pool2d(x, 4), rescaler.mixed.weight)
@@ -28,28 +28,28 @@ def test_unshuffle_keeps_every_pixel():
         PixelUnshuffle(1, 4)(x, (4, 4))
 
 
-def test_a_mask_covers_each_place_that_it_touches():
+def test_max_pooling_masks_each_cell_that_the_mask_touches():
     x = torch.zeros(1, 1, 8, 8)
     x[0, 0, 7, 5] = 1
     assert MaxPoolMask()(x, (2, 2))[0, 0].tolist() == [[0, 0], [0, 1]]
     assert not Resize(1, "nearest")(x, (2, 2)).any(), "the nearest pixel is the upper left one"
 
 
-def test_resize_leaves_its_own_size_alone():
+def test_resize_leaves_a_map_of_the_right_size_unchanged():
     x = torch.rand(1, 3, 8, 8)
     assert Resize(3, "bicubic")(x, (8, 8)) is x
     assert Resize(3, "area")(x, (4, 4)).shape == (1, 3, 4, 4) and Resize(3, "area").out_channels == 3
-    fine = Resize(3, "bilinear", antialias=True)(x, (2, 2))
-    assert not torch.allclose(fine, Resize(3, "bilinear")(x, (2, 2)))
+    antialiased = Resize(3, "bilinear", antialias=True)(x, (2, 2))
+    assert not torch.allclose(antialiased, Resize(3, "bilinear")(x, (2, 2)))
 
 
-def test_each_map_is_stretched_by_itself_behind_its_resizing():
+def test_each_map_is_normalized_by_itself_after_resizing():
     x = torch.rand(3, 1, 32, 32) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
     rescaler = MinMaxNormalized(Resize(1, "bicubic"))
     y = rescaler(x, (4, 4))
     assert y.shape == (3, 1, 4, 4) and rescaler.out_channels == 1
-    for one, plain in zip(y[:2], Resize(1, "bicubic")(x, (4, 4)), strict=False):
-        assert (one.min(), one.max()) == (-1, 1)
+    for normalized, plain in zip(y[:2], Resize(1, "bicubic")(x, (4, 4)), strict=False):
+        assert (normalized.min(), normalized.max()) == (-1, 1)
         low, high = plain.aminmax()
-        torch.testing.assert_close(one, 2 * (plain - low) / (high - low) - 1)
-    assert (y[2] == -1).all(), "a flat map is far throughout"
+        torch.testing.assert_close(normalized, 2 * (plain - low) / (high - low) - 1)
+    assert (y[2] == -1).all(), "a constant map is far everywhere"

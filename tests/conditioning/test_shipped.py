@@ -1,4 +1,4 @@
-"""Every shipped conditioner fits a shipped denoiser, as its config says, and gets what it reads."""
+"""Every shipped conditioner fits a shipped denoiser, as its comment says, and the data has its batch keys."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.cli.config.compose import CONFIGS, compose
-from ldm.cli.config.instantiate import build_untrusted, instantiate
+from ldm.cli.config.instantiate import instantiate
 from ldm.conditioning import clip_tower
 from ldm.conditioning.rescalers import MaxPoolMask, PixelUnshuffle, Resize
 from ldm.data.prepare.write_shards import write_shard
@@ -22,6 +22,7 @@ from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, ScaledLinear
 from ldm.diffusion.times import trailing
 from ldm.errors import UserError
+from ldm.interop.instantiate import build_untrusted
 from ldm.model import LatentDiffusion
 from ldm.networks.unet import UNet
 from tests.support import tiny
@@ -82,21 +83,21 @@ PUBLISHED = {
     "depth": (1024, None, 1),
     "layout": (512, None, None),
 }
-"""Channels of context, vector and concat."""
+"""Channels of (context, vector, concat)."""
 
 
 @cache
 def leaf(group, name):
-    """A group's config; those that begin with another's come through Hydra, which takes its time."""
+    """Return a group's config; only those with defaults are composed by Hydra, which is slow."""
     plain = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
-    given = ["name=x", "trainer.max_steps=1", "stage=latent_diffusion", "data.shards=a", "first_stage=b"]
-    return compose("train", [*given, f"{group}={name}"])[group] if "defaults" in plain else plain
+    required = ["name=x", "trainer.max_steps=1", "stage=latent_diffusion", "data.shards=a", "first_stage=b"]
+    return compose("train", [*required, f"{group}={name}"])[group] if "defaults" in plain else plain
 
 
 def model(*words):
-    """The model of `group=name` and `group.key=value` on the meta device, as the stage's config wires it."""
-    chosen = dict(word.split("=") for word in words if "." not in word.split("=")[0])
-    groups = {"denoiser": "sd15", "autoencoder": "kl_f8"} | chosen
+    """Return the model of `group=name` and `group.key=value`, on the meta device."""
+    choices = dict(word.split("=") for word in words if "." not in word.split("=")[0])
+    groups = {"denoiser": "sd15", "autoencoder": "kl_f8"} | choices
     cfg = OmegaConf.create({group: leaf(group, name) for group, name in groups.items()})
     cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([w for w in words if "." in w.split("=")[0]]))
     with torch.device("meta"):
@@ -105,17 +106,17 @@ def model(*words):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_fits_a_denoiser_and_says_which(name):
+def test_it_fits_a_denoiser_which_its_comment_names(name):
     words = FITTING[name]
     assert model(f"conditioner={name}", *words)
-    opening = re.match(r"(#.*\n)+", (CONFIGS / "conditioner" / f"{name}.yaml").read_text())[0]
+    comment = re.match(r"(#.*\n)+", (CONFIGS / "conditioner" / f"{name}.yaml").read_text())[0]
     for word in words if name not in ("debug", "sdxl_text") else ():
         if word.startswith("denoiser.") and not name.startswith(("transformer", "semantic_tokens")):
-            assert word in opening
+            assert word in comment
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_it_fills_what_is_published(name):
+def test_its_channels_are_the_published_ones(name):
     null = model(f"conditioner={name}", *FITTING[name]).null(2, (32, 32))
     widths = [None if v is None else v.shape for v in (null.context, null.vector, null.concat)]
     assert tuple(w and (w[1] if len(w) == 4 else w[-1]) for w in widths) == PUBLISHED[name]
@@ -125,10 +126,10 @@ def test_it_fills_what_is_published(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["conditioner=demo/depth", *DEMO, *MAPS], "10 channels, and the latent has 8 and the conditions 64"),
-        (["conditioner=demo/class", *DEMO, "denoiser.in_channels=8"], "give denoiser.in_channels=10"),
-        (["conditioner=clip_vit_h14"], "takes a context of 768 channels, and the conditions fill 1024"),
-        (["conditioner=demo/layout", *DEMO], "fill no channels: give denoiser.vector_channels=null"),
+        (["conditioner=demo/depth", *DEMO, *MAPS], "has 10 input channels, .* 8 .* 64.*denoiser.in_channels=72"),
+        (["conditioner=demo/class", *DEMO, "denoiser.in_channels=8"], "denoiser.in_channels=10"),
+        (["conditioner=clip_vit_h14"], "context of 768 channels, .* 1024.*denoiser.context_channels=1024"),
+        (["conditioner=demo/layout", *DEMO], "no channels.*denoiser.vector_channels=null"),
         (["conditioner=demo/class", *DEMO, "denoiser.context_channels=null"], "a context of no channels"),
         (["conditioner=clip_vit_l14", "denoiser=sd2_unclip", "denoiser.context_channels=768"],
          "a vector of 2048 channels"),
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(words, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "order", "low", "rescaler"),
+    ("name", "order", "background", "rescaler"),
     [
         ("inpainting_ldm", ["masked", "mask"], -1, Resize),
         ("inpainting_sd", ["text", "mask", "masked"], 0, Resize),
@@ -149,22 +150,22 @@ def test_what_does_not_fit_is_refused_with_its_numbers(words, message):
         ("demo/inpainting", ["text", "mask", "masked"], 0, PixelUnshuffle),
     ],
 )
-def test_inpainting_stands_in_the_published_order(name, order, low, rescaler):
+def test_inpainting_has_the_published_order(name, order, background, rescaler):
     """Latent diffusion: z, masked latent, mask -1 or 1; Stable Diffusion: z, mask 0 or 1, masked latent."""
     parts = model(f"conditioner={name}", *FITTING[name]).conditioner.conditioners
     assert list(parts) == order
-    assert parts["mask"].background == low and type(parts["mask"].rescaler) is rescaler
+    assert parts["mask"].background == background and type(parts["mask"].rescaler) is rescaler
 
 
 SECOND_STAGE = [
     name for name in options("experiment") if not name.startswith(("ae_", "debug/", "demo/ae", "emoji/ae"))
 ]
-HEIGHT, WIDTH, SIDE = 300, 340, 128
+HEIGHT, WIDTH, MAX_SIZE = 300, 340, 128
 
 
 @pytest.fixture(scope="module")
 def whole_shard(tmp_path_factory):
-    """Images with all that can be known of one: caption, class, maps, boxes, sizes."""
+    """A shard of images with every kind of annotation: caption, class, maps, boxes, sizes."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shards")
 
     def png(*shape, numbers=180):
@@ -172,51 +173,55 @@ def whole_shard(tmp_path_factory):
         Image.fromarray(rng.integers(0, numbers, shape, np.uint8)).save(file, "PNG")
         return file.getvalue()
 
-    known = {"boxes": [[3, 0.1, 0.1, 0.9, 0.8], [7, 0.3, 0.3, 0.7, 0.7]], "aesthetic": 5.5}
-    known |= {"width": WIDTH, "height": HEIGHT}
+    metadata = {"boxes": [[3, 0.1, 0.1, 0.9, 0.8], [7, 0.3, 0.3, 0.7, 0.7]], "aesthetic": 5.5}
+    metadata |= {"width": WIDTH, "height": HEIGHT}
     samples = []
     for row in range(8):
         members = {"png": png(HEIGHT, WIDTH, 3), "txt": b"a red circle", "cls": b"3"}
         maps = {"seg.png": png(HEIGHT, WIDTH, numbers=13), "depth.png": png(HEIGHT, WIDTH)}
         maps["mask.png"] = png(HEIGHT, WIDTH)
-        samples.append((f"{row:09d}", {**members, **maps, "json": json.dumps(known).encode()}))
+        samples.append((f"{row:09d}", {**members, **maps, "json": json.dumps(metadata).encode()}))
     write_shard(folder / "00000.tar", samples)
     return str(folder)
 
 
 @pytest.mark.parametrize("name", SECOND_STAGE)
-def test_the_data_of_an_experiment_hold_what_its_model_reads(name, whole_shard):
-    """A real batch becomes conditions that the denoiser takes; the weights are not needed for that."""
-    given = [f"data.shards={whole_shard}", "init=a", "first_stage=b"]
-    cfg = compose("train", [f"experiment={name}", *given, "data.global_batch_size=4", "data.num_workers=0"])
-    side = cfg.data.size = min(cfg.data.size, SIDE)  # the demo's conditions are of its own size
+def test_the_data_of_an_experiment_have_the_batch_keys_of_its_model(name, whole_shard):
+    """A real batch becomes conditions that the denoiser accepts; on the meta device, so without weights."""
+    settings = [f"data.shards={whole_shard}", "init=a", "first_stage=b"]
+    cfg = compose(
+        "train", [f"experiment={name}", *settings, "data.global_batch_size=4", "data.num_workers=0"]
+    )
+    size = cfg.data.size = min(cfg.data.size, MAX_SIZE)  # the demo's conditions need its own size
     if cfg.data.order.buckets is not None:
-        cfg.data.order.buckets.shapes = [[side, side]]
+        cfg.data.order.buckets.shapes = [[size, size]]
     batch = next(iter(instantiate(cfg.data).train_dataloader()))
     with torch.device("meta"):
         model = instantiate(cfg.stage.model)
-        needed = {key for part in model.conditioner.conditioners.values() for key in part.keys}
-        assert needed <= batch.keys() and batch["image"].shape == (4, 3, side, side)
-        z, h, w = model.latent_shape(side, side)
+        needed = {key for part in model.conditioner.conditioners.values() for key in part.batch_keys}
+        assert needed <= batch.keys() and batch["image"].shape == (4, 3, size, size)
+        z, h, w = model.latent_shape(size, size)
         u = torch.rand(4, len(model.conditioner), device="cpu")
         model.denoiser.check(torch.zeros(4, z, h, w), model.condition(batch, u, (h, w)))
 
 
-def test_a_model_without_any_condition_trains_and_draws():
+def test_a_model_without_any_condition_trains_and_samples():
     unet = UNet(4, 4, 16, (1, 2), 1, (1,), 2, None, None)
-    nothing = build_untrusted(OmegaConf.to_container(leaf("conditioner", "unconditional")))
-    model = LatentDiffusion(unet, tiny.autoencoder(), nothing, Cosine(100, 0.008, 0.999), V())
+    unconditional = build_untrusted(OmegaConf.to_container(leaf("conditioner", "unconditional")))
+    model = LatentDiffusion(unet, tiny.autoencoder(), unconditional, Cosine(100, 0.008, 0.999), V())
     stage = tiny.second_stage(model)
-    assert stage.loss(tiny.batch(2), dropout=True).isfinite() and not model.supports_guidance
-    drawn = model.generate({"caption": [""]}, [0], (16, 16), ddim, trailing(model.schedule, 2), scale=1.0)
-    assert drawn.shape == (1, 3, 16, 16)
+    assert stage.training_losses(tiny.batch(2)).isfinite().all() and not model.supports_guidance
+    images = model.generate(
+        {"caption": [""]}, [0], (16, 16), sampler=ddim, times=trailing(model.schedule, 2), scale=1.0
+    )
+    assert images.shape == (1, 3, 16, 16)
 
 
 def test_the_null_of_the_refiner_is_the_encoded_empty_prompt(tmp_path, monkeypatch):
-    """It was published to be sampled so; SDXL's base has zeros there."""
+    """As published; the null of SDXL's base is zeros."""
     text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 2}
-    images = {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4}
-    config = {"embed_dim": 8, "vision_cfg": images, "text_cfg": text}
+    vision = {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4}
+    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
     (tmp_path / "tiny-refiner.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-refiner.json")
     node = leaf("conditioner", "sdxl_refiner").copy()
@@ -224,9 +229,9 @@ def test_the_null_of_the_refiner_is_the_encoded_empty_prompt(tmp_path, monkeypat
     conditioner = instantiate(node)
     for p in conditioner.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    monkeypatch.setattr(clip_tower, "fill", lambda *_: None)
+    monkeypatch.setattr(clip_tower, "load_tower", lambda *_: None)
     conditioner.load_pretrained()
-    told, null = conditioner({"caption": [""]}, active={"text"}), conditioner.null(1)
-    torch.testing.assert_close(null.context, told.context)
-    torch.testing.assert_close(null.vector, told.vector)
+    empty, null = conditioner({"caption": [""]}, active={"text"}), conditioner.null(1)
+    torch.testing.assert_close(null.context, empty.context)
+    torch.testing.assert_close(null.vector, empty.vector)
     assert null.context.abs().min() > 0 and null.vector[:, :8].abs().min() > 0

@@ -17,7 +17,7 @@ def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> bytes
 
 @pytest.fixture
 def pack(tmp_path: Path) -> Callable[..., Shards]:
-    """Writes shards of so many samples; row 3 of shard 1 is "000010003", captioned "s1 r3"."""
+    """Write and open shards of given sizes; row 3 of shard 1 is "000010003", captioned "s1 r3"."""
 
     def write(*counts: int, folder: str = "shards") -> Shards:
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ def module(shards: object, **changes: object) -> ResampledDataModule:
     return ResampledDataModule(str(shards), None, **{**settings, **changes})  # type: ignore[arg-type]
 
 
-def test_shards_are_drawn_with_replacement(pack: Callable[..., Shards], tmp_path: Path) -> None:
+def test_shards_are_sampled_with_replacement(pack: Callable[..., Shards], tmp_path: Path) -> None:
     pack(5, 5, 5)
     loader = module(tmp_path / "shards").train_dataloader()
     batches = list(loader)
@@ -32,18 +32,22 @@ def test_shards_are_drawn_with_replacement(pack: Callable[..., Shards], tmp_path
     assert keys == again != other
 
 
-def test_a_resumed_run_counts_on_with_other_samples(pack: Callable[..., Shards], tmp_path: Path) -> None:
+def test_a_resumed_run_continues_to_count_steps_with_other_samples(
+    pack: Callable[..., Shards], tmp_path: Path
+) -> None:
     pack(5, 5, 5)
-    made = module(tmp_path / "shards")
-    made.skip_to(30)
-    late = list(made.train_dataloader())
-    assert late[0]["position"].tolist() == [120, 121, 122, 123] and len(late) == 30
+    resumed = module(tmp_path / "shards")
+    resumed.skip_to(30)
+    batches = list(resumed.train_dataloader())
+    assert batches[0]["position"].tolist() == [120, 121, 122, 123] and len(batches) == 30
 
 
-def test_what_cannot_be_read_is_counted_or_one_sentence(pack: Callable[..., Shards], tmp_path: Path) -> None:
+def test_unreadable_samples_are_counted_and_unreadable_shards_reported(
+    pack: Callable[..., Shards], tmp_path: Path
+) -> None:
     path = pack(5).paths[0]
     path.write_bytes(path.read_bytes().replace(b"IDAT", b"XXXX"))
-    with pytest.raises(UserError, match="cannot be read .*100 samples of one batch"):
+    with pytest.raises(UserError, match="100 bad samples in one batch.* cannot be read "):
         list(module(tmp_path / "shards").train_dataloader())
     with pytest.raises(UserError, match="cannot be read .FileNotFoundError"):
         list(module(tmp_path / "{00000..00003}.tar").train_dataloader())

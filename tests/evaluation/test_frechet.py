@@ -1,4 +1,4 @@
-"""The distance of Gaussians in closed form, and what the demo's features see."""
+"""The distance of Gaussians in closed form, and what the demo's features respond to."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ def test_equals_the_closed_form_of_gaussians() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="of 3 features needs more images than 3"):
+    with pytest.raises(ValueError, match="3 features needs more than 3 images"):
         frechet_distance(torch.zeros(3, 3), torch.zeros(9, 3))
 
 
-def test_the_features_see_colours_places_and_edges() -> None:
+def test_the_features_respond_to_colours_positions_and_edges() -> None:
     g = torch.Generator().manual_seed(0)
     plain = torch.zeros(150, 3, 32, 32) + 0.05 * torch.randn(150, 3, 1, 1, generator=g)
     red, left, striped = plain.clone(), plain.clone(), plain.clone()

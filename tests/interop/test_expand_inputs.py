@@ -1,4 +1,4 @@
-"""One model's weights begin another: the same output at first, and what does not fit is said."""
+"""One model's weights start another: the same output at first, and other differences are refused."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.support import tiny
 
 
 def with_depth(channels: int = 16) -> LatentDiffusion:
-    """The tiny model of text, with a map of depth beside the latent."""
+    """The tiny text-conditioned model, with a depth map concatenated to the latent."""
     text = tiny.diffusion().conditioner.conditioners["text"]
     depth = ScalarMap("depth", 0.0, 4, Resize(1, "bicubic"))
     unet = UNet(5, 4, channels, (1, 2), 1, (1,), 2, None, 8, 8)
@@ -25,12 +25,12 @@ def with_depth(channels: int = 16) -> LatentDiffusion:
 
 
 @torch.no_grad()
-def test_more_channels_in_change_nothing_at_first():
+def test_added_input_channels_change_nothing_at_first():
     old, new = tiny.diffusion().eval(), with_depth().eval()
     torch.nn.init.normal_(old.denoiser.conv_out.weight)
-    made = expand_inputs(new.state_dict(), old.state_dict())
-    assert made.widened == ["denoiser.conv_in.weight"] and made.new == made.left == []
-    new.load_state_dict(made.tensors)
+    expanded = expand_inputs(new.state_dict(), old.state_dict())
+    assert expanded.padded == ["denoiser.conv_in.weight"] and expanded.new == expanded.unused == []
+    new.load_state_dict(expanded.tensors)
     batch = {**tiny.batch(2), "depth": torch.randn(2, 1, tiny.SIZE, tiny.SIZE)}
     z_t, t = torch.randn(2, 4, 4, 4), torch.tensor([3.0, 90.0])
     ours = new.denoiser(z_t, t, new.condition(batch))
@@ -38,17 +38,19 @@ def test_more_channels_in_change_nothing_at_first():
     assert ours.abs().max() > 0.1
 
 
-def test_what_is_new_keeps_its_own_weights_and_the_rest_is_left():
-    own, old = {"a": torch.ones(2), "b": torch.ones(3)}, {"b": torch.zeros(3), "c": torch.zeros(4)}
-    made = expand_inputs(own, old)
-    assert made.new == ["a"] and made.left == ["c"] and made.tensors.keys() == {"a", "b"}
-    assert made.tensors["a"].all() and not made.tensors["b"].any()
+def test_new_tensors_keep_their_initialisation_and_unknown_ones_are_left_out():
+    new, old = {"a": torch.ones(2), "b": torch.ones(3)}, {"b": torch.zeros(3), "c": torch.zeros(4)}
+    expanded = expand_inputs(new, old)
+    assert expanded.new == ["a"] and expanded.unused == ["c"] and expanded.tensors.keys() == {"a", "b"}
+    assert expanded.tensors["a"].all() and not expanded.tensors["b"].any()
 
 
 @pytest.mark.parametrize(
-    ("own", "old"),
+    ("new", "old"),
     [((4, 3, 3, 3), (4, 5, 3, 3)), ((4, 5, 3, 3), (8, 3, 3, 3)), ((4, 8), (4, 6)), ((4,), (3,))],
 )
-def test_another_shape_is_refused(own, old):
-    with pytest.raises(UserError, match="x is .* only more channels into a convolution"):
-        expand_inputs({"x": torch.ones(own)}, {"x": torch.ones(old)})
+def test_any_other_difference_of_shapes_is_refused(new, old):
+    with pytest.raises(UserError) as caught:
+        expand_inputs({"x": torch.ones(new)}, {"x": torch.ones(old)})
+    assert f"x is {old} in the file and {new}" in str(caught.value)
+    assert "input channels of a convolution" in str(caught.value)

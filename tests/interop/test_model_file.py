@@ -1,63 +1,69 @@
-"""Weight files: bit for bit, whole or not at all, and one sentence for each way in which a file is wrong."""
+"""Model files: bit for bit, complete or not at all, and one sentence for each kind of wrong file."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.interop.model_file import content_hash, load, load_state, save
+from ldm.interop.model_file import content_hash, load, load_state, read_header, save
 
 CONFIG = {"_target_": "ldm.model.LatentDiffusion", "width": 8, "levels": [1, 2], "null": None, "rate": 1e-4}
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    tensors = {
+def tensors() -> dict[str, torch.Tensor]:
+    return {
         "a": torch.randn(3, 4),
         "b": torch.randn(5).bfloat16(),
         "c": torch.tensor(7),
         "d": torch.randn(4, 3).T,
-        "e": torch.tensor([float("nan"), -0.0]),
     }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "deep" / "model.safetensors"
     save(
-        tmp_path / "deep" / "model.safetensors",
-        tensors,
+        path,
+        tensors() | {"e": torch.tensor([float("nan"), -0.0])},
         CONFIG,
         "autoencoder",
         {"hash": "12ab", "naïve": "☃"},
     )
-    return tmp_path / "deep" / "model.safetensors"
+    return path
 
 
 def test_round_trip_bit_for_bit(tmp_path):
-    tensors = {
-        "a": torch.randn(3, 4),
-        "b": torch.randn(5).bfloat16(),
-        "c": torch.tensor(7),
-        "d": torch.randn(4, 3).T,
-    }
-    save(tmp_path / "x.safetensors", tensors, CONFIG, "autoencoder", {"hash": "12ab", "naïve": "☃"})
-    back, config, header = load(tmp_path / "x.safetensors", "autoencoder")
+    path, saved = tmp_path / "x.safetensors", tensors()
+    save(path, saved, CONFIG, "autoencoder", {"hash": "12ab", "naïve": "☃"})
+    loaded, config, header = load(path, "autoencoder")
     assert config == CONFIG
-    assert header == {"format": "ldm", "kind": "autoencoder", "hash": "12ab", "naïve": "☃"}
-    assert back.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
+    assert header == {
+        "format": "ldm",
+        "ldm_format": "1",
+        "kind": "autoencoder",
+        "hash": "12ab",
+        "naïve": "☃",
+    }
+    assert read_header(path, "autoencoder") == header
+    assert loaded.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 def test_the_config_keeps_its_order(tmp_path):
     """That of the conditions is the order in which their channels are joined."""
     config = {"conditioners": {"masked": {"factor": 4}, "mask": {"low": -1, "factor": 4}}}
     save(tmp_path / "x.safetensors", {}, config, "latent_diffusion", {})
-    found = load(tmp_path / "x.safetensors", "latent_diffusion")[1]["conditioners"]
-    assert list(found) == ["masked", "mask"] and list(found["mask"]) == ["low", "factor"]
+    conditioners = load(tmp_path / "x.safetensors", "latent_diffusion")[1]["conditioners"]
+    assert list(conditioners) == ["masked", "mask"] and list(conditioners["mask"]) == ["low", "factor"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 def test_a_file_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "other").touch()
     save(tmp_path / "a.safetensors", {"w": torch.zeros(1)}, {}, "autoencoder", {})
@@ -86,14 +92,14 @@ def refusal(path: Path, kind: str = "autoencoder") -> str:
 
 
 def test_missing_and_wrong_kind(file):
-    assert "there is no weight file" in refusal(file.with_name("none.safetensors"))
+    assert "there is no model file" in refusal(file.with_name("none.safetensors"))
     assert "kind 'autoencoder' where one of kind 'latent_diffusion'" in refusal(file, "latent_diffusion")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 9, 60, -1])
-def test_cut(file, keep):
+def test_truncated(file, keep):
     file.write_bytes(file.read_bytes()[:keep])
-    assert "is cut or damaged" in refusal(file)
+    assert "is truncated or corrupt" in refusal(file)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,35 @@ def test_foreign_safetensors(file):
     assert "was not written by ldm" in refusal(file)
 
 
-def test_fill_takes_every_tensor_or_none():
+def rewrite_header(file: Path, **changes: str | None) -> None:
+    """Write the file again with keys of its header changed, or removed where None."""
+    with safe_open(file, framework="pt") as opened:
+        header = {k: v for k, v in (opened.metadata() | changes).items() if v is not None}
+    save_file(load_file(file), file, metadata=header)
+
+
+def test_a_file_without_a_format_version_is_refused(file):
+    rewrite_header(file, ldm_format=None)
+    assert "older version of ldm (no ldm_format)" in refusal(file)
+    with pytest.raises(UserError, match="no ldm_format"):
+        read_header(file, "autoencoder")
+
+
+@pytest.mark.parametrize("version", ["0", "2", ""])
+def test_another_format_version_is_refused(file, version):
+    rewrite_header(file, ldm_format=version)
+    assert f"has ldm_format {version}, but this version of ldm reads ldm_format 1" in refusal(file)
+    with pytest.raises(UserError, match="ldm_format"):
+        read_header(file, "autoencoder")
+
+
+def test_a_file_saved_again_has_this_version(file):
+    weights, config, header = load(file, "autoencoder")
+    save(file, weights, config, "autoencoder", header | {"ldm_format": "0"})
+    assert read_header(file, "autoencoder")["ldm_format"] == "1"
+
+
+def test_load_state_takes_every_tensor_or_none():
     source, module = nn.Linear(2, 3), nn.Linear(2, 3)
     load_state(module, source.state_dict(), "x.safetensors")
     assert content_hash(module) == content_hash(source)
@@ -122,7 +156,7 @@ def test_fill_takes_every_tensor_or_none():
     assert content_hash(module) == before
 
 
-def test_hash_is_of_names_shapes_types_and_bytes():
+def test_the_hash_covers_names_shapes_dtypes_and_bytes():
     def module() -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))

@@ -13,7 +13,7 @@ from ldm.losses.adaptive_weight import adaptive_weight, ramp
 
 
 def losses(w: torch.Tensor, nll: tuple[float, float], g: tuple[float, float]) -> tuple[torch.Tensor, ...]:
-    """Two losses with these gradients in w."""
+    """Return two losses with these gradients with respect to w."""
     return (w * torch.tensor(nll)).sum(), (w * torch.tensor(g)).sum()
 
 
@@ -38,9 +38,9 @@ def test_both_losses_can_still_be_trained_on() -> None:
     torch.testing.assert_close(w.grad, torch.tensor([2.0, 2.0]), rtol=1e-3, atol=0)
 
 
-def _rank(rank: int, meeting: str) -> None:
-    """One of two ranks whose gradients differ; prints its weight."""
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+def run_rank(rank: int, store: str) -> None:
+    """Run one of two ranks with different gradients and print its weight."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     w = torch.ones(2, requires_grad=True)
     nll, g = ((6.0, 0.0), (0.0, 8.0))[rank], ((1.0, 3.0), (3.0, -3.0))[rank]
     print(adaptive_weight(*losses(w, nll, g), w, eps=0.5).item())
@@ -51,12 +51,12 @@ def _rank(rank: int, meeting: str) -> None:
 def test_two_ranks_agree_on_the_weight_of_their_mean_gradients(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, __file__, str(tmp_path / "meeting")]
+    command = [sys.executable, __file__, str(tmp_path / "store")]
     ranks = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=env) for rank in (0, 1)
     ]
     weights = [float(process.communicate(timeout=60)[0]) for process in ranks]
-    # Mean gradients are (3, 4) and (2, 0); alone the ranks would have said 6 / 3.66 and 8 / 4.74.
+    # Mean gradients are (3, 4) and (2, 0); separately the ranks would get 6 / 3.66 and 8 / 4.74.
     assert weights == [5.0 / 2.5] * 2
 
 
@@ -72,4 +72,4 @@ def test_a_ramp_of_no_steps_is_a_switch() -> None:
 
 
 if __name__ == "__main__":
-    _rank(int(sys.argv[2]), sys.argv[1])
+    run_rank(int(sys.argv[2]), sys.argv[1])

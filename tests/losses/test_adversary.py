@@ -1,4 +1,4 @@
-"""When the discriminator learns, when it is heard, and that neither moves the other's weights."""
+"""The schedule of the adversary, and that neither loss changes the other network's weights."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ def adversary():
     return Adversary(nn.Conv2d(3, 1, 3), weight=0.5, start=10, warmup=4, ramp_steps=4)
 
 
-def test_learns_before_it_is_heard(adversary):
+def test_the_discriminator_trains_before_the_generator_uses_it(adversary):
     assert [step for step in range(20) if adversary.trains_at(step)][0] == 6
     assert [step for step in range(20) if adversary.weight_at(step) > 0][0] == 11
     assert [adversary.weight_at(step) for step in (9, 10, 11, 12, 14, 99)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
 
 
-def test_the_generator_hears_the_weighted_logits(adversary):
+def test_the_generators_term_is_weighted(adversary):
     last_layer = nn.Parameter(torch.randn(3, 3, 1, 1))
     x = torch.randn(2, 3, 8, 8)
     x_hat = nn.functional.conv2d(x, last_layer)
@@ -33,7 +33,7 @@ def test_the_generator_hears_the_weighted_logits(adversary):
     assert all(p.grad is None and p.requires_grad for p in adversary.parameters())
 
 
-def test_the_discriminator_learns_from_both_kinds(adversary):
+def test_the_discriminator_learns_from_real_and_fake(adversary):
     x, x_hat = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     terms = adversary.discriminator_terms(x, x_hat)
     real, fake = adversary.discriminator(x), adversary.discriminator(x_hat)

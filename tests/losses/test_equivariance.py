@@ -1,4 +1,4 @@
-"""τ is the same for latent and image, and sometimes nothing."""
+"""τ is the same for latent and image, and the identity in the other steps."""
 
 import pytest
 import torch
@@ -6,18 +6,18 @@ import torch
 from ldm.losses.equivariance import Equivariance
 
 
-def test_it_turns_latent_and_image_alike() -> None:
-    """Images whose patches are all one colour stay the latent's, enlarged."""
+def test_it_rotates_latent_and_image_alike() -> None:
+    """Images with one colour per patch remain an upscaled copy of the latent."""
     z = torch.randn(2, 3, 4, 6)
     x = z.repeat_interleave(8, 2).repeat_interleave(8, 3)
     equivariance = Equivariance(probability=1.0, smallest=0.5)
     for quarter in range(4):
-        turned, image = equivariance(z, x, torch.tensor([0.0, 0.9999, quarter / 4 + 0.01]))
-        assert torch.equal(turned, torch.rot90(z, quarter, (2, 3)))
-        assert torch.equal(image, turned.repeat_interleave(8, 2).repeat_interleave(8, 3))
+        rotated, image = equivariance(z, x, torch.tensor([0.0, 0.9999, quarter / 4 + 0.01]))
+        assert torch.equal(rotated, torch.rot90(z, quarter, (2, 3)))
+        assert torch.equal(image, rotated.repeat_interleave(8, 2).repeat_interleave(8, 3))
 
 
-def test_it_shrinks_both_and_keeps_their_means() -> None:
+def test_it_downscales_both_and_keeps_their_means() -> None:
     z = torch.randn(2, 3, 8, 8)
     x = z.repeat_interleave(4, 2).repeat_interleave(4, 3)
     smaller, image = Equivariance(1.0, smallest=0.5)(z, x, torch.tensor([0.0, 0.0, 0.0]))
@@ -26,20 +26,20 @@ def test_it_shrinks_both_and_keeps_their_means() -> None:
     torch.testing.assert_close(image.mean((2, 3)), x.mean((2, 3)), atol=0.15, rtol=0)
 
 
-def test_its_least_side_is_known() -> None:
+def test_its_smallest_size() -> None:
     equivariance = Equivariance(1.0, smallest=0.25)
-    assert [equivariance.shrunk(side) for side in (8, 7, 1)] == [2, 2, 1]
+    assert [equivariance.scale_length(length) for length in (8, 7, 1)] == [2, 2, 1]
     x = equivariance(torch.randn(1, 3, 8, 7), torch.randn(1, 3, 32, 28), torch.zeros(3))[1]
     assert x.shape == (1, 3, 8, 8)
 
 
-def test_it_leaves_the_other_steps_alone() -> None:
+def test_it_does_nothing_in_the_other_steps() -> None:
     z, x = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 16, 16)
-    same = Equivariance(probability=0.5)(z, x, torch.tensor([0.5, 0.2, 0.9]))
-    assert same[0] is z and same[1] is x
+    unchanged = Equivariance(probability=0.5)(z, x, torch.tensor([0.5, 0.2, 0.9]))
+    assert unchanged[0] is z and unchanged[1] is x
 
 
 @pytest.mark.parametrize(("probability", "smallest"), [(1.5, 0.5), (0.5, 0.0), (0.5, 1.1)])
-def test_shares_out_of_range_are_refused(probability: float, smallest: float) -> None:
-    with pytest.raises(ValueError, match=rf"not {probability} and {smallest}"):
+def test_values_out_of_range_are_refused(probability: float, smallest: float) -> None:
+    with pytest.raises(ValueError, match=rf"probability={probability} .* smallest={smallest}"):
         Equivariance(probability, smallest)

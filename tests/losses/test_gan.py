@@ -1,4 +1,4 @@
-"""What the two play for: the published equations, and that each loss pulls its own way."""
+"""GAN losses: the published equations and the signs of their gradients."""
 
 import pytest
 import torch
@@ -9,19 +9,19 @@ from ldm.losses.gan import GANLoss, HingeLoss, NonSaturatingLoss
 REAL, FAKE = torch.tensor([2.0, 0.5]).view(2, 1, 1, 1), torch.tensor([-3.0, 1.0]).view(2, 1, 1, 1)
 
 
-def test_hinge_by_hand() -> None:
+def test_hinge_loss_by_hand() -> None:
     assert HingeLoss().discriminator(REAL, FAKE).item() == 0.5 * ((0 + 0.5) / 2 + (0 + 2) / 2)
     assert HingeLoss().generator(FAKE).item() == 1.0
 
 
-def test_with_hinge_the_discriminator_learns_within_its_margin_only() -> None:
+def test_the_hinge_loss_has_gradients_only_within_its_margin() -> None:
     real, fake = REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()
     HingeLoss().discriminator(real, fake).backward()
     assert real.grad.flatten().tolist() == [0.0, -0.25]
     assert fake.grad.flatten().tolist() == [0.0, 0.25]
 
 
-def test_non_saturating_is_cross_entropy() -> None:
+def test_the_non_saturating_loss_is_cross_entropy() -> None:
     real, fake = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
     expected = cross_entropy(real, torch.ones_like(real)) + cross_entropy(fake, torch.zeros_like(fake))
     torch.testing.assert_close(NonSaturatingLoss().discriminator(real, fake), expected / 2)
@@ -30,14 +30,14 @@ def test_non_saturating_is_cross_entropy() -> None:
     )
 
 
-@pytest.mark.parametrize("game", [HingeLoss(), NonSaturatingLoss()])
-def test_each_pulls_its_own_way(game: GANLoss) -> None:
+@pytest.mark.parametrize("gan_loss", [HingeLoss(), NonSaturatingLoss()])
+def test_discriminator_and_generator_have_opposite_gradients(gan_loss: GANLoss) -> None:
     real, fake = torch.zeros(1, 1, 2, 2, requires_grad=True), torch.zeros(1, 1, 2, 2, requires_grad=True)
-    of_real, of_fake = torch.autograd.grad(game.discriminator(real, fake), (real, fake))
-    (of_generator,) = torch.autograd.grad(game.generator(fake), fake)
-    assert (of_real < 0).all() and (of_fake > 0).all() and (of_generator < 0).all()
+    real_grad, fake_grad = torch.autograd.grad(gan_loss.discriminator(real, fake), (real, fake))
+    (generator_grad,) = torch.autograd.grad(gan_loss.generator(fake), fake)
+    assert (real_grad < 0).all() and (fake_grad > 0).all() and (generator_grad < 0).all()
 
 
-def test_hinge_is_content_beyond_its_margin_and_the_generator_never() -> None:
+def test_the_hinge_loss_is_0_beyond_its_margin_for_the_discriminator_only() -> None:
     assert HingeLoss().discriminator(torch.full((1, 1, 1, 1), 1.5), torch.full((1, 1, 1, 1), -1.5)) == 0
     assert HingeLoss().generator(torch.full((1, 1, 1, 1), 3.0)) == -3

@@ -14,5 +14,5 @@ def test_its_optimum_is_the_log_of_the_distance() -> None:
     assert scale.s.exp().item() == pytest.approx(0.3, rel=1e-3)
 
 
-def test_at_scale_0_it_is_the_distance() -> None:
+def test_with_s_0_it_is_the_distance() -> None:
     assert LearnedLogVar()(torch.tensor(0.7)) == torch.tensor(0.7)

@@ -44,7 +44,7 @@ def test_residual_block_is_its_equation() -> None:
 
 
 @pytest.mark.parametrize("scale_shift_norm", [False, True])
-def test_time_residual_block_starts_as_the_identity_and_hears_time(scale_shift_norm: bool) -> None:
+def test_time_residual_block_starts_as_the_identity_and_depends_on_time(scale_shift_norm: bool) -> None:
     block = TimeResidualBlock(8, 8, 16, dropout=0.0, scale_shift_norm=scale_shift_norm)
     x, e = torch.randn(2, 8, 4, 4), torch.randn(2, 16)
     assert torch.equal(block(x, e), x)

@@ -11,7 +11,7 @@ def test_sample_has_the_mean_and_std() -> None:
     assert abs(samples.mean() - 3) < 0.05 and abs(samples.std() - 0.5) < 0.05
 
 
-def test_kl_is_torchs_in_nats_summed_over_a_latent() -> None:
+def test_kl_equals_torchs_in_nats_summed_over_a_latent() -> None:
     mean, std = torch.randn(3, 2, 4, 4), torch.rand(3, 2, 4, 4) + 0.1
     unit = Normal(torch.zeros_like(mean), torch.ones_like(std))
     expected = kl_divergence(Independent(Normal(mean, std), 3), Independent(unit, 3))
@@ -33,14 +33,14 @@ def test_the_posterior_is_fp32_under_autocast() -> None:
     assert q.mean.dtype == q.std.dtype == torch.float32
 
 
-def test_the_kl_is_counted_per_image_dimension() -> None:
+def test_the_kl_is_per_image_dimension() -> None:
     posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
     terms = KLBottleneck(4, weight=0.01).terms(posterior, 3 * 16 * 16)
     assert terms["kl"].item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))
     assert terms["penalty"].item() == pytest.approx(0.01 * terms["kl"].item())
 
 
-def test_without_a_bottleneck_latents_are_what_the_encoder_gives() -> None:
+def test_without_a_bottleneck_latents_are_the_encoders_output() -> None:
     bottleneck, h = NoBottleneck(4), torch.randn(2, 4, 3, 3)
     posterior = bottleneck.posterior(h)
     assert torch.equal(bottleneck.expand(posterior.sample(torch.randn_like(h))), h)

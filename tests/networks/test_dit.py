@@ -1,4 +1,4 @@
-"""The transformer denoiser: the published one's numbers, and that it is a U-Net's equal from outside."""
+"""DiT: parity with the published network, and the same interface as the U-Net."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tests.support.diffusers_names import dit_state
 from tests.support.gradients import assert_same_gradients
 
 
-def shaken(model: nn.Module) -> nn.Module:
+def perturb(model: nn.Module) -> nn.Module:
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return model
@@ -32,13 +32,13 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-def with_embeddings_summed(theirs: nn.Module) -> dict[str, Tensor]:
-    """The peer's gradients; its blocks embed time and class each with a copy of what ours share."""
+def sum_embedding_gradients(theirs: nn.Module) -> dict[str, Tensor]:
+    """Return diffusers' gradients, summed over its blocks' copies of the embeddings that our blocks share."""
     gradients = {name: p.grad.clone() for name, p in theirs.named_parameters() if p.grad is not None}
     for name in list(gradients):
-        block, found, rest = name.partition(".norm1.emb.")
-        first = f"transformer_blocks.0{found}{rest}"
-        if found and name != first:
+        _, separator, rest = name.partition(".norm1.emb.")
+        first = f"transformer_blocks.0{separator}{rest}"
+        if separator and name != first:
             gradients[first] += gradients[name]
     return gradients
 
@@ -53,10 +53,10 @@ def test_it_equals_diffusers_with_its_gradients() -> None:
         num_embeds_ada_norm=10,
         norm_eps=1e-6,
     ).eval()
-    shaken(theirs)
+    perturb(theirs)
     for block in theirs.transformer_blocks:
         block.norm1.emb.load_state_dict(theirs.transformer_blocks[0].norm1.emb.state_dict())
-        # Theirs are 10000^(-i/127), the paper's and the published weights' 10000^(-i/128).
+        # Diffusers has 10000^(-i/127), the paper and the published weights 10000^(-i/128).
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     ours = DiT(4, 8, patch=2, channels=32, depth=2, num_heads=2, num_labels=11)
     ours.load_state_dict(dit_state(theirs.state_dict()))
@@ -73,7 +73,7 @@ def test_it_equals_diffusers_with_its_gradients() -> None:
         results.append([y, z.grad])
     for mine, other in zip(*results, strict=True):
         assert relative_error(mine, other) < 1e-4
-    assert_same_gradients(ours, dit_state(with_embeddings_summed(theirs)))
+    assert_same_gradients(ours, dit_state(sum_embedding_gradients(theirs)))
 
 
 def test_xl_2_has_the_published_cost() -> None:
@@ -84,7 +84,7 @@ def test_xl_2_has_the_published_cost() -> None:
             model(torch.ones(1, 4, 32, 32), torch.ones(1), Conditioning(vector=torch.ones(1, 1)))
     assert (
         sum(p.numel() for p in model.parameters()) == 674_834_720
-    )  # they count 294,912 fixed positions, too
+    )  # they also count 294,912 fixed positions
     assert counter.get_total_flops() / 2e9 == pytest.approx(118.6, abs=0.1)
 
 
@@ -96,16 +96,16 @@ def test_it_starts_at_zero_and_every_block_as_the_identity() -> None:
     assert torch.equal(y, torch.zeros(2, 4, 8, 8))
 
 
-def test_it_begins_as_published() -> None:
-    """Xavier's weights, a patch's as a linear layer's, zero biases, N(0, 0.02²) of time and vector."""
+def test_its_initialisation_is_the_published_one() -> None:
+    """Xavier weights, also of the patch convolution, zero biases, N(0, 0.02²) for time and vector."""
     model = small(context_channels=12, vector_channels=10)
     block, xavier = model.blocks[1], {}
-    for layer in (model.patches_in, block.self_attention.qkv, block.self_attention.out, block.widen):
+    for layer in (model.patches_in, block.self_attention.qkv, block.self_attention.out, block.fc1):
         xavier[layer] = (2 / sum(layer.weight.flatten(1).shape)) ** 0.5
-    xavier |= {block.narrow: (2 / 160) ** 0.5, block.cross_attention.kv: (2 / (12 + 64)) ** 0.5}
+    xavier |= {block.fc2: (2 / 160) ** 0.5, block.cross_attention.kv: (2 / (12 + 64)) ** 0.5}
     embeddings = (model.time_embedding, model.vector_embedding)
-    narrow = {layer: 0.02 for embed in embeddings for layer in (embed.linear_in, embed.linear_out)}
-    for layer, std in (xavier | narrow).items():
+    normal = {layer: 0.02 for embed in embeddings for layer in (embed.linear_in, embed.linear_out)}
+    for layer, std in (xavier | normal).items():
         assert layer.weight.std().item() == pytest.approx(std, rel=0.15)
         assert layer.weight.mean().abs() < 0.2 * std and (layer.bias is None or not layer.bias.any())
         limit = 3**0.5 * std if layer in xavier else torch.inf
@@ -114,15 +114,17 @@ def test_it_begins_as_published() -> None:
         assert not any(p.any() for p in layer.parameters())
 
 
-def test_every_place_has_its_own_position() -> None:
+def test_every_position_has_its_own_embedding() -> None:
     table = sincos_positions(3, 5, 32, torch.device("cpu"))
     assert torch.cdist(table, table).add(torch.eye(15)).min() > 0.1
-    assert torch.equal(table.view(3, 5, 32)[0, :, :16], table.view(3, 5, 32)[2, :, :16]), "a column's half"
+    assert torch.equal(table.view(3, 5, 32)[0, :, :16], table.view(3, 5, 32)[2, :, :16]), (
+        "the first half encodes the column"
+    )
 
 
 @pytest.mark.parametrize("slot", ["t", "context", "vector", "concat"])
 def test_every_slot_reaches_the_output_of_its_own_sample(slot: str) -> None:
-    model = shaken(small(in_channels=7, context_channels=12, vector_channels=10))
+    model = perturb(small(in_channels=7, context_channels=12, vector_channels=10))
     inputs = {
         "t": torch.tensor([10.0, 10.0]),
         "context": torch.randn(2, 5, 12),
@@ -133,8 +135,8 @@ def test_every_slot_reaches_the_output_of_its_own_sample(slot: str) -> None:
     changed = {k: v.clone() for k, v in inputs.items()}
     changed[slot][1] += 1
     before, after = (
-        model(z_t, given["t"], Conditioning(given["context"], given["vector"], given["concat"]))
-        for given in (inputs, changed)
+        model(z_t, values["t"], Conditioning(values["context"], values["vector"], values["concat"]))
+        for values in (inputs, changed)
     )
     assert torch.allclose(before[0], after[0], atol=1e-5) and not torch.allclose(
         before[1], after[1], atol=1e-3
@@ -142,34 +144,39 @@ def test_every_slot_reaches_the_output_of_its_own_sample(slot: str) -> None:
 
 
 def test_recomputing_blocks_changes_no_gradient() -> None:
-    kept = shaken(small(num_labels=3))
+    plain = perturb(small(num_labels=3))
     recomputed = small(num_labels=3, activation_checkpointing=True)
-    recomputed.load_state_dict(kept.state_dict())
+    recomputed.load_state_dict(plain.state_dict())
     z_t, cond = torch.randn(2, 4, 8, 8), Conditioning(vector=torch.tensor([[0.0], [2.0]]))
-    for model in (kept, recomputed):
+    for model in (plain, recomputed):
         model(z_t, torch.ones(2), cond).square().mean().backward()
-    for a, b in zip(kept.parameters(), recomputed.parameters(), strict=True):
+    for a, b in zip(plain.parameters(), recomputed.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
 
 
-def test_it_trains_and_draws_in_a_unets_place() -> None:
+def test_it_trains_and_samples_in_place_of_a_unet() -> None:
     dit = DiT(4, 4, patch=2, channels=32, depth=2, num_heads=2, context_channels=8, vector_channels=8)
     conditioner = tiny.diffusion().conditioner
     model = LatentDiffusion(dit, tiny.autoencoder(), conditioner, Cosine(100, 0.008, 0.999), V())
     before = tiny.snapshot(model)
     tiny.fit(tiny.second_stage(model), [tiny.batch(4)] * 4)
-    moved = tiny.changed(model, before)
+    changed = tiny.changed(model, before)
     for name in ("patches_in", "blocks.0.self_attention.qkv", "blocks.1.cross_attention.kv"):
-        assert f"denoiser.{name}.weight" in moved, name
-    assert not any(name.startswith("first_stage.") for name in moved)
-    drawn = model.generate(
-        {"caption": ["a red square"]}, [0], (16, 16), ddim, trailing(model.schedule, 2), scale=2.0
+        assert f"denoiser.{name}.weight" in changed, name
+    assert not any(name.startswith("first_stage.") for name in changed)
+    samples = model.generate(
+        {"caption": ["a red square"]},
+        [0],
+        (16, 16),
+        sampler=ddim,
+        times=trailing(model.schedule, 2),
+        scale=2.0,
     )
-    assert drawn.shape == (1, 3, 16, 16) and drawn.isfinite().all()
+    assert samples.shape == (1, 3, 16, 16) and samples.isfinite().all()
 
 
 def test_wrong_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"latents of \(8, 7\) do not divide by the DiT's factor 2"):
+    with pytest.raises(ValueError, match=r"latents of \(8, 7\): the DiT .* 2"):
         small()(torch.ones(1, 4, 8, 7), torch.ones(1), Conditioning())
-    with pytest.raises(ValueError, match="34 channels do not divide by 4"):
+    with pytest.raises(ValueError, match="channels=34: .* multiple of 4"):
         DiT(4, 4, patch=2, channels=34, depth=1, num_heads=2)

@@ -7,7 +7,7 @@ from ldm.networks.patch_autoencoder import PatchDecoder, PatchEncoder
 
 
 @pytest.mark.parametrize(("patch", "attention"), [(4, False), (8, True)])
-def test_the_pair_goes_there_and_back(patch: int, attention: bool) -> None:
+def test_it_encodes_and_decodes(patch: int, attention: bool) -> None:
     encoder = PatchEncoder(
         patch=patch, channels=16, num_res_blocks=2, mid_attention=attention, out_channels=10
     )
@@ -19,21 +19,21 @@ def test_the_pair_goes_there_and_back(patch: int, attention: bool) -> None:
     assert model.downsampling == patch
 
 
-def test_a_place_of_the_latent_is_a_patch_of_the_image() -> None:
-    """With convolutions that see one place alone, a latent's place touches its own patch and no other."""
+def test_a_latent_position_is_a_patch_of_the_image() -> None:
+    """With 1x1 kernels, a latent position affects only its own patch."""
     decoder = PatchDecoder(patch=4, channels=8, num_res_blocks=0, in_channels=2)
     decoder.norm_out = torch.nn.Identity()
     for conv in (decoder.conv_in, decoder.to_pixels, decoder.conv_pixels, decoder.conv_out):
         conv.weight.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     z = torch.randn(1, 2, 3, 3)
-    other = z.clone()
-    other[:, :, 1, 2] += 1
-    changed = (decoder(z) != decoder(other)).any(1)[0]
+    modified = z.clone()
+    modified[:, :, 1, 2] += 1
+    changed = (decoder(z) != decoder(modified)).any(1)[0]
     expected = torch.zeros(12, 12, dtype=torch.bool)
     expected[4:8, 8:12] = True
     assert torch.equal(changed, expected)
 
 
-def test_the_last_layer_is_the_one_that_gives_pixels() -> None:
+def test_the_last_layer_outputs_pixels() -> None:
     decoder = PatchDecoder(patch=4, channels=8, in_channels=2)
     assert decoder.last_layer is decoder.conv_out.weight

@@ -1,4 +1,4 @@
-"""Tile by tile is as untiled, everywhere and for every kind of first stage."""
+"""Tiled results equal untiled ones for every kind of first stage."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from ldm.networks.attention import AttentionBlock
 from ldm.networks.autoencoder import Autoencoder, Decoder, DecoderBase, Encoder, EncoderBase
 from ldm.networks.bottleneck import Bottleneck, KLBottleneck, NoBottleneck
 from ldm.networks.dc_ae import DeepDecoder, DeepEncoder
-from ldm.networks.identity_autoencoder import PixelDecoder, PixelEncoder
+from ldm.networks.identity_autoencoder import IdentityDecoder, IdentityEncoder
 from ldm.networks.patch_autoencoder import PatchDecoder, PatchEncoder
 from ldm.networks.vector_quantizer import VQBottleneck
 
@@ -44,26 +44,26 @@ KINDS: dict[str, Callable[[], Autoencoder]] = {
     "patches": lambda: patches(KLBottleneck(4), attention=False),
     "patches with attention": lambda: patches(KLBottleneck(4), attention=True),
     "patches with VQ": lambda: patches(VQBottleneck(4, 30), attention=False),
-    "pixels": lambda: Autoencoder(PixelEncoder(), PixelDecoder(), NoBottleneck(3)),
+    "pixels": lambda: Autoencoder(IdentityEncoder(), IdentityDecoder(), NoBottleneck(3)),
 }
 
 
-def model(kind: str = "KL") -> Autoencoder:
-    """Of random weights, the norms' too, and of statistics other than 0 and 1."""
+def build(kind: str = "KL") -> Autoencoder:
+    """Return an autoencoder with random weights, also in norms, and latent statistics other than 0 and 1."""
     torch.manual_seed(0)
-    made = KINDS[kind]()
-    for p in made.parameters():
+    autoencoder = KINDS[kind]()
+    for p in autoencoder.parameters():
         p.data += 0.1 * torch.randn_like(p)
-    made.set_latent_statistics(0.3, 2.0)
-    return made
+    autoencoder.set_latent_statistics(0.3, 2.0)
+    return autoencoder
 
 
 @pytest.mark.parametrize(("tile", "size"), [(3, (16, 24)), (5, (40, 12)), (8, (16, 24)), (1000, (16, 24))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_equals_the_untiled(kind: str, tile: int, size: tuple[int, int]) -> None:
-    autoencoder, x, results = model(kind), torch.randn(2, 3, *size), []
-    places = (autoencoder.latent_channels, *(side // autoencoder.downsampling for side in size))
-    noise, z_0 = torch.randn(2, *places), torch.randn(2, *places)
+    autoencoder, x, results = build(kind), torch.randn(2, 3, *size), []
+    shape = (autoencoder.latent_channels, *(length // autoencoder.downsampling for length in size))
+    noise, z_0 = torch.randn(2, *shape), torch.randn(2, *shape)
     for autoencoder.tile in (None, tile):
         with torch.no_grad():
             posterior = autoencoder.posterior(x)
@@ -74,7 +74,7 @@ def test_it_equals_the_untiled(kind: str, tile: int, size: tuple[int, int]) -> N
 
 
 def test_it_equals_the_untiled_in_half_precision() -> None:
-    autoencoder, z_0, results = model(), torch.randn(1, 4, 6, 8), []
+    autoencoder, z_0, results = build(), torch.randn(1, 4, 6, 8), []
     for autoencoder.tile in (None, 7):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             results.append(autoencoder.decode(z_0))
@@ -82,37 +82,37 @@ def test_it_equals_the_untiled_in_half_precision() -> None:
     assert ((results[0] - results[1]).norm() / results[0].norm()).item() < 0.02
 
 
-def test_tiles_apart_would_not_do() -> None:
-    """What is avoided: a half decoded alone has other statistics and another border."""
-    autoencoder, z_0 = model(), torch.randn(1, 4, 4, 8)
+def test_decoding_tiles_separately_differs() -> None:
+    """The reason for this module: half a latent decoded alone has other norm statistics and borders."""
+    autoencoder, z_0 = build(), torch.randn(1, 4, 4, 8)
     with torch.no_grad():
         whole, half = autoencoder.decode(z_0), autoencoder.decode(z_0[..., :4])
     assert (whole[..., :8] - half[..., :8]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pixels"])
-def test_no_convolution_and_no_norm_sees_more_than_a_tile(kind: str) -> None:
-    autoencoder, sides, entered = model(kind), [], []
+def test_no_convolution_and_no_norm_gets_more_than_a_tile(kind: str) -> None:
+    autoencoder, lengths, called = build(kind), [], []
     autoencoder.tile, convolve = 4, torch.nn.functional.conv2d
     for module in (*autoencoder.encoder.modules(), *autoencoder.decoder.modules()):
-        module.register_forward_pre_hook(lambda module, _: entered.append(type(module)))
+        module.register_forward_pre_hook(lambda module, _: called.append(type(module)))
 
-    def watched(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
-        sides.append(max(x.shape[-2:]))
+    def recorded_conv2d(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
+        lengths.append(max(x.shape[-2:]))
         return convolve(x, weight, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling.F, "conv2d", watched)
+        patch.setattr(tiling.F, "conv2d", recorded_conv2d)
         autoencoder.posterior(torch.randn(1, 3, 32, 32))
         autoencoder.decode(torch.randn(1, 4, 8, 8))
-    assert 6 <= max(sides) <= 9, "4 and a margin of 1, or twice 4 and 1 where the size is halved"
+    assert 6 <= max(lengths) <= 9, "4 plus a margin of 1 on both sides, or 2 x 4 + 1 when downsampling"
     whole = {m for m in autoencoder.modules() if isinstance(m, AttentionBlock)}
     inside = {type(m) for block in whole for m in block.modules()} | {nn.Conv2d, nn.Identity}
-    assert set(entered) <= inside, "only attention and 1x1 convolutions are called as they are"
+    assert set(called) <= inside, "only attention and 1x1 convolutions are called directly"
 
 
-class Other(EncoderBase, DecoderBase):
-    """A network that nobody taught to tile."""
+class Untiled(EncoderBase, DecoderBase):
+    """A network without a tiled version."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,15 +123,15 @@ class Other(EncoderBase, DecoderBase):
         return x
 
 
-def test_what_it_cannot_do_is_refused() -> None:
-    other = Autoencoder(Other(), Other(), NoBottleneck(3))
-    other.tile = 8
-    with pytest.raises(ValueError, match="Other cannot be computed tile by tile: give tile=null"):
-        other.decode(torch.randn(1, 3, 4, 4))
-    autoencoder = model()
+def test_unsupported_layers_tiles_and_sizes_are_refused() -> None:
+    untiled = Autoencoder(Untiled(), Untiled(), NoBottleneck(3))
+    untiled.tile = 8
+    with pytest.raises(ValueError, match="Untiled .* tile=null"):
+        untiled.decode(torch.randn(1, 3, 4, 4))
+    autoencoder = build()
     autoencoder.tile = 0
-    with pytest.raises(ValueError, match="at least 1 place a side, not 0"):
+    with pytest.raises(ValueError, match="tile=0: .* at least 1"):
         autoencoder.decode(torch.randn(1, 4, 4, 4))
     autoencoder.tile = 8
-    with pytest.raises(ValueError, match="18x16 pixels do not divide by the factor 4"):
+    with pytest.raises(ValueError, match="18x16 pixels: .* multiples of 4"):
         autoencoder.posterior(torch.randn(1, 3, 18, 16))

@@ -6,7 +6,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from ldm.networks import vector_quantizer
-from ldm.networks.vector_quantizer import VQBottleneck, count, perplexity
+from ldm.networks.vector_quantizer import VQBottleneck, count_codes, perplexity
 
 
 def small(num_codes: int = 12, **options: float | bool | int) -> VQBottleneck:
@@ -16,7 +16,7 @@ def small(num_codes: int = 12, **options: float | bool | int) -> VQBottleneck:
     return bottleneck
 
 
-def test_a_code_is_the_nearest_one_in_any_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_code_is_the_nearest_one_for_any_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     bottleneck, z = small(), torch.randn(2, 3, 5, 4)
     distances = (z[:, None] - bottleneck.codebook.weight[None, :, :, None, None]).square().sum(2)
     assert torch.equal(bottleneck.codes(z), distances.argmin(1))
@@ -24,7 +24,7 @@ def test_a_code_is_the_nearest_one_in_any_portions(monkeypatch: pytest.MonkeyPat
     assert torch.equal(bottleneck.codes(z), distances.argmin(1))
 
 
-def test_diffusion_sees_the_latent_and_the_decoder_a_code() -> None:
+def test_diffusion_uses_the_latent_and_the_decoder_its_code() -> None:
     bottleneck, h = small(), torch.randn(2, 3, 4, 4)
     posterior = bottleneck.posterior(h)
     z = posterior.sample(torch.randn_like(h))
@@ -33,7 +33,7 @@ def test_diffusion_sees_the_latent_and_the_decoder_a_code() -> None:
     torch.testing.assert_close(bottleneck.expand(z), bottleneck.from_latent(quantised))
 
 
-def test_the_gradient_passes_straight() -> None:
+def test_the_gradient_is_straight_through() -> None:
     bottleneck, z = small(), torch.randn(1, 3, 2, 2, requires_grad=True)
     bottleneck.from_latent = torch.nn.Identity()
     direction = torch.randn(1, 3, 2, 2)
@@ -42,7 +42,7 @@ def test_the_gradient_passes_straight() -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_beta_weighs_the_commitment_and_in_legacy_models_the_other_term(legacy: bool) -> None:
+def test_beta_weights_the_commitment_and_in_legacy_models_the_other_term(legacy: bool) -> None:
     bottleneck = small(beta=0.25, weight=2.0, legacy=legacy)
     h = torch.randn(1, 3, 2, 2)
     bottleneck.to_latent = torch.nn.Identity()
@@ -58,87 +58,87 @@ def test_beta_weighs_the_commitment_and_in_legacy_models_the_other_term(legacy: 
 
 
 def grid(num_codes: int = 16) -> VQBottleneck:
-    """Code k is k, so that a map of whole numbers says which codes it takes."""
+    """Return a bottleneck whose code k is the number k, so that a map of integers selects its codes."""
     bottleneck = VQBottleneck(1, num_codes)
     bottleneck.to_latent = torch.nn.Identity()
     bottleneck.codebook.weight.data = torch.arange(num_codes).float()[:, None]
     return bottleneck
 
 
-def take(bottleneck: VQBottleneck, *codes: int) -> None:
+def quantize(bottleneck: VQBottleneck, *codes: int) -> None:
     bottleneck.terms(bottleneck.posterior(torch.tensor(codes).float().view(1, 1, 1, -1)), 1)
 
 
-def told(bottleneck: VQBottleneck) -> tuple[float, float]:
+def measure_usage(bottleneck: VQBottleneck) -> tuple[float, float]:
     metrics = bottleneck.metrics()
     return round(16 * metrics["codes_used"].item(), 4), round(metrics["perplexity"].item(), 4)
 
 
 def test_perplexity() -> None:
-    counts = count(torch.tensor([[[0, 0], [3, 3]]]), 5)
+    counts = count_codes(torch.tensor([[[0, 0], [3, 3]]]), 5)
     assert counts.tolist() == [2, 0, 0, 2, 0]
     assert perplexity(counts).item() == pytest.approx(2) and perplexity(
         torch.ones(7)
     ).item() == pytest.approx(7)
 
 
-def test_usage_is_of_all_passes_since_it_was_told_last() -> None:
-    """Means over passes would say 2 codes of each other's 4, and never more than one pass has places."""
+def test_usage_covers_all_passes_since_the_last_metrics() -> None:
+    """Means over passes would be 2 codes instead of 4, and never more than one pass has positions."""
     bottleneck = grid()
-    take(bottleneck, 0, 1)
-    take(bottleneck, 2, 3)
-    assert told(bottleneck) == (4, 4)
-    take(bottleneck, 5, 5)
-    assert told(bottleneck) == (1, 1), "counted from nothing again"
+    quantize(bottleneck, 0, 1)
+    quantize(bottleneck, 2, 3)
+    assert measure_usage(bottleneck) == (4, 4)
+    quantize(bottleneck, 5, 5)
+    assert measure_usage(bottleneck) == (1, 1), "counts restart from 0"
 
 
-def test_usage_of_validation_is_counted_apart() -> None:
+def test_usage_in_validation_is_counted_separately() -> None:
     bottleneck = grid()
-    take(bottleneck, 0, 1, 2)
+    quantize(bottleneck, 0, 1, 2)
     bottleneck.eval()
-    take(bottleneck, 7)
-    take(bottleneck, 8)
-    assert told(bottleneck) == (2, 2)
+    quantize(bottleneck, 7)
+    quantize(bottleneck, 8)
+    assert measure_usage(bottleneck) == (2, 2)
     bottleneck.train()
-    assert told(bottleneck) == (3, 3)
+    assert measure_usage(bottleneck) == (3, 3)
 
 
-def test_counting_goes_on_from_a_tally_and_is_no_part_of_the_weights() -> None:
-    bottleneck, other = grid(), grid()
+def test_counting_resumes_from_saved_counts_that_are_not_in_the_state_dict() -> None:
+    bottleneck, resumed = grid(), grid()
     before = set(bottleneck.state_dict())
-    take(bottleneck, 0, 1)
-    other.restore(bottleneck.codebook_counts())
-    take(bottleneck, 2, 3)
-    take(other, 2, 3)
-    assert told(bottleneck) == told(other) == (4, 4)
+    quantize(bottleneck, 0, 1)
+    resumed.restore(bottleneck.codebook_counts())
+    quantize(bottleneck, 2, 3)
+    quantize(resumed, 2, 3)
+    assert measure_usage(bottleneck) == measure_usage(resumed) == (4, 4)
     assert set(bottleneck.state_dict()) == before
 
 
-def one_of_two(rank: int, store: str) -> None:
+def run_rank(rank: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     bottleneck = grid()
     for first in (0, 4):
-        take(bottleneck, first + 2 * rank, first + 2 * rank + 1)
+        quantize(bottleneck, first + 2 * rank, first + 2 * rank + 1)
     assert bottleneck.codebook_counts().tolist() == [1] * 8 + [0] * 8
-    assert told(bottleneck) == (8, 8), "what both took, in two passes"
+    assert measure_usage(bottleneck) == (8, 8), "codes of both ranks, in two passes"
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.multiprocess
-def test_usage_is_of_all_ranks(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path / "store"),), 2, start_method="fork")
+def test_usage_covers_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(run_rank, (str(tmp_path / "store"),), 2, start_method="fork")
 
 
-TAKEN = torch.tensor(True)
+ACCEPTED = torch.tensor(True)
 
 
 def step(bottleneck: VQBottleneck) -> None:
     for _ in range(2):  # micro-batches of one step
         bottleneck.terms(bottleneck.posterior(torch.randn(2, 3, 4, 4)), 1)
-    bottleneck.after_step(TAKEN)
+    bottleneck.after_step(ACCEPTED)
 
 
-def test_a_dead_code_moves_to_a_latent_when_its_time_has_come() -> None:
+def test_an_unused_code_moves_to_a_latent_after_revive_after_steps() -> None:
     bottleneck = small(num_codes=4, revive_after=3)
     bottleneck.codebook.weight.data += torch.tensor([0, 1e3, 1e3, 1e3])[:, None]
     alive = bottleneck.codebook.weight[0].clone()
@@ -151,20 +151,20 @@ def test_a_dead_code_moves_to_a_latent_when_its_time_has_come() -> None:
     assert torch.equal(bottleneck.codebook.weight[0], alive)
 
 
-def test_no_code_moves_behind_a_step_that_was_not_taken() -> None:
-    """Its latents may be NaN, as those of a step that the guard skips; the next step's are taken."""
+def test_no_code_moves_after_a_rejected_step() -> None:
+    """Its latents may be NaN, as in a step skipped by the guard; the next step's latents are used."""
     bottleneck = small(num_codes=4, revive_after=2)
     bottleneck.codebook.weight.data += torch.tensor([0, 1e3, 1e3, 1e3])[:, None]
     step(bottleneck)
     before = bottleneck.codebook.weight.clone()
     bottleneck.terms(bottleneck.posterior(torch.full((2, 3, 4, 4), torch.nan)), 1)
-    bottleneck.after_step(~TAKEN)
+    bottleneck.after_step(~ACCEPTED)
     assert torch.equal(bottleneck.codebook.weight, before) and bottleneck.idle.tolist() == [0, 1, 1, 1]
     step(bottleneck)
     assert bottleneck.codebook.weight.abs().max() < 50 and not bottleneck.idle.any()
 
 
-def test_codes_do_not_move_in_validation_nor_frozen_nor_where_none_revive() -> None:
+def test_codes_do_not_move_in_validation_when_frozen_or_without_revival() -> None:
     validating, frozen, plain = small(revive_after=1).eval(), small(revive_after=1), small()
     frozen.requires_grad_(False)
     for bottleneck in (validating, frozen, plain):

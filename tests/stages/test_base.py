@@ -1,4 +1,4 @@
-"""What both stages share."""
+"""The base class of both stages."""
 
 from functools import partial
 
@@ -10,14 +10,14 @@ from ldm.callbacks.checkpoint import Checkpoint, newest_checkpoint
 from tests.support import tiny
 
 
-def test_micro_batches_share_out_the_batch():
+def test_micro_batches_cover_the_batch():
     stage = tiny.first_stage(micro_batch_size=3)
     parts = list(stage.micro_batches(tiny.batch(8)))
     assert [len(part["position"]) for part, _ in parts] == [3, 3, 2]
     assert [len(part["caption"]) for part, _ in parts] == [3, 3, 2]
-    assert [share for _, share in parts] == [3 / 8, 3 / 8, 2 / 8]
+    assert [fraction for _, fraction in parts] == [3 / 8, 3 / 8, 2 / 8]
     assert torch.equal(torch.cat([part["image"] for part, _ in parts]), tiny.batch(8)["image"])
-    assert [share for _, share in tiny.first_stage().micro_batches(tiny.batch(8))] == [1.0]
+    assert [fraction for _, fraction in tiny.first_stage().micro_batches(tiny.batch(8))] == [1.0]
 
 
 def test_pixels_span_minus_one_to_one():
@@ -36,15 +36,15 @@ def test_the_gradient_is_clipped_to_its_norm():
 
 
 def test_the_global_generator_follows_seed_and_step():
-    stage, drawn = tiny.first_stage(), []
-    stage.on_train_batch_end = lambda *_: drawn.append(torch.rand(1).item())
+    stage, numbers = tiny.first_stage(), []
+    stage.on_train_batch_end = lambda *_: numbers.append(torch.rand(1).item())
     tiny.fit(stage, [tiny.batch(1)] * 3)
     torch.manual_seed(99)
     tiny.fit(stage, [tiny.batch(1)] * 3)
-    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3
+    assert numbers[:3] == numbers[3:] and len(set(numbers)) == 3
 
 
-def test_one_row_every_so_many_steps():
+def test_a_log_row_every_log_every_steps():
     stage, rows = tiny.first_stage(log_every=3), []
     stage.record = lambda values: rows.append((stage.global_step, set(values)))
     tiny.fit(stage, [tiny.batch(1)] * 7)
@@ -56,7 +56,7 @@ STAGES = [lambda: tiny.first_stage(adversary=tiny.adversary(start=0)), tiny.seco
 
 
 @pytest.mark.parametrize("build", STAGES, ids=["first", "second"])
-def test_the_rate_follows_its_schedule(build):
+def test_the_learning_rate_follows_its_schedule(build):
     stage, rates = build(), []
     stage.record = lambda values: rates.append(values["train/learning_rate"])
     trainer = tiny.fit(stage, [tiny.batch(1)] * 4)
@@ -66,16 +66,16 @@ def test_the_rate_follows_its_schedule(build):
 
 
 @pytest.mark.parametrize("build", STAGES, ids=["first", "second"])
-def test_no_gradient_stays_for_the_next_batch(build):
+def test_gradients_are_reset_after_the_step(build):
     stage = build()
     tiny.fit(stage, [tiny.batch(1)])
     assert all(p.grad is None for p in stage.parameters())
 
 
 @pytest.mark.parametrize("build", [tiny.first_stage, tiny.second_stage], ids=["first", "second"])
-def test_micro_batches_give_loss_and_gradient_of_the_whole(build):
+def test_micro_batches_give_loss_and_gradient_of_the_whole_batch(build):
     trained = build()
-    tiny.fit(trained, [tiny.batch(4)] * 2)  # else the U-Net's last layer is zero and hides the rest
+    tiny.fit(trained, [tiny.batch(4)] * 2)  # the U-Net's last layer is initialised to zero
     start, losses, steps = tiny.snapshot(trained.model), {}, {}
     for size in (0, 3):
         stage = build(optimizer=partial(torch.optim.SGD, lr=1.0), micro_batch_size=size)
@@ -89,17 +89,17 @@ def test_micro_batches_give_loss_and_gradient_of_the_whole(build):
     assert steps[0].norm() > 1e-3 and difference < 1e-5
 
 
-def test_a_float64_run_goes_on_with_all_its_digits(tmp_path, monkeypatch):
+def test_a_resumed_float64_run_keeps_its_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    data, seen = tiny.data(tmp_path, 3), []
+    data, snapshots = tiny.data(tmp_path, 3), []
 
-    class Looks(Callback):
+    class Snapshot(Callback):
         def on_train_start(self, trainer, stage) -> None:
-            seen.append(tiny.snapshot(stage))
+            snapshots.append(tiny.snapshot(stage))
 
     tiny.trainer(2, [Checkpoint(str(tmp_path / "c"))], precision="64-true").fit(tiny.first_stage(), data)
     saved = newest_checkpoint(tmp_path / "c")
-    tiny.trainer(3, [Looks()], precision="64-true").fit(tiny.first_stage(), data, ckpt_path=saved)
+    tiny.trainer(3, [Snapshot()], precision="64-true").fit(tiny.first_stage(), data, ckpt_path=saved)
     weights = torch.load(saved, weights_only=True)["state_dict"]
     assert any((value.float() != value.to(torch.float32)).any() for value in weights.values())
-    assert all(torch.equal(seen[0][key], value) for key, value in weights.items())
+    assert all(torch.equal(snapshots[0][key], value) for key, value in weights.items())

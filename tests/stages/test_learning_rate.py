@@ -1,4 +1,4 @@
-"""The learning rate by step."""
+"""Factors of the learning rate by step."""
 
 import math
 
@@ -13,12 +13,19 @@ def test_warm_up_is_linear_and_ends_at_1():
 
 
 def test_the_cosine_falls_from_1_to_final():
-    rate = WarmUpCosine(total_steps=110, warmup_steps=10, final=0.2)
-    assert rate(0) == pytest.approx(0.1) and rate(10) == 1.0
-    assert rate(60) == pytest.approx(0.6) and rate(110) == pytest.approx(0.2) and rate(500) == rate(110)
-    assert rate(35) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
+    factor = WarmUpCosine(total_steps=110, warmup_steps=10, final=0.2)
+    assert factor(0) == pytest.approx(0.1) and factor(10) == 1.0
+    assert (
+        factor(60) == pytest.approx(0.6) and factor(110) == pytest.approx(0.2) and factor(500) == factor(110)
+    )
+    assert factor(35) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
 
 
 def test_a_warm_up_longer_than_training_is_refused():
-    with pytest.raises(ValueError, match="warm-up of 20 steps does not fit in 20 steps"):
+    with pytest.raises(ValueError, match="warmup_steps=20 .*total_steps=20"):
         WarmUpCosine(20, 20)
+
+
+def test_a_negative_warm_up_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps=-1"):
+        WarmUp(-1)

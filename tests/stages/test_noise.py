@@ -1,4 +1,4 @@
-"""Stage 2: what it draws in training, what validation measures, and a weighting that learns."""
+"""Stage 2: the random numbers of training, what validation measures, and a learned weighting."""
 
 import csv
 from functools import partial
@@ -19,12 +19,12 @@ from tests.support import tiny
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """What the objective is called with: z_0, eps, u and jitter by name, one dict a call."""
+def objective_calls(monkeypatch):
+    """Records the objective's z_0, eps, u and input_noise by name, one dict per call."""
     calls = []
 
     def spy(network, z_0, cond, eps, u, schedule, parameterization, weighting, times, input_noise=0.0):
-        calls.append({"z_0": z_0, "eps": eps, "u": u, "jitter": input_noise})
+        calls.append({"z_0": z_0, "eps": eps, "u": u, "input_noise": input_noise})
         at = schedule, parameterization, weighting, times
         return diffusion_loss(network, z_0, cond, eps, u, *at, input_noise)
 
@@ -35,64 +35,69 @@ def drawn(monkeypatch):
 OPTIONS = {"strata": 6, "offset_noise": 0.1, "input_perturbation": 0.2}
 
 
-def test_without_options_noise_and_time_are_the_keyed_ones_themselves(drawn):
+def test_without_options_noise_and_time_are_the_keyed_random_numbers(objective_calls):
     stage, batch = tiny.second_stage(), tiny.batch(6)
-    stage.loss(batch, dropout=True)
-    assert torch.equal(drawn[0]["eps"], stage.normal(batch, "eps", (4, 4, 4)))
-    assert torch.equal(drawn[0]["u"], stage.uniform(batch, "u")) and drawn[0]["jitter"] == 0
+    stage.training_losses(batch)
+    assert torch.equal(objective_calls[0]["eps"], stage.normal(batch, "eps", (4, 4, 4)))
+    assert (
+        torch.equal(objective_calls[0]["u"], stage.uniform(batch, "u"))
+        and objective_calls[0]["input_noise"] == 0
+    )
 
 
-def test_options_follow_positions_and_not_ranks(drawn):
+def test_options_follow_positions_and_not_ranks(objective_calls):
     stage = tiny.second_stage(**OPTIONS)
     for batch in (tiny.batch(6, 12), tiny.batch(3, 12), tiny.batch(3, 15)):
-        stage.loss(batch, dropout=True)
-    whole, *halves = drawn
-    for name in ("z_0", "eps", "u", "jitter"):
+        stage.training_losses(batch)
+    whole, *halves = objective_calls
+    for name in ("z_0", "eps", "u", "input_noise"):
         assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
 
 
-def test_strata_offset_and_perturbation_are_as_stated(drawn):
+def test_strata_offset_and_perturbation_have_the_stated_size(objective_calls):
     stage, batch = tiny.second_stage(**OPTIONS), tiny.batch(6, 12)
-    stage.loss(batch, dropout=True)
-    call = drawn[0]
+    stage.training_losses(batch)
+    call = objective_calls[0]
     assert (call["u"] * 6).floor().tolist() == [0, 1, 2, 3, 4, 5]
     offset = call["eps"] - stage.normal(batch, "eps", (4, 4, 4))
-    assert offset.flatten(2).std(2).max() < 1e-6, "one number a channel"
+    assert offset.flatten(2).std(2).max() < 1e-6, "one number per channel"
     assert offset[:, :, 0, 0].std().item() == pytest.approx(0.1, rel=0.4)
-    assert call["jitter"].std().item() == pytest.approx(0.2, rel=0.1)
-    assert not torch.equal(call["jitter"] / 0.2, call["eps"]), "another stream than eps"
+    assert call["input_noise"].std().item() == pytest.approx(0.2, rel=0.1)
+    assert not torch.equal(call["input_noise"] / 0.2, call["eps"]), "of another stream than eps"
 
 
-def test_options_do_not_reach_validation(drawn):
+def test_options_do_not_affect_validation(objective_calls):
     torch.manual_seed(0)
     plain = tiny.second_stage()
     other = tiny.second_stage(plain.model, weighting=LearnedUncertainty(Uniform()), **OPTIONS)
     torch.nn.init.ones_(other.weighting.weight)
-    assert torch.equal(*(s.loss(tiny.batch(6), dropout=False) for s in (plain, other)))
-    assert torch.equal(drawn[0]["eps"], drawn[1]["eps"]) and torch.equal(drawn[0]["u"], drawn[1]["u"])
-    assert drawn[1]["jitter"] == 0
+    assert torch.equal(*(s.validation_losses(tiny.batch(6))[0].mean() for s in (plain, other)))
+    assert torch.equal(objective_calls[0]["eps"], objective_calls[1]["eps"]) and torch.equal(
+        objective_calls[0]["u"], objective_calls[1]["u"]
+    )
+    assert objective_calls[1]["input_noise"] == 0
 
 
-def measured(stage, batches) -> dict[str, float]:
-    """What validation should find, image by image."""
+def expected_losses(stage, batches) -> dict[str, float]:
+    """What validation should log, computed image by image."""
     with torch.no_grad():
-        found = [stage.validation_losses(batch) for batch in batches]
-    losses, u = (torch.cat([f[i] for f in found]) for i in (0, 1))
+        pairs = [stage.validation_losses(batch) for batch in batches]
+    losses, u = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
     bins = [losses[(u * 10).floor() == i] for i in range(10)]
     return {"loss": losses.mean().item()} | {
         f"loss_{i}": values.mean().item() for i, values in enumerate(bins) if len(values)
     }
 
 
-def test_validation_records_every_noise_level_for_the_average_and_the_parameters(tmp_path):
+def test_validation_logs_every_noise_level_for_averaged_and_raw_weights(tmp_path):
     stage, ema = tiny.second_stage(), EMA(0.9)
     data, log = tiny.data(tmp_path / "shards", 3), tmp_path / "metrics.csv"
     tiny.trainer(3, [ema], log, validate_every=3).fit(stage, data)
     batches = list(data.val_dataloader())
     stage.eval()
-    raw = measured(stage, batches)
-    with ema.applied(stage):
-        averaged = measured(stage, batches)
+    raw = expected_losses(stage, batches)
+    with ema.use_averages(stage):
+        averaged = expected_losses(stage, batches)
     assert len(raw) > 5 and raw["loss"] != averaged["loss"]
     for prefix, expected in (("val", averaged), ("val/raw", raw)):
         for name, value in expected.items():
@@ -102,18 +107,18 @@ def test_validation_records_every_noise_level_for_the_average_and_the_parameters
     assert sum(c.startswith("val/") for c in columns) == len(raw) + len(averaged)
 
 
-def test_validation_without_an_average_measures_the_parameters(tmp_path):
+def test_validation_without_ema_measures_the_raw_weights(tmp_path):
     stage, log = tiny.second_stage(), tmp_path / "metrics.csv"
     data = tiny.data(tmp_path / "shards", 1)
     tiny.trainer(1, [], log, validate_every=1).fit(stage, data)
     stage.eval()
     assert tiny.column(log, "val/loss")[1] == pytest.approx(
-        measured(stage, list(data.val_dataloader()))["loss"], rel=1e-5
+        expected_losses(stage, list(data.val_dataloader()))["loss"], rel=1e-5
     )
     assert not any(c.startswith("val/raw") for c in next(csv.reader(log.open())))
 
 
-def test_validating_leaves_training_as_it_was(tmp_path):
+def test_validation_does_not_change_training(tmp_path):
     finals = []
     for every in (1, 10**6):
         torch.manual_seed(0)
@@ -125,15 +130,17 @@ def test_validating_leaves_training_as_it_was(tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_sums_of_two_ranks_are_those_of_one():
+def test_sums_over_two_ranks_equal_those_of_one():
     whole, parts = tiny.second_stage(), tiny.second_stage()
     parts.model.load_state_dict(whole.model.state_dict())
     with torch.no_grad():
         whole.measure(tiny.batch(8), "val")
         for first in (0, 4):
             parts.measure(tiny.batch(4, first), "val")
-    torch.testing.assert_close(whole.measured["val"], parts.measured["val"], rtol=1e-5, atol=1e-6)
-    assert torch.equal(whole.measured["val"][1], parts.measured["val"][1])
+    torch.testing.assert_close(
+        whole.validation_sums["val"], parts.validation_sums["val"], rtol=1e-5, atol=1e-6
+    )
+    assert torch.equal(whole.validation_sums["val"][1], parts.validation_sums["val"][1])
 
 
 @pytest.mark.multiprocess
@@ -150,24 +157,25 @@ def test_two_processes_measure_what_one_does(tmp_path):
         c for c in next(csv.reader(logs[1].open())) if c.startswith("val/")
     ]
     for name in columns:
-        one, two = (tiny.column(log, name) for log in logs)
-        assert one.keys() == two.keys() == {1, 2} and two == pytest.approx(one, rel=1e-4), name
+        single, double = (tiny.column(log, name) for log in logs)
+        assert single.keys() == double.keys() == {1, 2}, name
+        assert double == pytest.approx(single, rel=1e-4), name
 
 
 def test_a_learned_uncertainty_is_trained_and_neither_averaged_nor_exported():
     stage, ema = tiny.second_stage(weighting=LearnedUncertainty(Uniform())), EMA(0.9)
     before = tiny.snapshot(stage)
     optimizer = stage.configure_optimizers()["optimizer"]
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in [*stage.averaged_parameters().values(), stage.weighting.weight]}
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in [*stage.averaged_parameters().values(), stage.weighting.weight]}
     tiny.fit(stage, [tiny.batch(4)] * 3, [ema])
-    assert "weighting.weight" in tiny.changed(stage, before), "and a checkpoint keeps it"
+    assert "weighting.weight" in tiny.changed(stage, before), "and so a checkpoint has it"
     assert not any("weighting" in name for name in [*ema.averages, *stage.exported_tensors()])
 
 
 @pytest.mark.parametrize("option", [{"strata": 0}, {"offset_noise": -0.1}, {"input_perturbation": -1.0}])
 def test_options_out_of_range_are_refused(option):
-    with pytest.raises(ValueError, match=r"strata >= 1, offset_noise >= 0 and input_perturbation >= 0, not"):
+    with pytest.raises(ValueError, match=r"strata=\S+ .*offset_noise=\S+ .*input_perturbation=\S+"):
         tiny.second_stage(**option)
 
 
@@ -184,7 +192,7 @@ RECIPES = {
     "flow": (RectifiedFlow(100), Flow(), lambda s: ShiftedTimes(LogitNormalTimes(100), 100)),
     "zero terminal SNR": (Cosine(100, zero_terminal_snr=True), V(), lambda s: LogNormalTimes(s)),
 }
-"""Each with real times."""
+"""Each with its own distribution of times."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -199,5 +207,7 @@ def test_other_recipes_learn_and_sample(name):
     tiny.fit(stage, [tiny.batch(4)] * 40)
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
     batch = {"caption": ["a red square", "a blue square"]}
-    images = model.eval().generate(batch, [0, 1], (16, 16), ddim, karras(schedule, 8), 2.0)
+    images = model.eval().generate(
+        batch, [0, 1], (16, 16), sampler=ddim, times=karras(schedule, 8), scale=2.0
+    )
     assert images.isfinite().all() and images.std() > 0.05

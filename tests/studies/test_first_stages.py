@@ -1,4 +1,4 @@
-"""The comparison, from model files to a table and a image."""
+"""The comparison, from model files to a table and a grid."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ PARTS = {"channels": 16, "num_res_blocks": 1, "patch": 4}
 
 
 def save(path: Path, channels: int = 3) -> str:
-    """The model file of a first stage that learned nothing."""
+    """Save the model file of an untrained first stage; return its path."""
     encoder = {"out_channels": 8, "in_channels": channels, **PARTS}
     decoder = {"in_channels": 4, "out_channels": channels, **PARTS}
     config = {
@@ -33,7 +33,7 @@ def save(path: Path, channels: int = 3) -> str:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare_first_stages", *words])
+    monkeypatch.setattr(sys, "argv", ["first_stages", *words])
     main()
 
 
@@ -41,41 +41,41 @@ def test_two_first_stages_side_by_side(tmp_path, monkeypatch, capsys):
     files = [save(tmp_path / name / "autoencoder.safetensors") for name in ("one", "two")]
     words = [f"shards={tiny.shards(tmp_path / 'images')}", f"out={tmp_path / 'out'}", "size=16", "n=10"]
     run(monkeypatch, f"files=[{','.join(files)}]", *words, "batch_size=4", "columns=3", "device=cpu")
-    found = json.loads((tmp_path / "out" / "first_stages.json").read_text())
-    assert list(found) == ["one", "two"] and found["one"]["images"] == 10
-    assert found["one"]["compression"] == 12 and found["one"]["psnr"] != found["two"]["psnr"]
+    results = json.loads((tmp_path / "out" / "first_stages.json").read_text())
+    assert list(results) == ["one", "two"] and results["one"]["images"] == 10
+    assert results["one"]["compression"] == 12 and results["one"]["psnr"] != results["two"]["psnr"]
     assert "| two | f4, 4 channels |" in (tmp_path / "out" / "first_stages.md").read_text()
     assert "| two |" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "first_stages.png") as sheet:
-        assert sheet.height == 3 * 20 + 4, "the images and both reconstructions"
+        assert sheet.height == 3 * 20 + 4, "a row of images and two of reconstructions"
 
 
-def test_names_must_tell_files_apart(tmp_path, monkeypatch, capsys):
+def test_names_must_be_unique(tmp_path, monkeypatch, capsys):
     file = save(tmp_path / "one" / "autoencoder.safetensors")
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, f"files=[{file},{file}]", "shards=x", f"out={tmp_path / 'out'}")
-    assert stop.value.code == 2 and "two files would be called 'one'" in capsys.readouterr().err
+    assert stop.value.code == 2 and "'one': give each its own folder" in capsys.readouterr().err
 
 
-def test_grey_first_stages_see_grey_images(tmp_path, monkeypatch):
+def test_grey_first_stages_get_grey_images(tmp_path, monkeypatch):
     file = save(tmp_path / "grey.safetensors", channels=1)
     words = [f"shards={tiny.shards(tmp_path / 'images')}", f"out={tmp_path / 'out'}", "size=16", "n=4"]
     run(monkeypatch, f"files=[{file}]", *words, "device=cpu")
-    found = json.loads((tmp_path / "out" / "first_stages.json").read_text())
-    assert found["grey"]["compression"] == 4 and found["grey"]["latent_std"][0] > 0
+    results = json.loads((tmp_path / "out" / "first_stages.json").read_text())
+    assert results["grey"]["compression"] == 4 and results["grey"]["latent_std"][0] > 0
 
 
 @pytest.mark.parametrize(
     ("channels", "sentence"),
     [
         ((3, 1), "take images of different channels"),
-        ((5, 5), "the perceptual network sees 3 channels and the images have 5: name the three"),
+        ((5, 5), "the perceptual network needs 3 channels, but the images have 5"),
     ],
 )
-def test_images_must_be_everyones(tmp_path, monkeypatch, capsys, channels, sentence):
+def test_first_stages_must_take_the_same_channels(tmp_path, monkeypatch, capsys, channels, sentence):
     files = [save(tmp_path / f"{i}.safetensors", n) for i, n in enumerate(channels)]
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, f"files=[{','.join(files)}]", "shards=x", f"out={tmp_path / 'out'}", "device=cpu")
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and sentence in said
-    assert channels[0] == channels[1] or f"{files[0]} 3, {files[1]} 1: compare them apart" in said
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in error
+    assert channels[0] == channels[1] or f"{files[0]} 3, {files[1]} 1: compare them" in error

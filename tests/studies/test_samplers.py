@@ -1,4 +1,4 @@
-"""The command on a file of a model that has learned nothing, at its smallest."""
+"""The command at its smallest size, on a model that trained for one step."""
 
 import sys
 
@@ -8,12 +8,12 @@ from ldm.callbacks.export import Export
 from ldm.cli.config.compose import compose
 from ldm.cli.config.instantiate import instantiate
 from studies import samplers
-from tests.cli.sampling.test_files import TINY
+from tests.cli.sampling.test_load import TINY
 from tests.support import tiny
 
 
 def run(monkeypatch, main, *words) -> int:
-    """The command's exit status."""
+    """Run a command and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
     try:
         main()

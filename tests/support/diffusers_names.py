@@ -1,4 +1,4 @@
-"""State dicts of diffusers' networks under our names, for parity tests alone."""
+"""State dicts of diffusers' networks under our names, for the parity tests."""
 
 import re
 
@@ -68,46 +68,46 @@ DIT = (
     (r"transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_2", "time_embedding.linear_out"),
     (r"transformer_blocks\.0\.norm1\.emb\.class_embedder\.embedding_table", "vector_embedding.table"),
     (r"norm1\.linear", "modulation"),
-    (r"ff\.net\.0\.proj", "widen"),
-    (r"ff\.net\.2", "narrow"),
+    (r"ff\.net\.0\.proj", "fc1"),
+    (r"ff\.net\.2", "fc2"),
     (r"proj_out_1", "modulation_out"),
     (r"proj_out_2", "patches_out"),
 )
 
 
 def unet_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a UNet2DConditionModel or UNet2DModel under the names of ldm.networks.unet.UNet."""
-    crossing = {
+    """Return the state of a UNet2DConditionModel or UNet2DModel under the names of ldm.networks.unet.UNet."""
+    cross_only = {
         name.removesuffix("to_k.weight")
         for name, k in theirs.items()
         if name.endswith("attn1.to_k.weight") and k.shape[1] != theirs[name.replace("to_k", "to_q")].shape[1]
     }
-    named = {}
+    state = {}
     for name, value in theirs.items():
-        prefix, found, rest = name.partition("attn1.")
-        named[f"{prefix}attn0.{rest}" if prefix + found in crossing else name] = value
-    return _fuse(_renamed(named, UNET + TRANSFORMER + PLAIN_ATTENTION + LEAVES))
+        prefix, separator, rest = name.partition("attn1.")
+        state[f"{prefix}attn0.{rest}" if prefix + separator in cross_only else name] = value
+    return _fuse(_rename(state, UNET + TRANSFORMER + PLAIN_ATTENTION + LEAVES))
 
 
 def dit_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a DiTTransformer2DModel, all blocks embedding time and class alike, under our names."""
-    state = _fuse(_renamed(theirs, DIT + TRANSFORMER))
+    """Return the state of a DiTTransformer2DModel whose blocks share one embedding, under our names."""
+    state = _fuse(_rename(theirs, DIT + TRANSFORMER))
     return {name: value for name, value in state.items() if ".emb." not in name and "pos_embed" not in name}
 
 
 def autoencoder_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of an AutoencoderKL or VQModel under our Autoencoder's names, without its statistics."""
+    """Return the state of an AutoencoderKL or VQModel under our names, without latent statistics."""
     projection = "to_latent" if "quantize.embedding.weight" in theirs else "to_moments"
     rules = (*AUTOENCODER, (r"quant_conv", f"bottleneck.{projection}"))
-    return _fuse(_renamed(theirs, rules + PLAIN_ATTENTION + LEAVES))
+    return _fuse(_rename(theirs, rules + PLAIN_ATTENTION + LEAVES))
 
 
-def _renamed(theirs: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def _rename(theirs: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     state = {}
     for name, value in theirs.items():
         for pattern, ours in rules:
             name = re.sub(pattern, ours, name)
-        # Theirs are 1x1 convolutions in Stable Diffusion 1, ours linear layers always.
+        # Diffusers has 1x1 convolutions for Stable Diffusion 1; ours are always linear layers.
         if re.search(r"proj_(in|out)\.weight", name):
             value = value.flatten(1)
         if "ff.net.0.proj" in name:

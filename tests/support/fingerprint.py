@@ -253,7 +253,7 @@ def pack(folder: Path, counts: tuple[int, ...]) -> Path:
     for number, path in enumerate(open_shards(str(folder)).paths):
         index = load_index(path)
         index.rows = np.array(index.rows)
-        index.head["facts"] = True
+        index.header["has_metadata"] = True
         for row in range(len(index)):
             index.rows["width"][row], index.rows["height"][row] = sizes[(row + number) % len(sizes)]
             index.rows["score"][row] = row / 4

@@ -1,27 +1,27 @@
-"""Every parameter's gradient beside the peer's, one by one: a maximum over all hides the small layers."""
+"""Compare gradients per parameter: one maximum over all parameters hides layers with small gradients."""
 
 from torch import Tensor, nn
 
 SMALL = 1e-3
-"""Of the largest gradient of all: a parameter with less has a gradient of 0, as a bias before a norm."""
+"""Relative to the largest gradient: below this a gradient counts as 0, e.g. of a bias before a norm."""
 ROUNDING = 5e-3
-"""Of the largest gradient of all: the unit for those, so that 1e-4 is some digits of fp32's last."""
+"""Relative to the largest gradient: the unit for those, so that 1e-4 is a few fp32 rounding errors."""
 
 
 def gradient_errors(ours: nn.Module, theirs: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference in each parameter, in units of its own largest gradient.
+    """Return the largest difference per parameter, in units of its own largest gradient.
 
-    `theirs` has the peer's gradients under our names, and no others.
+    `theirs` has the reference gradients, under our names and of the same parameters.
     """
     mine = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert mine.keys() == theirs.keys() == dict(ours.named_parameters()).keys()
-    own = {name: g.abs().max().item() for name, g in theirs.items()}
-    top = max(own.values())
-    units = {name: value if value > SMALL * top else ROUNDING * top for name, value in own.items()}
+    largest = {name: g.abs().max().item() for name, g in theirs.items()}
+    top = max(largest.values())
+    units = {name: value if value > SMALL * top else ROUNDING * top for name, value in largest.items()}
     return {name: (mine[name] - g).abs().max().item() / units[name] for name, g in theirs.items()}
 
 
 def assert_same_gradients(ours: nn.Module, theirs: dict[str, Tensor], limit: float = 1e-4) -> None:
-    """Within the limit, or the names of those that are not."""
+    """Assert that all errors are within the limit; the message has the others."""
     wrong = {name: error for name, error in gradient_errors(ours, theirs).items() if not error < limit}
     assert not wrong, wrong

@@ -1,7 +1,7 @@
 """A process with workers, for the tests to kill: `python -m tests.support.reads_forever SHARDS`.
 
-It prints its workers' process ids, then a line a batch, and answers SIGTERM and SIGUSR1 as a training does:
-not at once.
+It prints the process ids of its workers, then a line per batch. Like a training run, it does not exit at
+once on SIGTERM or SIGUSR1.
 """
 
 import multiprocessing
@@ -27,11 +27,11 @@ if __name__ == "__main__":
         global_batch=6,
         steps=10_000,
     )
-    batches = iter(ResumableLoader(stream, 5, shards.manifest, num_workers=2))
+    batches = iter(ResumableLoader(stream, 5, shards.manifest_hash, num_workers=2))
     next(batches)
-    own = [process.pid for process in multiprocessing.active_children()]
+    workers = [process.pid for process in multiprocessing.active_children()]
     server, tracker = forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid
-    print(*own, server, tracker, flush=True)
+    print(*workers, server, tracker, flush=True)
     for batch in batches:
         print(batch["key"][0], flush=True)
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The tables of docs/samplers.md: `python -m tests.support.sampler_tables`."""
+"""The tables of docs/guide/samplers.md: `python -m tests.support.sampler_tables`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The comparison of gradients sees a fault in a layer whose gradients are small."""
+"""The comparison of gradients detects an error in a layer with small gradients."""
 
 import pytest
 import torch
@@ -16,25 +16,27 @@ def with_gradients(**gradients: float) -> nn.Module:
     return module
 
 
-def of(module: nn.Module) -> dict[str, torch.Tensor]:
+def gradients_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
-def test_a_fault_in_a_small_layer_is_seen() -> None:
-    theirs = of(with_gradients(large=1.0, small=2e-3))
+def test_an_error_in_a_layer_with_small_gradients_is_found() -> None:
+    theirs = gradients_of(with_gradients(large=1.0, small=2e-3))
     assert_same_gradients(with_gradients(large=1.0, small=2e-3), theirs)
     wrong = with_gradients(large=1.0, small=2e-3 * 1.01)
     difference = max((p.grad - theirs[name]).abs().max() for name, p in wrong.named_parameters())
-    assert difference < 1e-4, "which one maximum over all parameters lets pass"
+    assert difference < 1e-4, "one maximum over all parameters would accept this"
     with pytest.raises(AssertionError, match="small"):
         assert_same_gradients(wrong, theirs)
 
 
-def test_what_is_rounding_is_measured_against_the_largest() -> None:
-    errors = gradient_errors(with_gradients(large=1.0, none=3e-8), of(with_gradients(large=1.0, none=-3e-8)))
+def test_rounding_errors_are_relative_to_the_largest_gradient() -> None:
+    errors = gradient_errors(
+        with_gradients(large=1.0, none=3e-8), gradients_of(with_gradients(large=1.0, none=-3e-8))
+    )
     assert errors == pytest.approx({"large": 0, "none": 1.2e-5})
 
 
-def test_a_parameter_that_one_side_lacks_is_seen() -> None:
+def test_a_parameter_missing_on_one_side_is_found() -> None:
     with pytest.raises(AssertionError):
-        assert_same_gradients(with_gradients(a=1.0), of(with_gradients(a=1.0, b=1.0)))
+        assert_same_gradients(with_gradients(a=1.0), gradients_of(with_gradients(a=1.0, b=1.0)))

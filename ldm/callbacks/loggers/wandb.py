@@ -16,7 +16,7 @@ from ldm.errors import UserError
 
 
 class WandbLogger(Logger):
-    """Numbers, images and the configuration, by rank 0 alone; docs/metrics.md names the numbers.
+    """Numbers, images and the configuration, by rank 0 alone; docs/guide/metrics.md names the numbers.
 
     Args:
         folder: the run's. `wandb_id` in it keeps the run's id, so that a requeued job goes on in the same

@@ -1,4 +1,4 @@
-"""The `command` decorator: a function of a config becomes a command, its users' mistakes one sentence each."""
+"""The `command` decorator: run a function of a config from the shell, report a user's mistake in one line."""
 
 import argparse
 import functools

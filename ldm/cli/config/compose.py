@@ -78,7 +78,7 @@ def with_search_path(overrides: Sequence[str], configs: Path) -> list[str]:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most three of `names` that resemble `name` as a whole or in the last part of a dotted path."""
+    """Return at most three of `names` that resemble `name`, as a whole or in the last part of a path."""
     names = list(dict.fromkeys(names))
     whole = difflib.get_close_matches(name, names, n=3)
     leaf = name.rpartition(".")[2]

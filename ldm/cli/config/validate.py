@@ -1,4 +1,4 @@
-"""What a command is asked for: numbers, sizes and folders, each mistake one sentence before work starts."""
+"""Checks of config values that need nothing but the values: numbers, sizes, folders."""
 
 import math
 import tempfile
@@ -10,89 +10,93 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm.errors import UserError
 
-WHOLE = {"n": 1, "steps": 1, "seed": 0, "batch_size": 1, "grid_scale": 1}
-"""The least value of whole numbers that sample.py takes."""
+MIN_WHOLE = {"n": 1, "steps": 1, "seed": 0, "batch_size": 1, "grid_scale": 1}
+"""The minimum of each whole number of sample.py."""
 
 
-def sampling(cfg: DictConfig) -> None:
-    """UserError for whatever can be seen to be wrong in sample.py's settings alone."""
-    for key, least in WHOLE.items():
-        whole(key, cfg[key], least)
+def check_sampling(cfg: DictConfig) -> None:
+    """Raise UserError for whatever can be seen to be wrong in sample.py's config alone."""
+    for key, minimum in MIN_WHOLE.items():
+        check_whole(key, cfg[key], minimum)
     for key in ("scale", "aesthetic"):
-        finite(key, cfg[key])
+        check_finite(key, cfg[key])
     if cfg.negative_aesthetic is not None:
-        finite("negative_aesthetic", cfg.negative_aesthetic)
+        check_finite("negative_aesthetic", cfg.negative_aesthetic)
     for key in ("size", "original_size"):
         if cfg[key] is not None:
-            pixels(key, cfg[key], 1)
-    pixels("crop", cfg.crop, 0)
-    scales(cfg.guidance)
+            parse_pixels(key, cfg[key], 1)
+    parse_pixels("crop", cfg.crop, 0)
+    check_guidance_scales(cfg.guidance)
     if not OmegaConf.is_dict(cfg.also):
-        raise UserError(f"also={cfg.also} names no condition: write +task@also.NAME={cfg.also}")
-    folder(cfg.out, "out")
+        raise UserError(f"also={cfg.also} needs a name for the condition: write +task@also.NAME={cfg.also}")
+    check_writable(cfg.out, "out")
 
 
-def whole(key: str, value: Any, least: int) -> None:
-    """UserError unless a value is a whole number from `least` on."""
+def check_whole(key: str, value: Any, minimum: int) -> None:
+    """Raise UserError unless a value is a whole number of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool):
-        also = f": write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
-        raise UserError(f"{key} must be a whole number, not {'null' if value is None else value}{also}")
-    if value < least:
-        raise UserError(f"{key} must be {least} or more, not {value}")
+        hint = f": write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
+        raise UserError(f"{key} must be a whole number, not {'null' if value is None else value}{hint}")
+    if value < minimum:
+        raise UserError(f"{key} must be {minimum} or more, not {value}")
 
 
-def finite(key: str, value: Any) -> None:
-    """UserError unless a value is a number, and a finite one."""
+def check_finite(key: str, value: Any) -> None:
+    """Raise UserError unless a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{key} must be a finite number, not {'null' if value is None else value}")
 
 
-def pixels(key: str, value: Any, least: int) -> tuple[int, int]:
-    """Two whole numbers, a size's height and width or a corner's top and left; of a size one is a square."""
-    square = key.endswith("size")
-    pair = [value, value] if square and type(value) is int else value
-    good = isinstance(pair, Sequence) and len(pair) == 2 and all(type(v) is int and v >= least for v in pair)
-    if not good:
-        given = list(value) if isinstance(value, list | ListConfig) else value
-        also = f", or {key}=64 for a square" if square else ""
+def parse_pixels(key: str, value: Any, minimum: int) -> tuple[int, int]:
+    """Return a size's (height, width), of which one number is a square, or a corner's (top, left)."""
+    is_size = key.endswith("size")
+    pair = [value, value] if is_size and type(value) is int else value
+    valid = (
+        isinstance(pair, Sequence) and len(pair) == 2 and all(type(v) is int and v >= minimum for v in pair)
+    )
+    if not valid:
+        shown = list(value) if isinstance(value, list | ListConfig) else value
+        names = "[height, width]" if is_size else "[top, left]"
+        square = f", or {key}=64 for a square" if is_size else ""
         raise UserError(
-            f"{key}={given} is no pair of pixels: give two whole numbers of {least} or more, as in "
-            f"{key}=[64,96]{also}"
+            f"{key}={shown}: expected {names} in pixels, two whole numbers of {minimum} or more, for example "
+            f"{key}=[64,96]{square}"
         )
     return pair[0], pair[1]
 
 
-def scales(guidance: DictConfig) -> None:
-    """UserError unless a guidance that has scales has a number for each name."""
-    given = guidance.get("scales")
-    if given is None:
+def check_guidance_scales(guidance: DictConfig) -> None:
+    """Raise UserError unless a guidance with scales has a number for each condition."""
+    scales = guidance.get("scales")
+    if scales is None:
         return
-    if not OmegaConf.is_dict(given):
+    if not OmegaConf.is_dict(scales):
         raise UserError(
-            f"guidance.scales={given} names no condition: give each its number, as in "
-            '"guidance.scales={depth: 1.5}", and scale=... for all others'
+            f"guidance.scales={scales} must give a number per condition, for example "
+            '"guidance.scales={depth: 1.5}"; scale=... is for all others'
         )
-    for name, value in given.items():
-        finite(f"guidance.scales.{name}", value)
+    for name, value in scales.items():
+        check_finite(f"guidance.scales.{name}", value)
 
 
-def folder(path: str | None, key: str = "run") -> None:
-    """UserError where a folder, or a file in it, cannot be written; nothing of the trial is left."""
+def check_writable(path: str | None, key: str = "run") -> None:
+    """Raise UserError if a folder, or a file in it, cannot be written; leave nothing behind."""
     if not path:
-        raise UserError(f"{key} is empty: give it a folder, as in {key}=runs/NAME")
-    place = existing(Path(path))
-    place = place.parent if place.is_file() and key.endswith(".path") else place
-    if not place.is_dir():
-        raise UserError(f"{key}={path} leads through {place}, which is a file: choose another folder")
+        raise UserError(f"{key} is empty: give a folder, for example {key}=runs/NAME")
+    existing = nearest_existing(Path(path))
+    existing = existing.parent if existing.is_file() and key.endswith(".path") else existing
+    if not existing.is_dir():
+        raise UserError(f"cannot create {key}={path}: {existing} is a file, not a folder")
     try:
-        tempfile.TemporaryFile(dir=place).close()  # os.access says yes to root wherever it is asked
+        tempfile.TemporaryFile(dir=existing).close()  # os.access always says yes to root
     except OSError as error:
         raise UserError(
-            f"{key}={path} cannot be made, {place} is not writable ({error.strerror}): choose another folder"
+            f"cannot create {key}={path}: {existing} is not writable ({error.strerror}), choose another "
+            "folder"
         ) from error
 
 
-def existing(path: Path) -> Path:
-    """The path itself, or the nearest one above it that there is."""
+def nearest_existing(path: Path) -> Path:
+    """Return the path itself, or the nearest existing folder above it."""
     path = path.absolute()
     return next(p for p in (path, *path.parents) if p.exists())

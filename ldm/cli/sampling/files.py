@@ -15,11 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli.config.instantiate import build_untrusted
 from ldm.cli.config.validate import pixels
 from ldm.errors import UserError
 from ldm.grid import labelled_grid, to_pil
 from ldm.interop import model_file
+from ldm.interop.instantiate import build_untrusted
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
@@ -135,7 +135,7 @@ def image_size(model: LatentDiffusion, cfg: DictConfig, header: dict[str, str]) 
 
 def size_conditions(model: LatentDiffusion, cfg: DictConfig, size: tuple[int, int], n: int) -> Batch:
     """`sizes` and `aesthetic` of n images, where the model reads them (Podell et al. 2023, 2.2)."""
-    read, crop = model.conditioner.keys, pixels("crop", cfg.crop, 0)
+    read, crop = model.conditioner.batch_keys, pixels("crop", cfg.crop, 0)
     if "sizes" not in read and (cfg.original_size is not None or any(crop)):
         raise UserError("original_size and crop: no condition of this model reads sizes, leave them out")
     stored = size if cfg.original_size is None else pixels("original_size", cfg.original_size, 1)

@@ -1,4 +1,4 @@
-"""`tile=SIDE` of the commands that pass images through a first stage."""
+"""`tile=512` of the commands that pass images through a first stage."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from ldm.networks.autoencoder import Autoencoder
 
 
 def set_tile(first_stage: Autoencoder, tile: Any) -> None:
-    """Have the first stage compute its maps in parts of this side, None whole; UserError for another side."""
+    """Let the first stage compute its feature maps in tiles of this height and width; None is no tiling."""
     if tile is not None and (type(tile) is not int or tile < 1):
         raise UserError(
-            f"tile={tile} is no side of a part of a map: give a whole number from 1 on, as tile=512, or "
-            "tile=null for whole maps"
+            f"tile={tile} must be the height and width of a tile, a whole number of 1 or more, for example "
+            "tile=512, or tile=null for no tiling"
         )
     first_stage.tile = tile

@@ -1,4 +1,4 @@
-"""Who started this process (torchrun, srun or a user's shell), and what the trainer is told of it."""
+"""Detect what launched this process (torchrun, srun or a shell), and set the trainer's devices to match."""
 
 import os
 from dataclasses import dataclass
@@ -19,22 +19,26 @@ from ldm.errors import UserError
 
 @dataclass
 class Launcher:
-    """How many processes the program that started this one started, and where."""
+    """How many processes the launcher started, and on how many nodes."""
 
     program: str
-    """torchrun or srun; Lightning where this process starts the others, if any."""
+    """torchrun or srun; Lightning where this process itself starts the others, if any."""
     tasks: int
-    """Processes a node."""
+    """Processes per node."""
     nodes: int
     environment: ClusterEnvironment
 
     def __str__(self) -> str:
-        total = self.tasks * self.nodes
-        return f"{total} process(es) on {self.nodes} node(s), started by {self.program}"
+        return f"{self.processes} process(es) on {self.nodes} node(s), started by {self.program}"
+
+    @property
+    def processes(self) -> int:
+        """Processes on all nodes."""
+        return self.tasks * self.nodes
 
 
 def detect() -> Launcher:
-    """What the environment says. UserError where SLURM gave several tasks and nothing started them."""
+    """Read the launcher from the environment; UserError in a SLURM job of several tasks without srun."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         tasks = int(env["LOCAL_WORLD_SIZE"])
@@ -44,60 +48,66 @@ def detect() -> Launcher:
         return Launcher("Lightning", 1, 1, LightningEnvironment())
     if "SLURM_STEP_ID" not in env:
         raise UserError(
-            f"this SLURM job has {tasks} tasks and nothing started them: write `srun python train.py ...`, "
-            "as slurm/train.sbatch does, or ask for --ntasks=1"
+            f"this SLURM job has {tasks} tasks, but srun did not start this process: use `srun "
+            "python train.py ...` as in slurm/train.sbatch, or request --ntasks=1"
         )
     nodes = int(env["SLURM_NNODES"])
     if tasks % nodes:
-        raise UserError(f"{tasks} tasks do not spread over {nodes} nodes: give sbatch --ntasks-per-node")
-    env["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)  # Lightning wants it, srun --ntasks does not set it
+        raise UserError(
+            f"{tasks} tasks do not divide evenly over {nodes} nodes: use sbatch --ntasks-per-node"
+        )
+    env["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)  # Lightning needs it, srun --ntasks does not set it
     return Launcher("srun", tasks // nodes, nodes, SLURMEnvironment(auto_requeue=False))
 
 
 def apply_launcher(settings: dict[str, Any], launch: Launcher) -> dict[str, Any]:
-    """The trainer's settings with as many devices as processes were started; UserError if they differ."""
+    """Return the trainer's settings with the launcher's devices and nodes; UserError if they contradict."""
     _check_gpus(settings, launch)
     return merge_devices(settings, launch)
 
 
 def merge_devices(settings: dict[str, Any], launch: Launcher) -> dict[str, Any]:
-    """`apply_launcher` without a look at this machine's GPUs."""
-    if launch.tasks * launch.nodes == 1:
+    """Do the same as `apply_launcher` without checking this machine's GPUs."""
+    if launch.processes == 1:
         return settings
-    started = {"devices": launch.tasks, "num_nodes": launch.nodes}
-    for key, number in started.items():
+    launched = {"devices": launch.tasks, "num_nodes": launch.nodes}
+    for key, number in launched.items():
         if settings[key] not in ("auto", -1, 1, number):
             raise UserError(
                 f"trainer.{key}={settings[key]}, but {launch.program} started {launch.tasks} processes on "
-                f"each of {launch.nodes} nodes: leave trainer.{key} out, or start as many"
+                f"each of {launch.nodes} nodes: remove trainer.{key}, or start as many processes"
             )
-    return {**settings, **started}
+    return {**settings, **launched}
 
 
 def _check_gpus(settings: dict[str, Any], launch: Launcher) -> None:
+    """Raise UserError where the machine has fewer GPUs than the trainer or the launcher needs."""
     visible = torch.cuda.device_count()
-    if settings["accelerator"] in ("gpu", "cuda") and not visible:
+    needs_gpu = settings["accelerator"] in ("gpu", "cuda")
+    if needs_gpu and not visible:
         raise UserError(
-            "the trainer wants a GPU and PyTorch sees none here: see what `nvidia-smi` says, install PyTorch "
-            "for CUDA, or give trainer=cpu"
+            f"trainer.accelerator={settings['accelerator']}, but PyTorch finds no GPU on this machine: check "
+            "`nvidia-smi`, install PyTorch with CUDA, or use trainer=cpu"
         )
-    wanted = settings["devices"]
-    if settings["accelerator"] in ("gpu", "cuda") and isinstance(wanted, int) and wanted > visible:
-        raise UserError(f"trainer.devices={wanted}, but this machine has {visible} GPU(s): give devices=auto")
+    devices = settings["devices"]
+    if needs_gpu and isinstance(devices, int) and devices > visible:
+        raise UserError(
+            f"trainer.devices={devices}, but this machine has {visible} GPU(s): use trainer.devices=auto"
+        )
     if settings["accelerator"] != "cpu" and 0 < visible < launch.tasks:
         raise UserError(
-            f"{launch.program} started {launch.tasks} processes on this node and each sees {visible} GPU(s): "
-            "ask SLURM for --gpus-per-node, not --gpus-per-task or --gpu-bind"
+            f"{launch.program} started {launch.tasks} processes on this node, but each process has only "
+            f"{visible} GPU(s): request --gpus-per-node from SLURM, not --gpus-per-task or --gpu-bind"
         )
 
 
 def refuse_relaunch(trainer: Trainer) -> None:
-    """UserError for a sweep inside a process that would start itself again for each of its GPUs."""
+    """Raise UserError for a sweep in a process that would start itself again once per GPU."""
     launcher = trainer.strategy.launcher
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if is_multirun() and launcher is not None and isinstance(environment, LightningEnvironment):
         raise UserError(
-            f"-m runs its jobs in this process, its {trainer.world_size} ranks would each start the sweep: "
-            "give trainer.devices=1, or hydra/launcher=slurm with hydra.launcher.tasks_per_node="
-            f"{trainer.world_size}, where srun starts the ranks of each job"
+            f"-m runs its jobs in this process, and each of its {trainer.world_size} ranks would start the "
+            "whole sweep: use trainer.devices=1, or hydra/launcher=slurm with hydra.launcher.tasks_per_node="
+            f"{trainer.world_size}, so that srun starts the ranks of each job"
         )

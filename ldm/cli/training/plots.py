@@ -1,15 +1,16 @@
-"""Plots: curves over steps, and clouds of points side by side."""
+"""Plots: curves over steps, and 2D point clouds side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 
-def curves(metric: str, runs: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """One line a name through its (step, value) points; logarithmic where values span a factor of 30."""
+def plot_curves(metric: str, runs: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Plot one line per run through its (step, value) points; on a log scale if values span a factor 30."""
     figure = Figure(figsize=(10, 5.6 + 0.2 * len(runs)), dpi=100, layout="constrained")
     axes = figure.subplots()
     for name, points in runs.items():
@@ -20,16 +21,18 @@ def curves(metric: str, runs: Mapping[str, Sequence[tuple[float, float]]]) -> Fi
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel=metric)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator = axes.xaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)
+    locator.set_params(integer=True)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize="small")
     return figure
 
 
-def clouds(
+def plot_points(
     rows: Mapping[str, Sequence[Float[Tensor, "n 2"]]], columns: Sequence[str], extent: float
 ) -> Figure:
-    """Points in the plane: a row a name, a column a title, each square from -extent to extent."""
+    """Plot points in the plane: one row per name, one column per title, axes from -extent to extent."""
     figure = Figure(figsize=(1.2 * len(columns) + 1.2, 1.2 * len(rows) + 0.3), dpi=100, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (name, row) in zip(grid, rows.items(), strict=True):

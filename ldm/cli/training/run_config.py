@@ -1,4 +1,4 @@
-"""A run's configuration beside its numbers: `config.yaml`, for the user, W&B and `ldm.cli.compare`."""
+"""The resolved config of a run, in its `config.yaml`: for the user, for W&B and for `ldm.cli.compare`."""
 
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -10,19 +10,24 @@ from omegaconf import DictConfig, OmegaConf
 import ldm
 
 FILE = "config.yaml"
-EVERY_RUN = ("name", "run", "resume", "code")
-"""Differ from run to run or from start to start, and say nothing."""
+NOT_SETTINGS = ("name", "run", "resume", "code")
+"""Keys that differ between runs, or between starts of a run, without changing the training."""
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration as plain types, and the version of the code."""
+def to_dict(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as plain Python types, with its interpolations resolved."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    return {**{str(key): value for key, value in plain.items()}, "code": code_version()}
+    return {str(key): value for key, value in plain.items()}
+
+
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the whole config as plain types, and the version of the code."""
+    return {**to_dict(cfg), "code": code_version()}
 
 
 def code_version() -> str:
-    """The commit that runs, with a + where files differ from it; unknown outside of a checkout."""
+    """Return the current commit, with a + if files differ from it; "unknown" outside of a checkout."""
     folder = Path(ldm.__path__[0]).parent
     try:
         words = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
@@ -33,7 +38,7 @@ def code_version() -> str:
 
 
 def write(config: Mapping[str, Any], run: Path) -> list[str]:
-    """Keep `config` in the run's folder; what a run that goes on has changed, as `key: before -> now`."""
+    """Save `config` in the run's folder; return what a resumed run has changed, as `key: before -> now`."""
     before = read(run)
     run.mkdir(parents=True, exist_ok=True)
     (run / FILE).write_text("# as the run was last started\n" + OmegaConf.to_yaml(config))
@@ -41,55 +46,59 @@ def write(config: Mapping[str, Any], run: Path) -> list[str]:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What `write` kept; nothing where there is none."""
+    """Return the config that `write` saved; empty if there is none."""
     if not (run / FILE).is_file():
         return {}
-    kept = OmegaConf.to_container(OmegaConf.load(run / FILE))
-    assert isinstance(kept, dict)
-    return {str(key): value for key, value in kept.items()}
+    config = OmegaConf.load(run / FILE)
+    assert isinstance(config, DictConfig)
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Key and both values wherever two configurations differ, but for what differs in every run.
+    """Return key and both values wherever two configs differ, without NOT_SETTINGS.
 
-    Where a node is there in one alone, it is one difference, named by its class, and not one a number. Of a
-    setting that is interpolated elsewhere only the shortest path is named: optimizer.lr, and not
+    A node that only one of them has is one difference, named by its class, rather than one per number. Of a
+    setting that is interpolated elsewhere only the shortest path is listed: optimizer.lr, not
     stage.optimizer.lr.
     """
-    found = [d for d in _apart(_portable(a, a), _portable(b, b)) if d[0] not in EVERY_RUN]
-    named: dict[tuple[str, str, str], str] = {}
-    for key, left, right in sorted(found, key=lambda d: len(d[0])):
-        named.setdefault((key.rpartition(".")[2], repr(left), repr(right)), key)
-    return [d for d in found if d[0] in named.values()]
+    different = [d for d in _differences(_without_run(a, a), _without_run(b, b)) if d[0] not in NOT_SETTINGS]
+    shortest: dict[tuple[str, str, str], str] = {}
+    for key, left, right in sorted(different, key=lambda d: len(d[0])):
+        shortest.setdefault((key.rpartition(".")[2], repr(left), repr(right)), key)
+    return [d for d in different if d[0] in shortest.values()]
 
 
-def flat(config: Mapping[str, Any], prefix: str = "", nodes: bool = False) -> Iterator[tuple[str, Any]]:
-    """Every key's path and value; with `nodes` also those that hold others, by their classes."""
+def flatten(config: Mapping[str, Any], prefix: str = "", nodes: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield every key's path and value; with `nodes` also the nodes, each with the name of its class."""
     for key, value in config.items():
         if nodes or not isinstance(value, Mapping):
-            yield f"{prefix}{key}", _brief(value)
+            yield f"{prefix}{key}", _class_name(value)
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.", nodes)
+            yield from flatten(value, f"{prefix}{key}.", nodes)
 
 
-def _apart(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     for key in {**a, **b}:
         left, right = a.get(key), b.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _apart(left, right, f"{prefix}{key}.")
+            yield from _differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            yield f"{prefix}{key}", _brief(left), _brief(right)
+            yield f"{prefix}{key}", _class_name(left), _class_name(right)
 
 
-def _brief(value: Any) -> Any:
-    """A node by the name of its class."""
+def _class_name(value: Any) -> Any:
+    """Return the name of a node's class; any other value as it is."""
     return str(value.get("_target_", "...")).rpartition(".")[2] if isinstance(value, Mapping) else value
 
 
-def _portable(value: Any, config: Mapping[str, Any]) -> Any:
-    """A configuration without its run's own folder and name in the values."""
+def _without_run(value: Any, config: Mapping[str, Any]) -> Any:
+    """Return a value with the run's own folder and name replaced by ${run} and ${name}."""
     if isinstance(value, Mapping):
-        return {key: _portable(child, config) for key, child in value.items()}
+        return {key: _without_run(child, config) for key, child in value.items()}
     if isinstance(value, str):
         return "${name}" if value == config.get("name") else value.replace(str(config.get("run")), "${run}")
     return value

@@ -1,129 +1,122 @@
-"""What train.py checks, builds and says before the first step."""
+"""Build the trainer and its callbacks from the config, find the checkpoint to resume, print the summary."""
 
 import logging
 import resource
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
+import lightning
+import numpy as np
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, newest_checkpoint
 from ldm.callbacks.export import Export
-from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.callbacks.preemption import Preemption
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.training import launcher, preflight, run_config
-from ldm.data.datamodule import ShardDataModule
-from ldm.data.latents import read_header
-from ldm.data.shards.reader import find_shards
+from ldm.cli.training import launcher, run_config
 from ldm.errors import UserError
-from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
 
-# What Lightning builds for "ddp", also where "auto" means it. The search for unused parameters is what the
-# two optimizers of stage 1 need, and it keeps DDP from cutting new buckets after its first step, which would
-# change the order of sums and so the last bits of a resumed run. NCCL's own ten minutes would end the ranks
-# before the watchdog has them say where they stand.
+# What Lightning builds for "ddp", also where "auto" selects it. Stage 1 has two optimizers and needs the
+# search for unused parameters, which also keeps DDP from rebuilding its buckets after the first step: that
+# would change the order of sums, and so the last bits of a resumed run. NCCL's default timeout of ten minutes
+# would end the ranks before the watchdog has written their stacks.
 StrategyRegistry.register(
     "ddp", DDPStrategy, override=True, find_unused_parameters=True, timeout=timedelta(minutes=30)
 )
 
 OPEN_FILES = 4096
-"""What a process with 64 open shards and a dozen loader workers never reaches."""
+"""A limit that a process with 64 open shards and a dozen loader workers never reaches."""
 
 
-def checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint to go on from: `resume` is null, auto or a path; UserError for a folder in use."""
-    preflight.folder(cfg.run)
+def find_checkpoint(cfg: DictConfig) -> Path | None:
+    """Return the checkpoint that `resume` (null, auto or a path) names; UserError for a folder in use."""
     newest = newest_checkpoint(Path(cfg.run) / "checkpoints")
     if cfg.resume == "auto":
         return newest
     if cfg.resume is not None:
         if not Path(cfg.resume).is_file():
             raise UserError(
-                f"there is no checkpoint {cfg.resume}: give resume=auto for the newest of {cfg.run}"
+                f"there is no checkpoint {cfg.resume}: use resume=auto for the newest one in {cfg.run}"
             )
         return Path(cfg.resume)
     if newest is not None:
         raise UserError(
-            f"{cfg.run} already holds checkpoints: go on from them with resume=auto, "
-            "or choose another folder with run=..."
+            f"{cfg.run} already holds checkpoints: continue from them with resume=auto, or choose another "
+            "folder with run=..."
         )
     return None
 
 
-def check_stage_and_data(stage: Stage, data: ShardDataModule, cfg: DictConfig) -> None:
-    """UserError where the stage and its data do not belong together, or its files do not fit on the disk."""
-    preflight.fits(stage, data)
-    preflight.space(cfg, stage)
-    if isinstance(stage, AutoencoderStage):
-        stage.check_steps(cfg.trainer.max_steps)
-        if read_header(find_shards(data.shards)) is not None:
-            raise UserError(
-                f"{data.shards} holds latents and stage 1 trains on images: give data.shards=IMAGES"
-            )
-    if isinstance(stage, LatentDiffusionStage):
-        data.check_latents(stage.first_stage_hash())
-
-
 def model_file_path(cfg: DictConfig) -> Path:
-    """Where the run leaves what sampling and the next stage read."""
-    return Path(cfg.run) / f"{kind(cfg)}.safetensors"
+    """Return the path of the model file that the run exports for sampling and for the next stage."""
+    return Path(cfg.run) / f"{model_kind(cfg)}.safetensors"
 
 
-def kind(cfg: DictConfig) -> str:
-    """Which kind of model file the stage writes."""
+def model_kind(cfg: DictConfig) -> str:
+    """Return the kind of model file that the stage writes."""
     return "autoencoder" if cfg.stage._target_.endswith(".AutoencoderStage") else "latent_diffusion"
 
 
-def trainer(cfg: DictConfig) -> Trainer:
-    """Lightning's trainer with this run's callbacks and loggers, on the processes started for it."""
-    preflight.folders(cfg)
-    loggers = [instantiate(c) for c in cfg.logger.values() if c is not None]
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.check()
-    launched = launcher.detect()
-    wanted: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    settings = launcher.apply_launcher(wanted, launched)
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Build Lightning's trainer with the run's callbacks and loggers, on the processes launched for it."""
+    launch = launcher.detect()
+    settings = launcher.apply_launcher(run_config.to_dict(cfg.trainer), launch)
     if settings["precision"] == "auto":
-        settings["precision"] = precision(settings["accelerator"])
-    plugins = [AtomicCheckpointIO(), launched.environment]
+        settings["precision"] = default_precision(settings["accelerator"])
+    plugins = [AtomicCheckpointIO(), launch.environment]
     try:
-        made: Trainer = instantiate({**settings, "_partial_": True})(
-            callbacks=callbacks(cfg), logger=loggers, plugins=plugins
+        trainer: Trainer = instantiate({**settings, "_partial_": True})(
+            callbacks=build_callbacks(cfg), logger=build_loggers(cfg), plugins=plugins
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"the trainer refuses its settings: {' '.join(str(error).split())}") from error
-    launcher.refuse_relaunch(made)
-    return made
+        raise UserError(f"the trainer rejects its settings: {' '.join(str(error).split())}") from error
+    launcher.refuse_relaunch(trainer)
+    return trainer
 
 
-def callbacks(cfg: DictConfig) -> list[Callback]:
-    """This run's; from here on a signal to stop is noted."""
-    found = [instantiate(c) for c in cfg.callbacks.values() if c is not None]
-    model_config = OmegaConf.to_container(cfg.stage.model, resolve=True)
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """Build the run's loggers."""
+    return [instantiate(node) for node in cfg.logger.values() if node is not None]
+
+
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Build the run's callbacks, and the one that exports the model file."""
+    callbacks: list[Callback] = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     saver = cfg.callbacks.get("checkpoint")
     every = saver.every_n_steps if saver else cfg.trainer.max_steps
-    found.append(Export(str(model_file_path(cfg)), model_config, kind(cfg), every))
-    # The checkpoint last: where it stands, the step's model file stands too, also after a kill.
-    found.sort(key=lambda c: isinstance(c, Checkpoint))
-    for callback in found:
+    model_config = run_config.to_dict(cfg.stage.model)
+    callbacks.append(Export(str(model_file_path(cfg)), model_config, model_kind(cfg), every))
+    # The checkpoint comes last: once it is there, so is the model file of the same step, also after a kill.
+    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    return callbacks
+
+
+def listen_for_signals(callbacks: list[Callback]) -> None:
+    """Let `Preemption` record the signals to stop from now on, while the rest of the run is still built."""
+    for callback in callbacks:
         if isinstance(callback, Preemption):
             callback.listen()
-    return found
 
 
-def precision(accelerator: str) -> str:
-    """bf16 autocast where the device computes in bf16, else fp32."""
+def build_stage(cfg: DictConfig) -> Stage:
+    """Build the stage with initial weights that depend on `seed` alone, and load its pretrained weights."""
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    stage: Stage = instantiate(cfg.stage)
+    stage.load_pretrained()
+    return stage
+
+
+def default_precision(accelerator: str) -> str:
+    """Return bf16 autocast where the device has native bf16, else fp32."""
     if accelerator != "cpu" and torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -132,39 +125,40 @@ def precision(accelerator: str) -> str:
 
 
 def raise_open_files_limit() -> None:
-    """Raise the limit on open files: the usual 1,024 are few for shards and workers' batches."""
+    """Raise the limit on open files: the usual 1,024 are too few for shards and the workers' batches."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES) if hard >= 0 else OPEN_FILES, hard))
 
 
 def silence_lightning() -> None:
-    """Silence Lightning's notes, which repeat what `print_summary` says, and its doubts about what is meant."""
+    """Silence Lightning's log lines, which `print_summary` repeats, and warnings about what is intended."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for doubt in (
+    for warning in (
         "isinstance.treespec, LeafSpec",
         "in eval mode at the start",
         "length of `list` .* is zero",
         "find_unused_parameters=True was specified",
         "The `srun` command is available",
     ):
-        warnings.filterwarnings("ignore", f".*{doubt}")
+        warnings.filterwarnings("ignore", f".*{warning}")
 
 
 def print_summary(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:
-    """Say what is about to happen: size, effective batch and rate, device, where it goes."""
+    """Print parameters, batch size, steps, learning rate, device and folder; save and log the config."""
     trained = sum(p.numel() for p in stage.averaged_parameters().values())
     total = sum(p.numel() for p in stage.model.parameters())
     if not trainer.is_global_zero:
         return
+    learning_rate = np.format_float_scientific(cfg.stage.optimizer.lr, trim="-", exp_digits=1)
     print(
         f"{cfg.name}: {trained:,} trained parameters of {total:,}\n"
-        f"batch {cfg.data.global_batch_size} over {trainer.world_size} process(es), "
-        f"{trainer.max_steps:,} steps, rate {cfg.stage.optimizer.lr:g} (never rescaled)\n"
-        f"{trainer.accelerator.__class__.__name__} in {trainer.precision}, into {cfg.run}",
+        f"batch size {cfg.data.global_batch_size} over {trainer.world_size} process(es), "
+        f"{trainer.max_steps:,} steps, learning rate {learning_rate} (never rescaled with the batch size)\n"
+        f"{trainer.accelerator.__class__.__name__} in {trainer.precision}, writing to {cfg.run}",
         flush=True,
     )
-    config = run_config.resolve(cfg)
+    config = run_config.resolve_config(cfg)
     for change in run_config.write(config, Path(cfg.run)):
         print(f"changed since the run was last started: {change}", flush=True)
     for logger in trainer.loggers:

@@ -1,1 +1,1 @@
-"""Images that the project draws itself, so that the whole job runs and is scored with no download."""
+"""Synthetic captioned scenes, so that the whole pipeline runs and is scored without a download."""

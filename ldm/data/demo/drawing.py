@@ -1,6 +1,6 @@
-"""What a scene is: one or two coloured shapes on a plain background.
+"""Scenes of one or two coloured shapes on a plain background, and how they are rendered.
 
-Lengths are in pixels of a image 64 wide.
+Lengths are in pixels of an image 64 wide.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ COLOURS: dict[str, RGB] = {
 BACKGROUNDS: dict[str, RGB] = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 SHAPES = ("circle", "square", "triangle")
 SIZES: dict[str, int] = {"small": 18, "large": 26}
-"""Side of the square that a shape fills."""
+"""Side of a shape's bounding square."""
 
 CANVAS = 64
 SUPERSAMPLING = 4
@@ -28,7 +28,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as its caption names it."""
+    """An object of a scene, as its caption names it."""
 
     size: str
     colour: str
@@ -40,7 +40,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says; `relation` is that of the first object to the second."""
+    """The content of a caption; `relation` is that of the first object to the second."""
 
     background: str
     things: tuple[Thing, ...]
@@ -49,7 +49,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an object is drawn: the centre and the side of its bounding square."""
+    """Where an object is drawn: the centre of its bounding square, and how wide it is."""
 
     x: float
     y: float
@@ -57,20 +57,20 @@ class Place:
 
 
 def draw(scene: Scene, places: Sequence[Place], size: int = CANVAS) -> Image.Image:
-    """The antialiased image, size x size RGB."""
+    """Render a scene, antialiased, as RGB of size x size."""
     side = SUPERSAMPLING * size
     image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(image)
-    for thing, spot in zip(scene.things, places, strict=True):
-        outline(pen, thing.shape, spot, side / CANVAS, COLOURS[thing.colour])
+    for thing, place in zip(scene.things, places, strict=True):
+        draw_shape(pen, thing.shape, place, side / CANVAS, COLOURS[thing.colour])
     return image.reduce(SUPERSAMPLING)
 
 
-def outline(pen: ImageDraw.ImageDraw, shape: str, spot: Place, scale: float, fill: int | RGB) -> None:
-    """A filled shape, `scale` times as large as in a image 64 wide."""
-    half = spot.across / 2
-    left, top = (round((c - half) * scale) for c in (spot.x, spot.y))
-    right, bottom = (round((c + half) * scale) - 1 for c in (spot.x, spot.y))  # Pillow fills both ends
+def draw_shape(pen: ImageDraw.ImageDraw, shape: str, place: Place, scale: float, fill: int | RGB) -> None:
+    """Draw a filled shape, `scale` times as large as in an image 64 wide."""
+    half = place.across / 2
+    left, top = (round((c - half) * scale) for c in (place.x, place.y))
+    right, bottom = (round((c + half) * scale) - 1 for c in (place.x, place.y))  # Pillow includes both ends
     if shape == "circle":
         pen.ellipse((left, top, right, bottom), fill=fill)
     elif shape == "square":

@@ -1,8 +1,8 @@
 """Captioned scenes of one or two coloured shapes on a plain background.
 
-A scene is a pure function of (split, seed, index). About a tenth of the arrangements, as
-(shape, colour, relation, shape, colour), are held out of training. A scene is told from its left or
-upper object, so that a caption's order says the places. Lengths are in pixels of a image 64 wide.
+A scene is a pure function of (split, seed, index). About a tenth of the arrangements, each a tuple (colour,
+shape, relation, colour, shape), are held out of training. A caption names the left or upper object first, so
+that the order gives the positions. Lengths are in pixels of an image 64 wide.
 """
 
 import math
@@ -26,22 +26,22 @@ RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
     "above": (0, -1),
 }
-"""Where the first object lies, seen from the second; y points down."""
+"""Direction from the second object to the first; y points down."""
 
 JITTER = {"small": 3, "large": 0}
-"""How far along the relation's axis a centre may wander: two large objects leave no more room."""
+"""Largest shift of a centre along the axis of the relation: two large objects leave no room for one."""
 CROSS_JITTER = 3
-REACH = 15
-"""From the image's centre to an object's nominal centre where there are two."""
+CENTRE_OFFSET = 15
+"""From the image's centre to an object's nominal centre, in scenes of two."""
 ONE_OBJECT_SHARE = 0.25
 
 
 Arrangement: TypeAlias = tuple[str, str, str, str, str]
-"""colour, shape, relation, colour, shape"""
+"""(colour, shape, relation, colour, shape)."""
 
 
 def caption(scene: Scene) -> str:
-    """The one sentence that describes `scene`, told from the left or from above."""
+    """Return the only caption of `scene`, which names the left or upper object first."""
     objects = f" {scene.relation} ".join(map(str, scene.things))
     return f"{objects} on a {scene.background} background"
 
@@ -58,7 +58,7 @@ _CAPTION = _pattern()
 
 
 def parse(text: str) -> Scene:
-    """The inverse of `caption`; ValueError where `text` is no such sentence."""
+    """Invert `caption`; raise InvalidValue for any other text."""
     match = _CAPTION.fullmatch(text)
     if match is None:
         raise InvalidValue(f"{text!r} does not describe a demo scene")
@@ -68,7 +68,7 @@ def parse(text: str) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the arrangement is kept out of training: a tenth, by a hash of it."""
+    """Return whether the scene's arrangement is held out of training: a tenth are, by their hash."""
     if scene.relation is None:
         return False
     first, second = scene.things
@@ -78,27 +78,29 @@ def is_held_out(scene: Scene) -> bool:
 
 @cache
 def arrangements(held_out: bool) -> tuple[Arrangement, ...]:
-    """All arrangements of two objects that differ in colour or shape, on one side of the split."""
+    """Return all arrangements of two objects that differ in colour or shape, held out or not."""
     objects = product(COLOURS, SHAPES)
-    found = [(*a, r, *b) for (a, b), r in product(permutations(objects, 2), RELATIONS)]
-    return tuple(a for a in found if is_held_out(_arranged(a, "white", ("small", "small"))) == held_out)
+    both = [(*a, r, *b) for (a, b), r in product(permutations(objects, 2), RELATIONS)]
+    return tuple(a for a in both if is_held_out(_pair_scene(a, "white", ("small", "small"))) == held_out)
 
 
-def _arranged(arrangement: Arrangement, background: str, sizes: tuple[str, str]) -> Scene:
+def _pair_scene(arrangement: Arrangement, background: str, sizes: tuple[str, str]) -> Scene:
     colour_a, shape_a, relation, colour_b, shape_b = arrangement
     first, second = Thing(sizes[0], colour_a, shape_a), Thing(sizes[1], colour_b, shape_b)
     return Scene(background, (first, second), relation)
 
 
 def every_scene(held_out: bool) -> list[Scene]:
-    """Every scene that one side of the split can tell, each once."""
+    """Return every scene of the training or held-out arrangements once."""
     pairs = product(arrangements(held_out), BACKGROUNDS, product(SIZES, SIZES))
-    two = [_arranged(a, background, sizes) for a, background, sizes in pairs]
+    two = [_pair_scene(a, background, sizes) for a, background, sizes in pairs]
     singles = product(BACKGROUNDS, SIZES, COLOURS, SHAPES)
     return two if held_out else [Scene(b, (Thing(*words),)) for b, *words in singles] + two
 
 
-def _scene(split: Split, u: Sequence[float]) -> Scene:
+def _make_scene(split: Split, u: Sequence[float]) -> Scene:
+    """Choose a scene by six numbers in [0, 1)."""
+
     def pick(words: Sequence[str], number: float) -> str:
         return words[int(number * len(words))]
 
@@ -107,69 +109,71 @@ def _scene(split: Split, u: Sequence[float]) -> Scene:
     if split != "held_out" and u[3] < ONE_OBJECT_SHARE:
         return Scene(background, (Thing(sizes[0], pick(tuple(COLOURS), u[4]), pick(SHAPES, u[5])),))
     choices = arrangements(split == "held_out")
-    return _arranged(choices[int(u[4] * len(choices))], background, sizes)
+    return _pair_scene(choices[int(u[4] * len(choices))], background, sizes)
 
 
-def _wander(reach: int, u: float) -> int:
-    """A whole number in [-reach, reach] from u in [0, 1)."""
-    return math.floor((2 * reach + 1) * u) - reach
+def _shift(limit: int, u: float) -> int:
+    """Map u in [0, 1) to a whole number in [-limit, limit]."""
+    return math.floor((2 * limit + 1) * u) - limit
 
 
-def place(scene: Scene, u: Sequence[float]) -> tuple[Place, ...]:
-    """Centres, on whole pixels, from two numbers in [0, 1) an object.
+def place_objects(scene: Scene, u: Sequence[float]) -> tuple[Place, ...]:
+    """Return places centred on whole pixels, from two numbers in [0, 1) per object.
 
-    Objects stay 3 px from one another and from the border, and the relation's axis always dominates.
+    Objects stay 3 px from each other and from the border, and the relation's axis always dominates.
     """
     dx, dy = RELATIONS[scene.relation] if scene.relation else (0, 0)
     places = []
     for i, thing in enumerate(scene.things):
-        reach = REACH - 2 * REACH * i
-        along = _wander(JITTER[thing.size] if scene.relation else CROSS_JITTER, u[2 * i])
-        cross = _wander(CROSS_JITTER, u[2 * i + 1])
+        offset = CENTRE_OFFSET - 2 * CENTRE_OFFSET * i
+        along = _shift(JITTER[thing.size] if scene.relation else CROSS_JITTER, u[2 * i])
+        cross = _shift(CROSS_JITTER, u[2 * i + 1])
         x, y = (cross, along) if dy else (along, cross)
         middle = CANVAS // 2
-        places.append(Place(middle + reach * dx + x, middle + reach * dy + y, SIZES[thing.size]))
+        places.append(Place(middle + offset * dx + x, middle + offset * dy + y, SIZES[thing.size]))
     return tuple(places)
 
 
 class DemoScenes(Sequence[Record]):
-    """`count` drawn scenes. train and val share their arrangements, held_out has the others."""
+    """`count` synthetic scenes: train and val share their arrangements, held_out has the others."""
 
     def __init__(
         self, split: Split = "train", count: int = 20_000, seed: int = 0, size: int = CANVAS
     ) -> None:
         if size < CANVAS:
-            raise InvalidValue(f"size is {size}, but scenes are only legible from {CANVAS} pixels")
+            raise InvalidValue(f"size={size} is too small to show the shapes: use {CANVAS} or more")
         self.split, self.length, self.seed, self.size = split, count, seed, size
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> tuple[Scene, tuple[Place, ...]]:
-        """What image `index` shows and where, without drawing it."""
+        """Return scene `index` and its places, without rendering it."""
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         u = rng.uniform(self.seed, [index], f"scene/{self.split}", (10,))[0].tolist()
-        scene = _scene(self.split, u[:6])
-        return scene, place(scene, u[6:])
+        scene = _make_scene(self.split, u[:6])
+        return scene, place_objects(scene, u[6:])
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         scene, places = self.scene(index)
         image = draw(scene, places, self.size)
-        spots = {"places": [asdict(p) for p in places], "boxes": maps.boxes(scene, places)}
-        known = {**asdict(scene), **spots, "aesthetic": maps.score(scene)}
-        return Record(image, caption(scene), known, maps.members(scene, places, self.size))
+        locations = {"places": [asdict(p) for p in places], "boxes": maps.boxes(scene, places)}
+        metadata = {**asdict(scene), **locations, "aesthetic": maps.score(scene)}
+        return Record(image, caption(scene), metadata, maps.members(scene, places, self.size))
 
 
 def captions(split: Split, n: int, seed: int = 0, count: int = 20_000) -> list[str]:
-    """`n` distinct captions that do occur in `DemoScenes(split, count)`, drawn by `seed`.
+    """Sample `n` distinct captions of `DemoScenes(split, count)`, by `seed`.
 
-    Of "train" they are the seen captions: a training set of at least `count` scenes holds every one.
+    For "train" these are captions seen in training, if the training set has `count` scenes or more.
     """
     scenes = DemoScenes(split, count)
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for number in rng.uniform(seed, [0], f"captions/{split}", (8 * n,))[0].tolist():
-        found[caption(scenes.scene(math.floor(number * count))[0])] = None
-        if len(found) == n:
-            return list(found)
-    raise InvalidValue(f"{n} distinct captions wanted, {len(found)} found among {count} {split} scenes")
+        distinct[caption(scenes.scene(math.floor(number * count))[0])] = None
+        if len(distinct) == n:
+            return list(distinct)
+    raise InvalidValue(
+        f"n={n} distinct captions, but only {len(distinct)} found among {count} {split} scenes: ask for fewer"
+    )

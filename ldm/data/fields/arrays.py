@@ -1,4 +1,4 @@
-"""Members that are NumPy arrays: latents' moments, cached text states."""
+"""Fields stored as NumPy arrays: latent moments, cached text-encoder states."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")  #
 
 @dataclass
 class ArrayField:
-    """Reads the member `kind`, fp16 of `shape`, into `batch_key`; it is the file's bytes, to be read alone."""
+    """Read the member `kind`, fp16 of `shape`, as `batch_key`: a read-only view of the file's bytes."""
 
     kind: str
     batch_key: str
@@ -42,25 +42,25 @@ class ArrayField:
 
 @dataclass
 class VariantField:
-    """Reads one of several encodings of a image, keyed by (seed, position): (v, ...) becomes (...)."""
+    """Read one of several encodings of an image, chosen by (seed, position): (v, ...) becomes (...)."""
 
-    array: ArrayField
+    array_field: ArrayField
     seed: int
 
     @property
     def batch_key(self) -> str:
-        """The array's."""
-        return self.array.batch_key
+        """The batch key of the array."""
+        return self.array_field.batch_key
 
     def __call__(self, sample: Sample, position: int) -> Float16[Tensor, "..."]:
-        number = torch.randint(
-            self.array.shape[0], (), generator=rng.generator(self.seed, position, "variant")
+        variant = torch.randint(
+            self.array_field.shape[0], (), generator=rng.generator(self.seed, position, "variant")
         )
-        return self.array(sample, position)[int(number)]
+        return self.array_field(sample, position)[int(variant)]
 
 
-def npy(array: np.ndarray) -> bytes:
-    """The bytes of a `.npy` file."""
+def to_npy(array: np.ndarray) -> bytes:
+    """Return the bytes of a `.npy` file that holds the array."""
     file = BytesIO()
     np.save(file, np.ascontiguousarray(array))
     return file.getvalue()
@@ -68,7 +68,7 @@ def npy(array: np.ndarray) -> bytes:
 
 @lru_cache
 def _layout(header: bytes) -> tuple[str, tuple[int, ...]] | None:
-    # parsing the header costs ten times the read, and there is only one header in a data set
+    # parsing the header costs ten times the read, and a data set has only one distinct header
     try:
         file = BytesIO(header)
         assert np.lib.format.read_magic(file) == (1, 0)

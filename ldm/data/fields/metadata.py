@@ -1,4 +1,4 @@
-"""What a sample's json and cls members know of it."""
+"""Fields read from a sample's `.json` and `.cls` members."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from ldm.data.shards.reader import BadSample, Sample
 
 
 def read_json(sample: Sample) -> Mapping[str, object]:
-    """The json member; empty where there is none, or none that can be read."""
+    """Return the sample's json; empty where it is missing or is not a JSON object."""
     try:
-        known = json.loads(sample.members.get("json", b"{}"))
+        metadata = json.loads(sample.members.get("json", b"{}"))
     except ValueError:
         return {}
-    return known if isinstance(known, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 @dataclass
 class ClassField:
-    """Reads the number of the sample's class from `cls`, 0..num_classes-1."""
+    """Read the sample's class index from `cls`, 0..num_classes-1."""
 
     num_classes: int
     batch_key = "label"
@@ -31,19 +31,19 @@ class ClassField:
         text = sample.read("cls").decode(errors="replace").strip()
         if not text.isdecimal() or int(text) >= self.num_classes:
             raise BadSample(
-                f"the class of sample {sample.key} in {sample.shard} is {text[:20]!r}: it takes a number "
-                f"from 0 to {self.num_classes - 1}"
+                f"the class of sample {sample.key} in {sample.shard} is {text[:20]!r}, not a whole number "
+                f"from 0 to {self.num_classes - 1}: fix its .cls, or set num_classes"
             )
         return torch.tensor(int(text))
 
 
 @dataclass
 class MetadataField:
-    """Reads a number of the json, as an aesthetic score.
+    """Read a number from the json, such as an aesthetic score.
 
     Args:
         name: the json's key.
-        missing: what stands for it where the json has none; None makes that a bad sample.
+        missing: the value of samples whose json has none; None makes them bad samples.
     """
 
     name: str = "aesthetic"
@@ -53,5 +53,8 @@ class MetadataField:
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "1"]:
         value = read_json(sample).get(self.name, self.missing)
         if not isinstance(value, int | float):
-            raise BadSample(f"the json of sample {sample.key} in {sample.shard} has no number {self.name!r}")
+            raise BadSample(
+                f"the json of sample {sample.key} in {sample.shard} has no number {self.name!r}: add it, or "
+                "set missing=NUMBER"
+            )
         return torch.tensor([float(value)])

@@ -1,4 +1,4 @@
-"""What lies on a image, read with the image's own crop and flip: maps, boxes, sizes."""
+"""Per-pixel maps, boxes and sizes, cropped and flipped with their image."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ldm.data.fields.decode import ORIENTATION
-from ldm.data.fields.image import ImageField, cut
+from ldm.data.fields.image import ImageField, apply_crop
 from ldm.data.fields.metadata import read_json
 from ldm.data.fields.multichannel import array_size, is_array
 from ldm.data.shards.reader import BadSample, Sample
@@ -21,133 +21,136 @@ from ldm.data.shards.tar import IMAGES
 
 @dataclass
 class SegmentationField:
-    """Reads `seg.png`, the label of each pixel, 0..255: an 8-bit grey or palette image."""
+    """Read `seg.png`, the label of each pixel, 0..255: an 8-bit grey or palette image."""
 
-    images: ImageField
+    image_field: ImageField
     batch_key = "segmentation"
     kind = "seg.png"
 
     def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "h w"]:
-        labels = _plane(sample, self.kind, ("L", "P", "1"))
-        return spatial_fields(self.images, labels, position, "nearest-exact")[0]
+        labels = _read_map(sample, self.kind, ("L", "P", "1"))
+        return crop_map(self.image_field, labels, position, "nearest-exact")[0]
 
 
 @dataclass
 class MaskField:
-    """Reads `mask.png`: 255 where the image is to be drawn anew, 0 where it stays."""
+    """Read `mask.png`: 255 where the image is to be generated, 0 where it is kept."""
 
-    images: ImageField
+    image_field: ImageField
     batch_key = "mask"
     kind = "mask.png"
 
     def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "1 h w"]:
-        white = _plane(sample, self.kind, ("L", "1")) > 127
-        return spatial_fields(self.images, white.to(torch.uint8) * 255, position, "nearest-exact")
+        white = _read_map(sample, self.kind, ("L", "1")) > 127
+        return crop_map(self.image_field, white.to(torch.uint8) * 255, position, "nearest-exact")
 
 
 @dataclass
 class DepthField:
-    """Reads `depth.png`, 8 or 16 bits, white is near: [-1, 1]."""
+    """Read `depth.png`, 8 or 16 bits, white is near, scaled to [-1, 1]."""
 
-    images: ImageField
+    image_field: ImageField
     batch_key = "depth"
     kind = "depth.png"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "1 h w"]:
-        found = _plane(sample, self.kind, ("L", "I;16", "I", "I;16B"))
-        depth = found.float() / (255 if found.dtype == torch.uint8 else 65535)
-        return 2 * spatial_fields(self.images, depth, position, "bilinear") - 1
+        stored = _read_map(sample, self.kind, ("L", "I;16", "I", "I;16B"))
+        depth = stored.float() / (255 if stored.dtype == torch.uint8 else 65535)
+        return 2 * crop_map(self.image_field, depth, position, "bilinear") - 1
 
 
 @dataclass
 class BoxField:
-    """Reads the json's `boxes`, a list of [label, left, top, right, bottom] in [0, 1] of the whole image.
+    """Read the json's `boxes`, a list of [label, left, top, right, bottom] in [0, 1] of the whole image.
 
-    They become boxes of the crop; one of which less than `least` is left is no box any more. The first
-    `count` are kept, and -1 stands for the label of those that are lacking.
+    They become boxes of the crop, padded with label -1. A box of which less than `min_visible` of the area
+    remains is removed; the first `count` are kept.
 
     Args:
-        num_labels: labels are 0..num_labels-1, as the condition has them.
+        num_labels: labels are 0..num_labels-1, as in the conditioner.
     """
 
-    images: ImageField
+    image_field: ImageField
     count: int
     num_labels: int
-    least: float = 0.25
+    min_visible: float = 0.25
     batch_key = "boxes"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "n 5"]:
-        listed = read_json(sample).get("boxes", [])
+        boxes = self._read_boxes(sample)
+        boxes = self.crop_boxes(boxes, image_size(sample), position)[: self.count]
+        padding = torch.tensor([-1.0, 0, 0, 0, 0]).expand(self.count - len(boxes), 5)
+        return torch.cat([boxes, padding])
+
+    def _read_boxes(self, sample: Sample) -> Float[Tensor, "n 5"]:
         try:
-            boxes = torch.tensor(listed, dtype=torch.float32).reshape(-1, 5)
+            boxes = torch.tensor(read_json(sample).get("boxes", []), dtype=torch.float32).reshape(-1, 5)
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadSample(
-                f"the boxes of sample {sample.key} in {sample.shard} are no list of "
-                "[label, left, top, right, bottom]: mend its json"
+                f"the boxes of sample {sample.key} in {sample.shard} are not a list of "
+                "[label, left, top, right, bottom]: fix its json"
             ) from error
-        most = self.num_labels - 1
-        if wrong := [n for n in boxes[:, 0].tolist() if not (n.is_integer() and 0 <= n <= most)]:
+        last = self.num_labels - 1
+        if invalid := [n for n in boxes[:, 0].tolist() if not (n.is_integer() and 0 <= n <= last)]:
             raise BadSample(
-                f"a box of sample {sample.key} in {sample.shard} has the label {wrong[0]:g}: it takes a "
-                f"whole number from 0 to {most}"
+                f"a box of sample {sample.key} in {sample.shard} has label {invalid[0]:g}, not a whole "
+                f"number from 0 to {last}: fix its json"
             )
-        boxes = self.cropped(boxes, image_size(sample), position)[: self.count]
-        none = torch.tensor([-1.0, 0, 0, 0, 0]).expand(self.count - len(boxes), 5)
-        return torch.cat([boxes, none])
+        return boxes
 
-    def cropped(
+    def crop_boxes(
         self, boxes: Float[Tensor, "n 5"], size: tuple[int, int], position: int
     ) -> Float[Tensor, "m 5"]:
-        """Boxes of a image of `size` (height, width) as boxes of its crop."""
-        crop, (height, width) = self.images.crop(size, position), self.images.shape
-        whole = torch.tensor([crop.resized[1], crop.resized[0]]).repeat(2)
+        """Convert boxes of an image of `size` (height, width) to boxes of its crop."""
+        crop, (height, width) = self.image_field.crop(size, position), self.image_field.shape
+        resized = torch.tensor([crop.resized[1], crop.resized[0]]).repeat(2)
         corner = torch.tensor([crop.left, crop.top]).repeat(2)
-        found = (boxes[:, 1:] * whole - corner) / torch.tensor([width, height]).repeat(2)
-        inside = found.clamp(0, 1)
+        shifted = (boxes[:, 1:] * resized - corner) / torch.tensor([width, height]).repeat(2)
+        clipped = shifted.clamp(0, 1)
         if crop.flip:
-            inside = torch.stack([1 - inside[:, 2], inside[:, 1], 1 - inside[:, 0], inside[:, 3]], 1)
-        kept = _area(inside) >= self.least * _area(found).clamp(min=1e-12)
-        return torch.cat([boxes[:, :1], inside], 1)[kept]
+            clipped = torch.stack([1 - clipped[:, 2], clipped[:, 1], 1 - clipped[:, 0], clipped[:, 3]], 1)
+        is_visible = _area(clipped) >= self.min_visible * _area(shifted).clamp(min=1e-12)
+        return torch.cat([boxes[:, :1], clipped], 1)[is_visible]
 
 
 @dataclass
 class SizeField:
-    """Height and width as stored, the crop's top and left, height and width drawn (Podell et al. 2023, 2.2).
+    """Original height and width, top and left of the crop, its height and width (Podell et al. 2023, 2.2).
 
-    Sizes as stored are the json's `original_height` and `original_width` where it has them.
+    The original size is the json's `original_height` and `original_width`, or else that of the stored image.
     """
 
-    images: ImageField
+    image_field: ImageField
     batch_key = "sizes"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "6"]:
-        size, known = image_size(sample), read_json(sample)
-        stored = [known.get(f"original_{side}", n) for side, n in zip(("height", "width"), size, strict=True)]
-        crop = self.images.crop(size, position)
-        return torch.tensor([*stored, crop.top, crop.left, *self.images.shape], dtype=torch.float32)
+        (height, width), metadata = image_size(sample), read_json(sample)
+        original = [metadata.get("original_height", height), metadata.get("original_width", width)]
+        crop = self.image_field.crop((height, width), position)
+        return torch.tensor([*original, crop.top, crop.left, *self.image_field.shape], dtype=torch.float32)
 
 
-def spatial_fields(
-    images: ImageField, plane: Num[Tensor, "h w"], position: int, mode: str
+def crop_map(
+    image_field: ImageField, values: Num[Tensor, "h w"], position: int, mode: str
 ) -> Num[Tensor, "1 h2 w2"]:
-    """A map of a image's size with the image's crop and flip."""
-    crop = images.crop((plane.shape[0], plane.shape[1]), position)
-    resized = plane[None]
-    if crop.resized != tuple(plane.shape):
+    """Resize, crop and flip a map of the image's size as `image_field` does the image."""
+    crop = image_field.crop((values.shape[0], values.shape[1]), position)
+    resized = values[None]
+    if crop.resized != tuple(values.shape):
         smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
-        resized = interpolate(plane[None, None], crop.resized, mode=mode, **smooth)[0]
-    return cut(resized, crop, images.shape)
+        resized = interpolate(values[None, None], crop.resized, mode=mode, **smooth)[0]
+    return apply_crop(resized, crop, image_field.shape)
 
 
 def image_size(sample: Sample) -> tuple[int, int]:
-    """(height, width) of a sample's image, upright; of latents', as its json has it."""
+    """Return (height, width) of a sample's upright image; for cached latents, from their json."""
     kind = next((kind for kind in IMAGES if kind in sample.members), None)
     if kind is None:
-        known = read_json(sample)
-        height, width = known.get("height"), known.get("width")
+        metadata = read_json(sample)
+        height, width = metadata.get("height"), metadata.get("width")
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
             raise BadSample(
-                f"sample {sample.key} in {sample.shard} has no image, and its json no height and width: "
+                f"sample {sample.key} in {sample.shard} has no image, nor a height and width in its json: "
                 "encode the shard again"
             )
         return height, width
@@ -156,30 +159,33 @@ def image_size(sample: Sample) -> tuple[int, int]:
         if is_array(data):
             return array_size(data)
         image = Image.open(BytesIO(data))
-        # above 4 the camera lay on its side
+        # orientations above 4 swap height and width
         turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) > 4
-    except Exception as error:  # decoders of foreign bytes raise whatever they like
-        raise BadSample(f"the image of sample {sample.key} in {sample.shard} cannot be read") from error
+    except Exception as error:  # decoders raise errors of any type on corrupt bytes
+        raise BadSample(
+            f"the image of sample {sample.key} in {sample.shard} cannot be read ({error}): pack this "
+            "shard again"
+        ) from error
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _plane(sample: Sample, kind: str, modes: tuple[str, ...]) -> Num[Tensor, "h w"]:
-    """A map's numbers; BadSample unless it is of one of the modes and of the image's size."""
-    where = f"the {kind} of sample {sample.key} in {sample.shard}"
+def _read_map(sample: Sample, kind: str, modes: tuple[str, ...]) -> Num[Tensor, "h w"]:
+    """Read a map of the image's size in one of these Pillow modes; raise BadSample for any other."""
+    name = f"the {kind} of sample {sample.key} in {sample.shard}"
     try:
         image = Image.open(BytesIO(sample.read(kind)))
         image.load()
     except BadSample:
         raise
     except Exception as error:  # as above
-        raise BadSample(f"{where} cannot be read ({error}): pack this shard again") from error
+        raise BadSample(f"{name} cannot be read ({error}): pack this shard again") from error
     if image.mode not in modes:
-        raise BadSample(f"{where} is of mode {image.mode}: it takes one number a pixel, {' or '.join(modes)}")
+        raise BadSample(f"{name} has mode {image.mode}: save it with one channel, as {' or '.join(modes)}")
     height, width = image_size(sample)
-    # a cached latent's json may tell of a larger original: there, and for a hair's breadth, the shape decides
+    # compare aspects, not sizes: the json of a cached latent may state a larger original, with rounded sides
     if not math.isclose(image.width * height, image.height * width, rel_tol=0.02):
         raise BadSample(
-            f"{where} is {image.width}x{image.height} and the image {width}x{height}: give them one size"
+            f"{name} is {image.width}x{image.height} but the image is {width}x{height}: save both in one size"
         )
     array = np.asarray(image.convert("L") if image.mode == "1" else image)
     return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.float32))

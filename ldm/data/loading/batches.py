@@ -1,4 +1,4 @@
-"""One rank's share of the batches that an order makes."""
+"""One rank's share of the batches of an order of samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -12,13 +12,13 @@ from ldm.data.shards.reader import BadSample, Sample, Shard
 from ldm.errors import UserError
 from ldm.typing import Batch
 
-ATTEMPTS = 100
-"""Bad samples in a row, one put in another's place, that end a run."""
+MAX_BAD_IN_A_ROW = 100
+"""A run stops after this many bad samples in a row."""
 
 
 @runtime_checkable
 class Field(Protocol):
-    """Reads from a sample what a batch holds under the name `batch_key`; raises BadSample."""
+    """Read from a sample what the batch has under `batch_key`; raises BadSample."""
 
     @property
     def batch_key(self) -> str: ...
@@ -34,142 +34,143 @@ class ShardSet(Protocol):
 
 
 BatchAndErrors: TypeAlias = tuple[Batch, list[str]]
-"""A batch, and what was wrong with the samples that others stand for in it."""
+"""A batch, and the errors of the bad samples that were replaced in it or left out."""
 
 
 @runtime_checkable
 class DerivedField(Protocol):
-    """Makes entries of a sample from those that were read; its randomness is keyed by the position."""
+    """Compute batch keys from a sample's other values; all randomness is keyed by the position."""
 
-    def __call__(self, row: Mapping[str, Any], position: int, /) -> Mapping[str, Tensor]: ...
+    def __call__(self, values: Mapping[str, Any], position: int, /) -> Mapping[str, Tensor]: ...
 
 
-Row: TypeAlias = tuple[int, str, dict[str, Any]]
-"""A sample's position and key, and its entries."""
+SampleValues: TypeAlias = tuple[int, str, dict[str, Any]]
+"""A sample's position, its key, and its values by batch key."""
 
 
 def read_sample(
-    sample: Sample, position: int, readers: Sequence[Field], derived_fields: Sequence[DerivedField] = ()
-) -> Row:
-    """What the readers find in a sample, then what is derived from that, in order."""
-    row: dict[str, Any] = {reader.batch_key: reader(sample, position) for reader in readers}
+    sample: Sample, position: int, fields: Sequence[Field], derived_fields: Sequence[DerivedField] = ()
+) -> SampleValues:
+    """Read the fields of a sample, then compute the derived fields in order."""
+    values: dict[str, Any] = {field.batch_key: field(sample, position) for field in fields}
     for derive in derived_fields:
         try:
-            row.update(derive(row, position))
+            values.update(derive(values, position))
         except KeyError as error:
             raise UserError(
-                f"{type(derive).__name__} in data.derived_fields is made from {error} and {sample.shard} gives only "
-                f"{', '.join(row)}: name what reads it before, or read shards of images where these hold "
-                "latents"
+                f"{type(derive).__name__} in data.derived_fields needs {error}, but {sample.shard} only "
+                f"gives {', '.join(values)}: put the field that provides it first, or use images if these "
+                "are latents"
             ) from error
-    return position, sample.key, row
+    return position, sample.key, values
 
 
-def collate(rows: Sequence[Row], readers: Sequence[Field]) -> Batch:
-    """Samples as a batch: tensors stacked, texts listed; without a sample, every reader's entry is empty."""
+def collate(samples: Sequence[SampleValues], fields: Sequence[Field]) -> Batch:
+    """Return samples as a batch: tensors stacked, texts as lists; of no samples, an empty list per field."""
     batch: dict[str, Any] = {
-        "position": torch.tensor([position for position, _, _ in rows], dtype=torch.int64),
-        "key": [key for _, key, _ in rows],
+        "position": torch.tensor([position for position, _, _ in samples], dtype=torch.int64),
+        "key": [key for _, key, _ in samples],
     }
-    for batch_key in rows[0][2] if rows else [reader.batch_key for reader in readers]:
-        column = [entries[batch_key] for _, _, entries in rows]
-        tensors = bool(column) and isinstance(column[0], Tensor)
-        batch[batch_key] = torch.stack(column) if tensors else column
+    for batch_key in samples[0][2] if samples else [field.batch_key for field in fields]:
+        column = [values[batch_key] for _, _, values in samples]
+        is_tensor = bool(column) and isinstance(column[0], Tensor)
+        batch[batch_key] = torch.stack(column) if is_tensor else column
     return batch  # type: ignore[return-value]
 
 
 class StepDataset(IterableDataset):
-    """One rank's batches of steps `start` .. `steps` - 1; what a batch is, a subclass says.
+    """One rank's batches of the steps `start` .. `steps` - 1; a subclass defines what a batch contains.
 
-    Rank and world are told, never detected; worker w of n serves every n-th step, so that the data loader's
-    round robin over workers restores the order of steps.
+    Rank and world size are arguments, never detected. Worker w of n serves every n-th step, so that the data
+    loader's round robin over workers restores the order of steps.
     """
 
     def __init__(self, global_batch: int, steps: int, rank: int, world: int) -> None:
         if global_batch % world:
             raise UserError(
                 f"data.global_batch_size={global_batch} does not divide over {world} processes: "
-                f"make it a multiple of {world}, {-(-global_batch // world) * world} for one"
+                f"make it a multiple of {world}, such as {-(-global_batch // world) * world}"
             )
         self.global_batch, self.steps, self.rank = global_batch, steps, rank
         self.local_batch = global_batch // world
         self.start = 0
 
     def steps_of_this_worker(self) -> range:
-        """The steps that this process, a worker or the trainer's own, serves."""
+        """Return the steps that this process serves: a worker, or the training process itself."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         return range(self.start + first, self.steps, stride)
 
     def first_position(self, step: int) -> int:
-        """Of the rank's samples in a step."""
+        """Return the position of the rank's first sample in a step."""
         return step * self.global_batch + self.rank * self.local_batch
 
 
 class ShardStream(StepDataset):
-    """Step b is positions [b * B, (b + 1) * B) of an order, cut in ranks' order.
+    """Step s reads positions [s * B, (s + 1) * B) of an order; each rank reads a contiguous part of them.
 
-    A user's error is passed on as an item: raised in a worker it would come wrapped in a stack trace.
+    Yields UserError instead of raising it: raised in a worker, it would be wrapped in a stack trace.
 
     Args:
-        readers: for each bucket of the order, what a batch holds of a sample.
-        replace: a bad sample is replaced by one nearby, and keeps its position; without, it is left out.
-        derived: what a batch holds beside, made from what was read.
+        bucket_fields: the fields to read, for each bucket of the order.
+        replace_bad: replace a bad sample by a nearby one, which keeps its position; False leaves it out.
+        derived_fields: computed from the values of the fields.
     """
 
     def __init__(
         self,
         order: SampleOrder,
         shards: ShardSet,
-        readers: Sequence[Sequence[Field]],
+        bucket_fields: Sequence[Sequence[Field]],
         global_batch: int,
         steps: int,
         rank: int = 0,
         world: int = 1,
-        replace: bool = True,
+        replace_bad: bool = True,
         derived_fields: Sequence[DerivedField] = (),
     ) -> None:
         super().__init__(global_batch, steps, rank, world)
-        self.order, self.shards, self.readers, self.replace = order, shards, readers, replace
-        self.derived_fields = derived_fields
+        self.order, self.shards = order, shards
+        self.bucket_fields, self.derived_fields = bucket_fields, derived_fields
+        self.replace_bad = replace_bad
 
     def __iter__(self) -> Iterator[BatchAndErrors | UserError]:
         for step in self.steps_of_this_worker():
             try:
-                served = self.batch(step)
+                batch_and_errors = self.read_batch(step)
             except UserError as error:
                 yield error
                 return
-            yield served
+            yield batch_and_errors
 
     def read_first(self) -> None:
-        """Read the rank's first sample; UserError for what would make each one fail."""
-        first = self.first_position(0)
-        place = self.order.locate(first, 1).tolist()[0]
-        self._read(first, place, self.readers[self.order.bucket(first)], [])
+        """Read the rank's first sample; UserError for a mistake that makes every sample fail."""
+        position = self.first_position(0)
+        location = self.order.locate(position, 1).tolist()[0]
+        self._read(position, location, self.bucket_fields[self.order.bucket(position)], [])
 
-    def batch(self, step: int) -> BatchAndErrors:
-        """The rank's samples of one step."""
+    def read_batch(self, step: int) -> BatchAndErrors:
+        """Read the rank's samples of one step."""
         first = self.first_position(step)
-        readers, bad = self.readers[self.order.bucket(first)], list[str]()
-        found = list[Row]()
-        for position, place in enumerate(self.order.locate(first, self.local_batch).tolist(), first):
-            read = self._read(position, place, readers, bad)
-            if read is not None:
-                found.append(read)
-        return collate(found, readers), bad
+        fields, errors = self.bucket_fields[self.order.bucket(first)], list[str]()
+        samples = list[SampleValues]()
+        for position, location in enumerate(self.order.locate(first, self.local_batch).tolist(), first):
+            sample = self._read(position, location, fields, errors)
+            if sample is not None:
+                samples.append(sample)
+        return collate(samples, fields), errors
 
     def _read(
-        self, position: int, place: Sequence[int], readers: Sequence[Field], bad: list[str]
-    ) -> Row | None:
-        """A sample's entries; None where it is bad and none may replace it."""
-        for attempt in range(ATTEMPTS):
+        self, position: int, location: Sequence[int], fields: Sequence[Field], errors: list[str]
+    ) -> SampleValues | None:
+        """Read the sample at (shard, row); None if it is bad and must not be replaced."""
+        for attempt in range(MAX_BAD_IN_A_ROW):
             try:
-                shard, row = place
-                return read_sample(self.shards[shard].sample(row), position, readers, self.derived_fields)
+                shard, row = location
+                return read_sample(self.shards[shard].sample(row), position, fields, self.derived_fields)
             except BadSample as error:
-                bad.append(str(error))
-            if not self.replace:
+                errors.append(str(error))
+            if not self.replace_bad:
                 return None
-            place = self.order.replacement(position, attempt)
-        raise UserError(f"{bad[-1]}; and so are {ATTEMPTS} samples in a row")
+            location = self.order.replacement(position, attempt)
+        raise UserError(f"{MAX_BAD_IN_A_ROW} bad samples in a row; the last: {errors[-1]}")

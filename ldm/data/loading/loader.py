@@ -1,8 +1,8 @@
-"""Loaders: a stream's batches in the training process, with one integer as their whole state."""
+"""Loaders: yield a stream's batches in the training process, with one integer as their whole state."""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,41 +15,41 @@ from ldm.errors import InvalidValue, UserError
 from ldm.typing import Batch
 
 LOG = logging.getLogger(__name__)
-VERIFY = "`python -m ldm.cli.verify shards=FOLDER`"
-NAMED, EVERY, LEAST = 5, 60.0, 1000
+VERIFY_COMMAND = "`python -m ldm.cli.verify shards=FOLDER`"
+ALWAYS_LOGGED, LOG_INTERVAL, MIN_SAMPLES = 5, 60.0, 1000
 
 
 class BadSampleBudget:
-    """Counts bad samples, names the first few and then one a minute, and stops a run that has too many.
+    """Counts bad samples, logs the first five and then one per minute, and raises when there are too many.
 
-    `max_rate` of the samples may be bad, taken over at least a thousand; 0 stops at the first.
+    `max_rate` is the largest share of bad samples, of at least a thousand samples; 0 raises at the first.
     """
 
     def __init__(self, max_rate: float) -> None:
         if not 0 <= max_rate <= 1:
-            raise InvalidValue(f"the rate of bad samples lies in [0, 1], not {max_rate}")
+            raise InvalidValue(f"the rate of bad samples must lie in [0, 1], not {max_rate}")
         self.max_rate = max_rate
         self.samples = self.bad = 0
-        self._logged = 0.0
+        self._last_logged = 0.0
 
-    def add(self, samples: int, bad: list[str]) -> None:
-        """Count a batch; UserError where the rate is passed."""
+    def add(self, samples: int, errors: list[str]) -> None:
+        """Count a batch; UserError if the rate is exceeded."""
         self.samples += samples
-        for reason in bad:
+        for error in errors:
             self.bad += 1
-            if self.bad > self.max_rate * max(self.samples, LEAST):
-                allowed = f", of {self.samples:,} read, and data.max_bad_rate={self.max_rate:g} is passed"
+            if self.bad > self.max_rate * max(self.samples, MIN_SAMPLES):
+                rate = f" of {self.samples:,}, more than data.max_bad_rate={self.max_rate:g} allows"
                 raise UserError(
-                    f"{reason}; this is bad sample {self.bad:,}{allowed if self.max_rate else ''}: "
-                    f"look at all of them with {VERIFY}"
+                    f"{error}; this is bad sample #{self.bad:,}{rate if self.max_rate else ''}: "
+                    f"list them all with {VERIFY_COMMAND}"
                 )
-            if self.bad <= NAMED or time.monotonic() - self._logged > EVERY:
-                self._logged = time.monotonic()
-                LOG.warning("bad sample %d, another stands for it: %s", self.bad, reason)
+            if self.bad <= ALWAYS_LOGGED or time.monotonic() - self._last_logged > LOG_INTERVAL:
+                self._last_logged = time.monotonic()
+                LOG.warning("skipped bad sample #%d: %s", self.bad, error)
 
 
 class BatchLoader(DataLoader):
-    """A stream's batches from its start to its last step; errors of users come out as they went in."""
+    """A stream's batches from its start to its last step; raises the UserErrors that the stream yields."""
 
     def __init__(
         self,
@@ -59,59 +59,62 @@ class BatchLoader(DataLoader):
         max_bad_rate: float = 0.01,
         start_method: str | None = None,
     ) -> None:
-        # a generator of its own: making an iterator must not draw from the global one
-        own, method = torch.Generator(), (start_method or workers.safe_start()) if num_workers else None
+        method = (start_method or workers.default_start_method()) if num_workers else None
         super().__init__(
             stream,
             None,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            generator=own,
+            generator=torch.Generator(),  # so that creating an iterator does not use the global one
             multiprocessing_context=method,
-            worker_init_fn=workers.begin,
+            worker_init_fn=workers.init_worker,
         )
         self.stream, self.start_method = stream, method
-        self.tally = BadSampleBudget(max_bad_rate)
+        self.budget = BadSampleBudget(max_bad_rate)
 
     def __len__(self) -> int:
         return self.stream.steps
 
     def __iter__(self) -> Iterator[Batch]:
         if self.start_method == "forkserver":
-            workers.start_server()
-        served: BatchAndErrors | UserError
-        for served in super().__iter__():
-            if isinstance(served, UserError):
-                raise served
-            batch, bad = served
-            self.tally.add(len(batch["position"]), bad)
+            workers.start_fork_server()
+        item: BatchAndErrors | UserError
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            batch, errors = item
+            self.budget.add(len(batch["position"]), errors)
             yield batch
 
 
 def sequential_loader(
-    shards: Shards, readers: list[Field], batch_size: int, num_workers: int = 0
+    shards: Shards, fields: Sequence[Field], batch_size: int, num_workers: int = 0
 ) -> BatchLoader:
-    """Every sample once, as they lie, bad ones left out; the last batch holds what is left."""
+    """Return a loader of every sample once, in the order of the shards, without bad ones.
+
+    The last batch may be smaller.
+    """
     steps = -(-int(shards.counts.sum()) // batch_size)
-    stream = ShardStream(SequentialOrder(shards.counts), shards, [readers], batch_size, steps, replace=False)
+    order = SequentialOrder(shards.counts)
+    stream = ShardStream(order, shards, [fields], batch_size, steps, replace_bad=False)
     return BatchLoader(stream, num_workers, max_bad_rate=1.0)
 
 
 class ResumableLoader(BatchLoader):
-    """Batches for training that know how many were handed out: state = {step, seed, global_batch, manifest}.
+    """Training batches; the number of batches yielded so far is the state that a resumed run needs.
 
-    The state is the same on every rank and worker. `len` is the number of steps of the whole run, so that
-    Lightning does not fetch one batch ahead of the state it saves.
+    The state {step, seed, global_batch, manifest} is the same on every rank and worker. `len` is the number
+    of steps of the whole run, so that Lightning does not fetch one batch ahead of the state it saves.
 
     Args:
-        manifest: what the order of samples depends on, hashed.
+        order_hash: hash of what the order of samples depends on; in the state it is `manifest`.
     """
 
     def __init__(
         self,
         stream: StepDataset,
         seed: int,
-        manifest: str,
+        order_hash: str,
         num_workers: int = 0,
         pin_memory: bool = False,
         max_bad_rate: float = 0.01,
@@ -119,40 +122,41 @@ class ResumableLoader(BatchLoader):
     ) -> None:
         super().__init__(stream, num_workers, pin_memory, max_bad_rate, start_method)
         self.seed = seed
-        self.manifest = manifest
+        self.order_hash = order_hash
         self.step = 0
-        self.waited = 0.0
+        self.waiting_time = 0.0
         """Seconds that training has waited for batches."""
 
     def __iter__(self) -> Iterator[Batch]:
         self.stream.start = self.step
         batches = super().__iter__()
         while True:
-            began = time.perf_counter()
+            start = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - began
+            self.waiting_time += time.perf_counter() - start
             if batch is None:
                 return
             self.step += 1
             yield batch
 
     def skip_to(self, step: int) -> None:
-        """Let the next iterator begin with this step."""
+        """Let the next iterator start at this step."""
         self.step = step
 
     def state_dict(self) -> dict[str, int | str]:
-        """The position in the stream, with what it is a position in."""
+        """Return the step, and what identifies the stream of samples."""
         return {"step": self.step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Go on where another loader stopped; UserError where it read another stream."""
+        """Continue where another loader stopped; UserError if it read another stream of samples."""
         for name, value in self._identity().items():
             if state[name] != value:
                 raise UserError(
-                    f"the checkpoint read its data with {name} {state[name]} and this run has {value}: "
-                    "run with the settings and shards it was begun with, or begin another run"
+                    f"the checkpoint was trained on data with {name}={state[name]}, but this run has "
+                    f"{name}={value}: resume with the settings and shards it was started with, or "
+                    "start a new run"
                 )
         self.step = int(state["step"])
 
     def _identity(self) -> dict[str, int | str]:
-        return {"seed": self.seed, "global_batch": self.stream.global_batch, "manifest": self.manifest}
+        return {"seed": self.seed, "global_batch": self.stream.global_batch, "manifest": self.order_hash}

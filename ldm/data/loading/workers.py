@@ -1,4 +1,4 @@
-"""The processes that read batches: how they start, which signals they hear, and when they end."""
+"""Worker processes that read batches: their start method, the signals they ignore, and when they exit."""
 
 import multiprocessing
 import os
@@ -8,47 +8,49 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 
 SIGNALS = ("SIGTERM", "SIGUSR1")
-"""A scheduler sends these to every process of a job; only the one that trains has an answer."""
+"""Sent by a scheduler to every process of a SLURM job; only the training process handles them."""
 
 
-def safe_start() -> str | None:
-    """How worker processes start unless told otherwise: not by a fork of a process that has threads.
+def default_start_method() -> str | None:
+    """Return the default start method of workers: forkserver where it exists, to avoid forking threads.
 
-    A fork while another thread of it holds one of Python's own locks hangs (seen once in some thirty starts).
+    A fork while another thread holds one of Python's own locks can hang (seen once in about 30 starts).
     """
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None
 
 
-def start_server() -> None:
-    """Start the server that forks workers, and Python's tracker of their semaphores, deaf to SIGNALS.
+def start_fork_server() -> None:
+    """Start the server that forks workers, and Python's resource tracker, with SIGNALS blocked in both.
 
-    Either would die of one, the tracker with a page of tracebacks. They inherit what is blocked here, and a
-    signal that comes meanwhile is delivered after. The tracker first, for its start unblocks SIGTERM.
+    A signal would kill either of them, the tracker with a page of tracebacks. They inherit the blocked
+    signals; one that arrives meanwhile is delivered afterwards. The tracker comes first, because its start
+    unblocks SIGTERM.
     """
     forkserver.set_forkserver_preload(["ldm.data.loading.loader"])
-    blocked = {getattr(signal, name) for name in SIGNALS}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    signals = {getattr(signal, name) for name in SIGNALS}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def begin(worker: int) -> None:
-    """In a new worker: hear no signal of a scheduler's, and end with the process that it reads for.
+def init_worker(worker: int) -> None:
+    """Set up a new worker: it ignores the scheduler's signals and exits with the training process.
 
-    PyTorch's own watch is on the worker's parent, which is the server: that lives for as long as its workers,
-    so that after a `kill -9` both stayed for ever, and with them the open output of a SLURM step.
+    PyTorch's own watchdog watches the worker's parent, which is the fork server. The server lives as long as
+    its workers, so after `kill -9` of the training process both would stay, and keep a SLURM step's output
+    open.
     """
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_reader, daemon=True).start()
+    threading.Thread(target=_exit_with_training_process, daemon=True).start()
 
 
-def _end_with_the_reader() -> None:
-    reader = multiprocessing.parent_process()
-    assert reader is not None
-    wait([reader.sentinel])
+def _exit_with_training_process() -> None:
+    training_process = multiprocessing.parent_process()
+    assert training_process is not None
+    wait([training_process.sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The order of samples as a pure function of the position."""
+"""The order of samples as a pure function of (seed, position)."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -13,33 +13,33 @@ from ldm.errors import InvalidValue
 
 @runtime_checkable
 class SampleOrder(Protocol):
-    """Which sample stands at a position."""
+    """Maps positions in the stream of samples to (shard, row)."""
 
     samples: int
-    """How many there are, each once an epoch."""
+    """Number of samples, each read once per epoch."""
 
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
-        """(shard, row) of the samples at position, position + 1, ..., m <= n of them."""
+        """Return (shard, row) of the samples at position, position + 1, ...; m <= n of them."""
         ...
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
-        """(shard, row) of a sample nearby, for one that is bad."""
+        """Return (shard, row) of a nearby sample, to replace a bad one."""
         ...
 
     def bucket(self, position: int) -> int:
-        """Which of the stream's lists of readers reads it."""
+        """Return the bucket of the position's batch, which decides with which fields it is read."""
         ...
 
 
 class ShuffledOrder:
-    """An endless shuffled order of samples, each exactly once an epoch: f(seed, position) -> (shard, row).
+    """An endless shuffled order of samples, each exactly once per epoch: f(seed, position) -> (shard, row).
 
     Shards are permuted each epoch, then samples inside windows of `window` shards, by counter-based
     generators (Philox) keyed by (seed, epoch) and (seed, epoch, window); only the current window is held.
 
-    With `lanes` > 1 an epoch is cut into as many stretches of shards, and the j-th part of every global batch
-    is read from the j-th stretch: a rank then reads, and has to fetch from afar, its own lanes' shards alone.
-    The order depends on `lanes`, and still on neither ranks nor workers.
+    With `lanes` > 1 the shards of an epoch are cut into that many ranges, and the j-th part of every global
+    batch is read from the j-th range: a rank then reads, and has to fetch, only the shards of its own lanes.
+    The order depends on `lanes`, but not on the number of ranks or workers.
     """
 
     def __init__(
@@ -63,92 +63,92 @@ class ShuffledOrder:
         self._windows: dict[int, tuple[tuple[int, int], Int64[np.ndarray, "w 2"]]] = {}
 
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
-        """(shard, row) of the n samples from `position` on; position = epoch * samples + index."""
+        """Return (shard, row) of the n samples from `position` on; position = epoch * samples + index."""
         parts = []
         while n > 0:
-            places, at, room = self._window(position)
-            parts.append(places[at : at + min(n, room)])
+            window, index, run = self._window(position)
+            parts.append(window[index : index + min(n, run)])
             position, n = position + len(parts[-1]), n - len(parts[-1])
         return np.concatenate(parts)
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
-        """Another sample of the position's window."""
-        places, _, _ = self._window(position)
-        shard, row = places[_draw(self.seed, position, attempt, len(places))].tolist()
+        """Return another sample of the position's window."""
+        window, _, _ = self._window(position)
+        shard, row = window[_random_index(self.seed, position, attempt, len(window))].tolist()
         return shard, row
 
     def bucket(self, position: int) -> int:
-        """There is one."""
+        """Return 0, the only bucket."""
         return 0
 
     def _window(self, position: int) -> tuple[Int64[np.ndarray, "w 2"], int, int]:
-        """(samples of the position's window, its place among them, how many from it on follow in turn)."""
-        epoch, place = divmod(position, self.samples)
-        self._draw_epoch(epoch)
-        lane, room = 0, self.samples
+        """Return (the position's window, its index there, how many positions from it on stay in its lane)."""
+        epoch, index = divmod(position, self.samples)
+        self._permute_shards(epoch)
+        lane, run = 0, self.samples
         if self.lanes > 1:
             width = self.global_batch // self.lanes
-            lane, room = position % self.global_batch // width, width - position % width
-            begin = epoch * self.samples
-            place = self._of(lane, position) - self._of(lane, begin)
-        first, last = self._stretch(lane, epoch)
-        place += first
-        start = int(np.searchsorted(self._ends, first, "right")) if first else 0
-        shard = int(np.searchsorted(self._ends, place, "right"))
-        number = (shard - start) // self.window
-        from_shard = start + number * self.window
+            lane, run = position % self.global_batch // width, width - position % width
+            index = self._lane_count(lane, position) - self._lane_count(lane, epoch * self.samples)
+        first, last = self._lane_range(lane, epoch)
+        index += first
+        first_shard = int(np.searchsorted(self._ends, first, "right")) if first else 0
+        shard = int(np.searchsorted(self._ends, index, "right"))
+        number = (shard - first_shard) // self.window
+        from_shard = first_shard + number * self.window
         to_shard = min(from_shard + self.window, len(self._shards))
         low = max(first, int(self._ends[from_shard - 1]) if from_shard else 0)
         high = min(last, int(self._ends[to_shard - 1]))
         if lane not in self._windows or self._windows[lane][0] != (epoch, number):
-            places = self._between(low, high, from_shard, to_shard)
+            samples = self._list_samples(low, high, from_shard, to_shard)
             key = (epoch << 32) | (lane << 20) | number
-            permutation = philox(self.seed ^ 0x9E3779B9, key).permutation(len(places))
-            self._windows[lane] = (epoch, number), places[permutation]
-        return self._windows[lane][1], place - low, room
+            permutation = philox(self.seed ^ 0x9E3779B9, key).permutation(len(samples))
+            self._windows[lane] = (epoch, number), samples[permutation]
+        return self._windows[lane][1], index - low, run
 
-    def _draw_epoch(self, epoch: int) -> None:
+    def _permute_shards(self, epoch: int) -> None:
         if epoch != self._epoch:
             self._shards = philox(self.seed, epoch).permutation(len(self.counts))
             self._ends = np.cumsum(self.counts[self._shards])
             self._epoch = epoch
 
-    def _of(self, lane: int, position: int) -> int:
-        """How many positions before this one belong to the lane."""
-        return self._below(lane + 1, position) - self._below(lane, position)
+    def _lane_count(self, lane: int, position: int) -> int:
+        """Return how many positions before this one belong to the lane."""
+        return self._lanes_count(lane + 1, position) - self._lanes_count(lane, position)
 
-    def _below(self, lane: int, position: int) -> int:
-        """How many positions before this one belong to the first so many lanes."""
+    def _lanes_count(self, lanes: int, position: int) -> int:
+        """Return how many positions before this one belong to the first `lanes` lanes."""
         batches, row = divmod(position, self.global_batch)
-        width = lane * self.global_batch // self.lanes
+        width = lanes * self.global_batch // self.lanes
         return batches * width + min(row, width)
 
-    def _stretch(self, lane: int, epoch: int) -> tuple[int, int]:
-        """[first, last) of the epoch's samples, shards in their permuted order, that the lane reads."""
-        begin, end = epoch * self.samples, (epoch + 1) * self.samples
-        first, last = (self._below(j, end) - self._below(j, begin) for j in (lane, lane + 1))
+    def _lane_range(self, lane: int, epoch: int) -> tuple[int, int]:
+        """Return the range [first, last) of the epoch's samples, shards permuted, that the lane reads."""
+        start, end = epoch * self.samples, (epoch + 1) * self.samples
+        first, last = (self._lanes_count(j, end) - self._lanes_count(j, start) for j in (lane, lane + 1))
         return first, last
 
-    def _between(self, low: int, high: int, from_shard: int, to_shard: int) -> Int64[np.ndarray, "w 2"]:
-        """(shard, row) of the epoch's samples [low, high), as they lie in these of its shards."""
+    def _list_samples(self, low: int, high: int, from_shard: int, to_shard: int) -> Int64[np.ndarray, "w 2"]:
+        """Return (shard, row) of the epoch's samples [low, high), unshuffled, from these of its shards."""
         shards = self._shards[from_shard:to_shard]
         counts = self.counts[shards]
-        begin = int(self._ends[to_shard - 1] - counts.sum())
+        start = int(self._ends[to_shard - 1] - counts.sum())
         rows = np.concatenate([np.arange(count) for count in counts])
-        return np.stack([np.repeat(shards, counts), rows], 1)[low - begin : high - begin]
+        return np.stack([np.repeat(shards, counts), rows], 1)[low - start : high - start]
 
 
 def philox(*key: int) -> np.random.Generator:
+    """Return a counter-based generator for this key of two integers."""
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
 
 
-def _draw(seed: int, position: int, attempt: int, n: int) -> int:
+def _random_index(seed: int, position: int, attempt: int, n: int) -> int:
     generator = rng.generator(seed, position, f"substitute/{attempt}")
     return int(torch.randint(n, (), generator=generator))
 
 
 class SequentialOrder:
-    """Samples as they lie in the shards, once: for validation and for passes over a whole data set."""
+    """Samples in the order of the shards, once: for validation and for passes over a whole data set."""
 
     def __init__(self, counts: Sequence[int] | Int64[np.ndarray, " s"]) -> None:
         self.counts = np.asarray(counts, np.int64)
@@ -156,16 +156,16 @@ class SequentialOrder:
         self.samples = int(self.counts.sum())
 
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
-        """(shard, row) of the samples from `position` on, fewer than n where they end."""
-        places = np.arange(position, min(position + n, self.samples))
-        shards = np.searchsorted(self._ends, places, "right")
-        return np.stack([shards, places - (self._ends - self.counts)[shards]], 1)
+        """Return (shard, row) of the n samples from `position` on, or of fewer at the end."""
+        positions = np.arange(position, min(position + n, self.samples))
+        shards = np.searchsorted(self._ends, positions, "right")
+        return np.stack([shards, positions - (self._ends - self.counts)[shards]], 1)
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
-        """One of the next samples; after the last comes the first."""
+        """Return one of the next samples; the first follows the last."""
         shard, row = self.locate((position + 1 + attempt) % self.samples, 1)[0].tolist()
         return shard, row
 
     def bucket(self, position: int) -> int:
-        """There is one."""
+        """Return 0, the only bucket."""
         return 0

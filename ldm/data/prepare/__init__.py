@@ -1,1 +1,1 @@
-"""Preparing data once: write, index and verify shards, cache latents."""
+"""Offline preparation of data: write, index and verify shards, cache latents."""

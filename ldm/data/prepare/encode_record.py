@@ -1,4 +1,4 @@
-"""One record of a source as it goes into a shard: reduced, kept as it is, or written anew."""
+"""Encode one record of a source for a shard: kept as it is, resized, or converted."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
-from ldm.data.fields.arrays import npy
-from ldm.data.fields.decode import Unreadable, cover, decode, resize_short_side, to_rgb
-from ldm.data.fields.multichannel import WrongChannelCount, bands, is_array, is_banded
+from ldm.data.fields.arrays import to_npy
+from ldm.data.fields.decode import Unreadable, decode, resize_short_side, resize_to_cover, to_rgb
+from ldm.data.fields.multichannel import WrongChannelCount, decode_bands, is_array, is_banded
 from ldm.data.sources import Record, SkippedRecord, Source
 
 Format: TypeAlias = Literal["jpg", "png"]
@@ -21,7 +21,7 @@ JPEG_QUALITY = 95
 
 @dataclass
 class EncodedRecord:
-    """One record as it goes into a tar."""
+    """One record as it is written to a tar."""
 
     kind: str
     image: bytes
@@ -32,7 +32,7 @@ class EncodedRecord:
 
 @dataclass
 class RecordEncoder:
-    """A source's record by its number, encoded, or why it cannot be.
+    """Encode a source's record by its number, or return why it cannot be packed.
 
     Images become RGB; what `ldm.data.fields.multichannel` reads band by band becomes a `.npy`.
     """
@@ -45,53 +45,53 @@ class RecordEncoder:
     def __call__(self, row: int) -> EncodedRecord | SkippedRecord:
         try:
             record = self.source[row]
-        except SkippedRecord as unusable:
-            return unusable
+        except SkippedRecord as skipped:
+            return skipped
         name = str(record.metadata.get("name", f"record {row}"))
         if not record.caption.strip():
             return SkippedRecord("with an empty caption", name)
         try:
             return self._encode(record)
         except WrongChannelCount as error:
-            return SkippedRecord("of other channels", f"{name} ({error})")
+            return SkippedRecord("with another number of channels", f"{name} ({error})")
         except Unreadable as error:
             return SkippedRecord("unreadable", f"{name} ({error})")
 
     def _encode(self, record: Record) -> EncodedRecord:
-        given = record.image
-        if isinstance(given, Image.Image):
+        image = record.image
+        if isinstance(image, Image.Image):
             if self.channels not in (1, 3):
-                raise WrongChannelCount(f"is drawn in RGB, not {self.channels}")
-            kind, data, size, full = self._image(to_rgb(given), None)
-        elif is_banded(given, self.channels):
-            kind, data, size, full = self._array(given)
+                raise WrongChannelCount(f"is rendered in RGB, not {self.channels} channels")
+            kind, data, size, original = self._encode_image(to_rgb(image), None)
+        elif is_banded(image, self.channels):
+            kind, data, size, original = self._encode_array(image)
         else:
-            kind, data, size, full = self._image(decode(given), given)
+            kind, data, size, original = self._encode_image(decode(image), image)
         names = ("width", "height", "original_width", "original_height")
-        sizes = dict(zip(names, size + full, strict=True))
+        sizes = dict(zip(names, size + original, strict=True))
         return EncodedRecord(kind, data, record.caption.strip(), {**sizes, **record.metadata}, record.members)
 
-    def _image(self, picture: Image.Image, file: bytes | None) -> tuple[str, bytes, Size, Size]:
-        """(kind, bytes, size, size before) of a image, which was read from a file or drawn."""
-        full = picture.size
-        if self.size is not None and min(full) > self.size:
-            picture = resize_short_side(picture, self.size)
-        if file is not None and picture.size == full and self._keeps(_kind(file)):
-            return _kind(file), file, full, full
+    def _encode_image(self, image: Image.Image, file: bytes | None) -> tuple[str, bytes, Size, Size]:
+        """Return (kind, bytes, size, original size) of an image, decoded from `file` or rendered."""
+        original = image.size
+        if self.size is not None and min(original) > self.size:
+            image = resize_short_side(image, self.size)
+        if file is not None and image.size == original and self._can_keep(_kind(file)):
+            return _kind(file), file, original, original
         kind = self.format or ("png" if file is None else "jpg")
-        return kind, _file(picture, kind), picture.size, full
+        return kind, _image_file(image, kind), image.size, original
 
-    def _array(self, file: bytes) -> tuple[str, bytes, Size, Size]:
-        """The same of a file of bands: 8 bits where it is not kept."""
-        x = bands(file, self.channels)
-        full = (x.shape[2], x.shape[1])
-        if self.size is not None and min(full) > self.size:
-            x = cover(x, self.size, self.size)
+    def _encode_array(self, file: bytes) -> tuple[str, bytes, Size, Size]:
+        """Return the same of a file of bands; it is stored in 8 bits unless it is kept as it is."""
+        x = decode_bands(file, self.channels)
+        original = (x.shape[2], x.shape[1])
+        if self.size is not None and min(original) > self.size:
+            x = resize_to_cover(x, self.size, self.size)
         size = (x.shape[2], x.shape[1])
-        data = file if is_array(file) and size == full else npy(x.permute(1, 2, 0).numpy())
-        return "npy", data, size, full
+        data = file if is_array(file) and size == original else to_npy(x.permute(1, 2, 0).numpy())
+        return "npy", data, size, original
 
-    def _keeps(self, kind: str) -> bool:
+    def _can_keep(self, kind: str) -> bool:
         return kind == self.format if self.format else kind in KINDS.values()
 
 
@@ -100,10 +100,10 @@ def _kind(data: bytes) -> str:
         return KINDS.get(image.format or "", "")
 
 
-def _file(picture: Image.Image, kind: str) -> bytes:
+def _image_file(image: Image.Image, kind: str) -> bytes:
     file = BytesIO()
     if kind == "jpg":
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        image.save(file, "JPEG", quality=JPEG_QUALITY)
     else:
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Reading every byte of a data set, and saying by shard what is wrong with it."""
+"""Read every byte of a data set and report the problems of each shard."""
 
 import json
 from collections.abc import Sequence
@@ -9,137 +9,138 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ldm.data.fields.captions import LONGEST, clean
-from ldm.data.fields.decode import Unreadable, pixels
+from ldm.data.fields.captions import MAX_CHARACTERS, clean_caption
+from ldm.data.fields.decode import Unreadable, decode_pixels
 from ldm.data.fields.multichannel import array_size, is_array
 from ldm.data.latents import LatentHeader, read_header
-from ldm.data.prepare.index_shards import describe_problems, parallel_map
+from ldm.data.prepare.index_shards import describe_count_mismatch, parallel_map
 from ldm.data.shards.index import NO_CAPTION, build_index, index_path, read_index
 from ldm.data.shards.manifest import read_manifest
 from ldm.data.shards.reader import BadSample, Sample, Shard
 from ldm.data.shards.tar import IMAGES
 from ldm.errors import UserError
 
-WRONG = (
-    "damaged shard",
+ERRORS = (
+    "corrupt shard",
     "wrong count",
     "changed since it was indexed",
     "unreadable image",
     "unreadable moments",
 )
-"""What must be mended; all else is worth knowing: captions that are missing, empty, not UTF-8, very long."""
+"""Findings to fix; the others only inform: captions that are missing, empty, not UTF-8, or too long."""
 
 
 @dataclass
 class VerifyReport:
-    """What one shard or many hold, and what is wrong: names by kind."""
+    """Counts of one shard or several, and the findings in them."""
 
     shards: int = 0
     samples: int = 0
     bytes: int = 0
-    found: dict[str, list[str]] = field(default_factory=dict)
+    findings: dict[str, list[str]] = field(default_factory=dict)
+    """Where each kind of finding occurs."""
 
-    def note(self, kind: str, name: str) -> None:
-        """One more of a kind."""
-        self.found.setdefault(kind, []).append(name)
+    def add_finding(self, kind: str, location: str) -> None:
+        """Add one finding."""
+        self.findings.setdefault(kind, []).append(location)
 
-    def add(self, other: "Checked") -> None:
-        """Take in another shard's."""
+    def merge(self, other: "VerifyReport") -> None:
+        """Add the counts and findings of another report."""
         self.shards += other.shards
         self.samples += other.samples
         self.bytes += other.bytes
-        for kind, names in other.found.items():
-            self.found.setdefault(kind, []).extend(names)
+        for kind, locations in other.findings.items():
+            self.findings.setdefault(kind, []).extend(locations)
 
     @property
-    def wrong(self) -> int:
-        """How many things must be mended."""
-        return sum(len(names) for kind, names in self.found.items() if kind in WRONG)
+    def num_errors(self) -> int:
+        """Number of findings to be fixed."""
+        return sum(len(locations) for kind, locations in self.findings.items() if kind in ERRORS)
 
 
 def verify(paths: Sequence[Path], index_folder: Path | None = None, num_workers: int = 0) -> VerifyReport:
-    """Every sample of these shards, read and decoded."""
+    """Read and decode every sample of these shards."""
     header = read_header(paths)
     total = VerifyReport()
-    with parallel_map(num_workers) as mapped:
+    with parallel_map(num_workers) as map_shards:
         task = partial(verify_shard, index_folder=index_folder, header=header)
-        for checked in tqdm(mapped(task, paths), "verifying", len(paths), unit=" shards"):
-            total.add(checked)
+        for report in tqdm(map_shards(task, paths), "verifying", len(paths), unit=" shards"):
+            total.merge(report)
     return total
 
 
 def verify_shard(
     path: Path, index_folder: Path | None = None, header: LatentHeader | None = None
 ) -> VerifyReport:
-    """One shard: its tar, its index and manifest, its counts, and every sample."""
-    checked = VerifyReport(shards=1)
+    """Check one shard: its tar, its index and manifest, its counts, and every sample."""
+    report = VerifyReport(shards=1)
     try:
-        checked.bytes = path.stat().st_size
-        index = build_index(path, sums=True)
+        report.bytes = path.stat().st_size
+        index = build_index(path, checksums=True)
     except (UserError, OSError) as error:
-        checked.note("damaged shard", str(error))
-        return checked
-    checked.samples = len(index)
-    if problem := describe_problems(path, index):
-        checked.note("wrong count", problem)
+        report.add_finding("corrupt shard", str(error))
+        return report
+    report.samples = len(index)
+    if problem := describe_count_mismatch(path, index):
+        report.add_finding("wrong count", problem)
     rows = read_manifest(index_folder or path.parent, [path.name])
     if rows is not None and (int(rows["count"][0]), bytes(rows["hash"][0])) != (len(index), index.hash):
-        checked.note(
-            "wrong count", f"{path} holds {len(index)} samples, its manifest {int(rows['count'][0])}"
+        report.add_finding(
+            "wrong count", f"{path} holds {len(index)} samples, its manifest says {int(rows['count'][0])}"
         )
     old = read_index(index_path(path, index_folder))
     shard = Shard(path, index=index)
     if old is not None and old.hash != index.hash:
-        checked.note("changed since it was indexed", f"{path}: it holds other members")
-    elif old is not None and old.sums is not None and index.sums is not None:
-        for row in np.flatnonzero((old.sums != index.sums) & (old.sums != 0)).tolist():
-            checked.note("changed since it was indexed", f"sample number {row} of {path}")
-    if halves := int(index.head["halves"]):
-        checked.note("without a image, left out", f"{halves} of {path}")
+        report.add_finding("changed since it was indexed", f"{path} holds other members")
+    elif old is not None and old.checksums is not None and index.checksums is not None:
+        for row in np.flatnonzero((old.checksums != index.checksums) & (old.checksums != 0)).tolist():
+            report.add_finding("changed since it was indexed", f"sample number {row} of {path}")
+    if without_image := int(index.header["without_image"]):
+        report.add_finding("without an image (left out)", f"{without_image} of {path}")
     for row in range(len(index)):
-        _sample(shard, row, header, checked)
-    return checked
+        _verify_sample(shard, row, header, report)
+    return report
 
 
-def _sample(shard: Shard, row: int, header: LatentHeader | None, checked: VerifyReport) -> None:
+def _verify_sample(shard: Shard, row: int, header: LatentHeader | None, report: VerifyReport) -> None:
     try:
         sample = shard.sample(row)
     except BadSample:
-        return  # its sum is noted
+        return  # reported by its checksum
     if header is None:
-        _image(sample, checked)
+        _verify_image(sample, report)
     else:
         try:
-            for read in header.readers(seed=0):
+            for read in header.fields(seed=0):
                 read(sample, 0)
         except BadSample as error:
-            checked.note("unreadable moments", str(error))
-    name = f"{sample.key} in {sample.shard}"
-    text = sample.members.get("txt")
+            report.add_finding("unreadable moments", str(error))
+    location = f"{sample.key} in {sample.shard}"
+    data = sample.members.get("txt")
     if int(shard.index.rows["caption"][row]) == NO_CAPTION:
-        checked.note("without a caption", name)
-    elif text is not None:
-        decoded = bytes(text).decode(errors="replace")
-        if not clean(decoded):
-            checked.note("with an empty caption", name)
-        if "\ufffd" in decoded:
-            checked.note("with a caption that is not UTF-8", name)
-        if len(decoded) > LONGEST:
-            checked.note(f"with a caption cut at {LONGEST:,} characters", name)
+        report.add_finding("without a caption", location)
+    elif data is not None:
+        text = bytes(data).decode(errors="replace")
+        if not clean_caption(text):
+            report.add_finding("with an empty caption", location)
+        if "\ufffd" in text:
+            report.add_finding("with a caption that is not UTF-8", location)
+        if len(text) > MAX_CHARACTERS:
+            report.add_finding(f"with a caption cut at {MAX_CHARACTERS:,} characters", location)
 
 
-def _image(sample: Sample, checked: VerifyReport) -> None:
+def _verify_image(sample: Sample, report: VerifyReport) -> None:
     data = sample.read(next(kind for kind in IMAGES if kind in sample.members))
     try:
         if is_array(data):
             array_size(data)
         else:
-            pixels(data)
+            decode_pixels(data)
     except Unreadable as error:
-        checked.note("unreadable image", f"{sample.key} in {sample.shard} ({error})")
+        report.add_finding("unreadable image", f"{sample.key} in {sample.shard} ({error})")
 
 
-def write_report(checked: VerifyReport, path: Path) -> None:
-    """All that was found, as JSON."""
-    fields = {"shards": checked.shards, "samples": checked.samples, "bytes": checked.bytes}
-    path.write_text(json.dumps({**fields, **checked.found}, indent=1, ensure_ascii=False) + "\n")
+def write_report(report: VerifyReport, path: Path) -> None:
+    """Write the counts and all findings as JSON."""
+    counts = {"shards": report.shards, "samples": report.samples, "bytes": report.bytes}
+    path.write_text(json.dumps({**counts, **report.findings}, indent=1, ensure_ascii=False) + "\n")

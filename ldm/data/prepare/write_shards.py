@@ -1,9 +1,10 @@
-"""Writing shards as img2dataset lays them out: `00000.tar` of `000000000.jpg .json .txt`, and an index.
+"""Write shards in img2dataset's layout: `00000.tar` of `000000000.jpg .json .txt`, with an index.
 
-A shard is the unit of a restart: it holds the records from number * shard_size on, less those that were
-skipped, and is complete when its `_stats.json` says how many those are.
+An interrupted run continues at the first incomplete shard. Shard n holds the `shard_size` records from number
+n * shard_size on, without those skipped, and is complete once its `_stats.json` states how many.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldm.atomic import replacing, room_for
+from ldm.atomic import write_atomically
 from ldm.data.prepare.encode_record import EncodedRecord, Format, RecordEncoder
 from ldm.data.shards.index import build_index, load_index, save_index
 from ldm.data.shards.manifest import ShardEntry, write_manifest
@@ -32,13 +33,13 @@ NAMES_SHOWN = 5
 
 @dataclass
 class PackReport:
-    """What became of a source's records: how many were packed, and which were not and why."""
+    """How many records of a source were packed, and which were skipped and why."""
 
     packed: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
-    """Number by reason."""
+    """Number of skipped records by reason."""
     names: dict[str, list[str]] = field(default_factory=dict)
-    """The first few by reason; a shard's own `_stats.json` has all of them."""
+    """The first few names by reason; the `_stats.json` of each shard has all of them."""
 
     def add(self, packed: int, skipped: Mapping[str, Sequence[str]]) -> None:
         """Count one shard."""
@@ -64,16 +65,16 @@ def write_shards(
     num_workers: int = 0,
     channels: int = 3,
 ) -> PackReport:
-    """Pack a source into shards in `out`, going on where an earlier call with the same settings stopped.
+    """Pack a source into shards in `out`; a call with the settings of an interrupted one continues it.
 
-    Images whose short side exceeds `size` are reduced to it. A file that needs no change is kept byte by
-    byte; others become `format`, which is by default png for drawn images and jpg for files. Arrays, and
-    all files where `channels` is neither 3 nor 1, are of so many bands and become `.npy`.
+    Images whose short side exceeds `size` are resized to it. A file that needs no change is stored byte by
+    byte; others are converted to `format`, by default png for rendered images and jpg for files. Arrays, and
+    all files if `channels` is neither 3 nor 1, are read as `channels` bands and stored as `.npy`.
     """
     if not len(source):
-        raise UserError(f"{_described(source)} holds no records: there is nothing to pack")
+        raise UserError(f"{_describe(source)} holds no records: there is nothing to pack")
     settings = {"shard_size": shard_size, "format": format, "size": size, "channels": channels}
-    _claim(out, {"source": _described(source), "records": len(source), **settings})
+    _claim_folder(out, {"source": _describe(source), "records": len(source), **settings})
     report = PackReport()
     with (
         _encoders(RecordEncoder(source, format, size, channels), num_workers) as encode,
@@ -82,15 +83,15 @@ def write_shards(
         for first in range(0, len(source), shard_size):
             path = out / f"{first // shard_size:05d}.tar"
             rows = range(first, min(first + shard_size, len(source)))
-            stats = _complete(path)
+            stats = _load_stats(path)
             if stats is None:
-                stats = _pack(path, _counted(encode(rows), bar.update), len(str(shard_size - 1)))
+                stats = _pack_shard(path, _count_items(encode(rows), bar.update), len(str(shard_size - 1)))
             else:
-                bar.initial += len(rows)  # kept from before: no part of the speed
+                bar.initial += len(rows)  # packed earlier: the speed does not count them
                 bar.update(len(rows))
             report.add(stats["successes"], stats["skipped"])
     paths = sorted(out.glob("*.tar"))
-    write_manifest(out, [ShardEntry.of(path, load_index(path)) for path in paths])
+    write_manifest(out, [ShardEntry.from_index(path, load_index(path)) for path in paths])
     _write_json(out / "report.json", asdict(report))
     return report
 
@@ -98,12 +99,13 @@ def write_shards(
 def write_shard(
     path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], source: bytes = bytes(8)
 ) -> int:
-    """Write one tar of (key, {kind: bytes}) and its index, never seen half done; returns the count.
+    """Write one tar of (key, {kind: bytes}) and its index, atomically; return the number of samples.
 
-    The index holds what the `.json` members know and check sums, and the hash of the shard it was made from.
+    The index includes the metadata of the `.json` members, checksums, and `source`, the hash of the shard
+    that the samples were made from.
     """
     count = 0
-    with room_for(path), replacing(path) as temporary:
+    with _report_full_disk(path), write_atomically(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for key, members in samples:
                 count += 1
@@ -111,19 +113,33 @@ def write_shard(
                     info = tarfile.TarInfo(f"{key}.{kind}")
                     info.size = len(data)
                     tar.addfile(info, BytesIO(data))
-        save_index(build_index(temporary, facts=True, sums=True).changed(source=source), path)
+        save_index(build_index(temporary, metadata=True, checksums=True).with_header(source=source), path)
     return count
+
+
+@contextmanager
+def _report_full_disk(path: Path) -> Iterator[None]:
+    """Turn the OSError of a disk that is full or read-only into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise UserError(
+            f"{path} could not be written ({error.strerror}): make room and run the same command again, it "
+            "continues with this file"
+        ) from error
 
 
 @contextmanager
 def _encoders(
     encoder: RecordEncoder, num_workers: int
 ) -> Iterator[Callable[[range], Iterator[EncodedRecord | SkippedRecord]]]:
-    """Encodes rows in order, in this process or in a pool to which the source is handed only once."""
+    """Yield a function that encodes rows in order, in this process or in a pool that gets the source once."""
     if num_workers == 0:
         yield lambda rows: map(encoder, rows)
         return
-    pool = ProcessPoolExecutor(num_workers, initializer=_adopt, initargs=(encoder,))
+    pool = ProcessPoolExecutor(num_workers, initializer=_init_worker, initargs=(encoder,))
     try:
         yield lambda rows: pool.map(_encode_row, rows, chunksize=8)
     finally:
@@ -133,14 +149,14 @@ def _encoders(
 _encoder_of_worker: RecordEncoder
 
 
-def _adopt(encoder: RecordEncoder) -> None:
+def _init_worker(encoder: RecordEncoder) -> None:
     global _encoder_of_worker
     _encoder_of_worker = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_the_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -151,7 +167,7 @@ def _encode_row(row: int) -> EncodedRecord | SkippedRecord:
     return _encoder_of_worker(row)
 
 
-def _counted(
+def _count_items(
     items: Iterable[EncodedRecord | SkippedRecord], count: Callable[[], object]
 ) -> Iterator[EncodedRecord | SkippedRecord]:
     for item in items:
@@ -159,8 +175,8 @@ def _counted(
         count()
 
 
-def _pack(path: Path, encoded: Iterator[EncodedRecord | SkippedRecord], digits: int) -> dict[str, Any]:
-    """Write one shard, then its statistics."""
+def _pack_shard(path: Path, encoded: Iterator[EncodedRecord | SkippedRecord], digits: int) -> dict[str, Any]:
+    """Write one shard, then its `_stats.json`."""
     skipped: dict[str, list[str]] = {}
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -181,43 +197,44 @@ def _members(key: str, item: EncodedRecord) -> dict[str, bytes]:
     return {item.kind: item.image, "txt": item.caption.encode(), "json": text.encode(), **item.members}
 
 
-def _complete(path: Path) -> dict[str, Any] | None:
-    """The statistics of a shard that an earlier run finished."""
+def _load_stats(path: Path) -> dict[str, Any] | None:
+    """Load the `_stats.json` of a shard that an earlier run completed; None for any other."""
     if not (path.is_file() and _stats_path(path).is_file()):
         return None
     stats = json.loads(_stats_path(path).read_text())
     try:
         return stats if len(load_index(path)) == stats["successes"] else None
-    except UserError:  # a damaged shard is packed again
+    except UserError:  # a corrupt shard is packed again
         return None
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in an empty folder; refuse one that was packed with others."""
+def _claim_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings to an empty folder; raise UserError if it was packed with other settings."""
     file = out / "pack.json"
-    for leftover in out.glob(".*.tmp"):  # of a run that was killed
+    for leftover in out.glob(".*.tmp"):  # from a run that was killed
         leftover.unlink()
     if file.is_file():
-        before = {"channels": 3, **json.loads(file.read_text())}  # once it was not noted
+        before = {"channels": 3, **json.loads(file.read_text())}  # older folders lack it
         for name, value in settings.items():
             if before.get(name) != value:
                 raise UserError(
-                    f"{out} was packed with {name}={_shown(before.get(name))} and now it is {_shown(value)}: "
-                    "choose another out=FOLDER, or delete that one"
+                    f"{out} was packed with {name}={_as_yaml(before.get(name))}, not {_as_yaml(value)}: "
+                    "choose another out=FOLDER, or delete this one"
                 )
         return
     if any(out.glob("*.tar")):
-        raise UserError(f"{out} holds shards of another origin: choose another out=FOLDER")
+        raise UserError(f"{out} holds shards that pack did not write: choose another out=FOLDER")
     out.mkdir(parents=True, exist_ok=True)
     _write_json(file, settings)
 
 
-def _described(source: Source) -> str:
+def _describe(source: Source) -> str:
+    # compared with the text in pack.json: attributes of a source must keep their names
     plain = {k: v for k, v in getattr(source, "__dict__", {}).items() if isinstance(v, str | int | float)}
     return f"{type(source).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
 
 
-def _shown(value: Any) -> str:
+def _as_yaml(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
@@ -226,5 +243,5 @@ def _stats_path(shard: Path) -> Path:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -1,1 +1,1 @@
-"""Reading shards: tar files, their indexes and manifest, local or remote."""
+"""Read shards: tar files, their indexes and manifest, local or remote."""

@@ -1,8 +1,8 @@
-"""Where the samples of a shard lie and what is known of them: `00000.index` beside `00000.tar`.
+"""Shard indexes: `00000.index` beside `00000.tar` lists the offset and metadata of each sample.
 
-An index is a head of 64 bytes, 16 bytes a sample, and by choice 4 more for a check sum of each; it is
-memory-mapped. A sample is one run of the tar, its headers included, so that one read fetches all its members
-with their names.
+An index is a header of 64 bytes, 16 bytes per sample, and optionally 4 more per sample for a checksum; it is
+memory-mapped. A sample is one run of bytes of the tar, its headers included, so that one read fetches all its
+members with their names.
 """
 
 import json
@@ -17,21 +17,30 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from ldm.atomic import replacing
-from ldm.data.shards.tar import BLOCK, IMAGES, MOMENTS, CorruptTar, DuplicateMember, Member, samples, walk
+from ldm.atomic import write_atomically
+from ldm.data.shards.tar import (
+    BLOCK,
+    IMAGES,
+    MOMENTS,
+    CorruptTar,
+    DuplicateMember,
+    Member,
+    group_samples,
+    walk,
+)
 from ldm.errors import UserError
 
-ROW = np.dtype(
+ROW_DTYPE = np.dtype(
     [
-        ("block", "<u4"),  # where the sample's run begins, in blocks of 512 bytes
+        ("block", "<u4"),  # start of the sample's run, in blocks of 512 bytes
         ("blocks", "<u4"),  # its length
-        ("width", "<u2"),  # of the image; 0 is unknown
+        ("width", "<u2"),  # of the image; 0: unknown
         ("height", "<u2"),
-        ("caption", "<u2"),  # bytes of the caption, at most 65534; NO_CAPTION where it is absent
-        ("score", "<f2"),  # of the image; nan is unknown
+        ("caption", "<u2"),  # bytes of the caption, at most 65534; NO_CAPTION: missing
+        ("score", "<f2"),  # of the image; nan: unknown
     ]
 )
-HEAD = np.dtype(
+HEADER_DTYPE = np.dtype(
     [
         ("magic", "S4"),
         ("version", "<u4"),
@@ -39,144 +48,145 @@ HEAD = np.dtype(
         ("shard_bytes", "<u8"),
         ("mtime", "<u8"),  # of the shard, in ns
         ("captioned", "<u4"),  # samples with a caption
-        ("halves", "<u4"),  # samples without a image, which are left out
-        ("facts", "<u4"),  # 1: sizes and scores were read
-        ("sums", "<u4"),  # 1: check sums follow the rows
-        ("hash", "V8"),  # of the names and places of all members
-        ("source", "V8"),  # of latents: the hash of the images they were made from
+        ("without_image", "<u4"),  # samples without an image, which are left out
+        ("has_metadata", "<u4"),  # 1: sizes and scores were read
+        ("has_checksums", "<u4"),  # 1: checksums follow the rows
+        ("hash", "V8"),  # of the names and offsets of all members
+        ("source", "V8"),  # of latents: the hash of the images they were encoded from
     ]
 )
 MAGIC, VERSION = b"ldmi", 1
 NO_CAPTION = 65535
-WHOLE = 1 << 26
-"""A longer run is not read as a whole, and has no check sum: its members lie apart."""
+MAX_RUN = 1 << 26
+"""Bytes of the longest run that is read at once. Members of a longer one are read one by one, unchecked."""
 
-INDEX = "`python -m ldm.cli.index shards=FOLDER`"
+INDEX_COMMAND = "`python -m ldm.cli.index shards=FOLDER`"
 
 
 @dataclass
 class Index:
     """The samples of one shard."""
 
-    head: np.void
+    header: np.void
     rows: np.ndarray
-    """One ROW a sample."""
-    sums: np.ndarray | None
-    """crc32 of each sample's run; 0 for none."""
+    """One ROW_DTYPE per sample."""
+    checksums: np.ndarray | None
+    """crc32 of each sample's run; 0: none."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __bool__(self) -> bool:
-        return True  # an empty shard has an index, too
+        return True  # the index of an empty shard is an index
 
     @property
     def hash(self) -> bytes:
-        """Tells shards of other names, sizes or places apart."""
-        return bytes(self.head["hash"])
+        """Hash of the names, sizes and offsets of the shard's members."""
+        return bytes(self.header["hash"])
 
     @property
     def source(self) -> bytes:
-        """The hash of the shard that these samples were made from; zeros where that is not noted."""
-        return bytes(self.head["source"])
+        """Hash of the shard that these samples were made from; zeros if not recorded."""
+        return bytes(self.header["source"])
 
-    def changed(self, **fields: Any) -> "Index":
-        """With some fields of the head replaced."""
-        head = np.array([self.head])
+    def with_header(self, **fields: Any) -> "Index":
+        """Return a copy with some header fields replaced."""
+        header = np.array([self.header])
         for name, value in fields.items():
-            head[name] = np.void(value) if isinstance(value, bytes) else value
-        return Index(head[0], self.rows, self.sums)
+            header[name] = np.void(value) if isinstance(value, bytes) else value
+        return Index(header[0], self.rows, self.checksums)
 
 
-def captioned(rows: np.ndarray) -> Bool[np.ndarray, " n"]:
-    """Which samples have a caption that is not empty."""
+def has_caption(rows: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Return which rows have a caption that is not empty."""
     return (rows["caption"] > 0) & (rows["caption"] < NO_CAPTION)
 
 
 def index_path(shard: Path, folder: Path | None = None) -> Path:
-    """The index's file of a shard: beside it, or in a folder of its own."""
+    """Return the path of a shard's index: beside it, or in a separate folder."""
     return (folder or shard.parent) / f"{shard.stem}.index"
 
 
 def load_index(shard: Path, folder: Path | None = None) -> Index:
-    """A shard's index, memory-mapped; if none fits, built, and written where the folder allows.
+    """Load a shard's index, memory-mapped; build it, and write it if possible, where none matches the shard.
 
-    Raises UserError where the shard is damaged, FileNotFoundError where there is none.
+    Raises UserError if the shard is corrupt, FileNotFoundError if it is missing.
     """
     state = shard.stat()
     old = read_index(index_path(shard, folder))
-    if old and (old.head["shard_bytes"], old.head["mtime"]) == (state.st_size, state.st_mtime_ns):
+    if old and (old.header["shard_bytes"], old.header["mtime"]) == (state.st_size, state.st_mtime_ns):
         return old
     index = build_index(shard)
-    if old and old.hash == index.hash:  # the same shard, copied: what was known of it holds
-        index = old.changed(mtime=state.st_mtime_ns)
+    if old and old.hash == index.hash:  # a copy of the same shard: its metadata and checksums still apply
+        index = old.with_header(mtime=state.st_mtime_ns)
     elif old:
-        index = build_index(shard, facts=bool(old.head["facts"]), sums=bool(old.head["sums"]))
+        index = build_index(shard, bool(old.header["has_metadata"]), bool(old.header["has_checksums"]))
     try:
         save_index(index, shard, folder)
     except OSError:
-        pass  # a read-only folder: the index lives in memory
+        pass  # a read-only folder: the index stays in memory
     return index
 
 
 def read_index(path: Path) -> Index | None:
-    """An index as it was written; None where there is none or it is no whole one."""
+    """Read an index file; None if it is missing, incomplete or of another format."""
     try:
-        head = np.fromfile(path, HEAD, 1)
-        if not len(head) or head["magic"][0] != MAGIC or head["version"][0] != VERSION:
+        header = np.fromfile(path, HEADER_DTYPE, 1)
+        if not len(header) or header["magic"][0] != MAGIC or header["version"][0] != VERSION:
             return None
-        count, sums = int(head["count"][0]), int(head["sums"][0])
-        if os.path.getsize(path) != HEAD.itemsize + count * (ROW.itemsize + 4 * sums):
+        count, has_checksums = int(header["count"][0]), int(header["has_checksums"][0])
+        if os.path.getsize(path) != HEADER_DTYPE.itemsize + count * (ROW_DTYPE.itemsize + 4 * has_checksums):
             return None
         if count == 0:
-            return Index(head[0], np.zeros(0, ROW), np.zeros(0, "<u4") if sums else None)
-        rows = np.memmap(path, ROW, "r", HEAD.itemsize, (count,)).view(np.ndarray)
-        behind = HEAD.itemsize + count * ROW.itemsize
-        table = np.memmap(path, "<u4", "r", behind, (count,)).view(np.ndarray) if sums else None
-        return Index(head[0], rows, table)
+            return Index(header[0], np.zeros(0, ROW_DTYPE), np.zeros(0, "<u4") if has_checksums else None)
+        rows = np.memmap(path, ROW_DTYPE, "r", HEADER_DTYPE.itemsize, (count,)).view(np.ndarray)
+        end = HEADER_DTYPE.itemsize + count * ROW_DTYPE.itemsize
+        checksums = np.memmap(path, "<u4", "r", end, (count,)).view(np.ndarray) if has_checksums else None
+        return Index(header[0], rows, checksums)
     except OSError:
         return None
 
 
 def save_index(index: Index, shard: Path, folder: Path | None = None) -> None:
-    """Write a shard's index, at once."""
-    with replacing(index_path(shard, folder)) as temporary, open(temporary, "wb") as file:
-        file.write(np.array(index.head).tobytes())
+    """Write a shard's index atomically."""
+    with write_atomically(index_path(shard, folder)) as temporary, open(temporary, "wb") as file:
+        file.write(np.array(index.header).tobytes())
         file.write(index.rows.tobytes())
-        if index.sums is not None:
-            file.write(index.sums.tobytes())
+        if index.checksums is not None:
+            file.write(index.checksums.tobytes())
 
 
-def build_index(shard: Path, facts: bool = False, sums: bool = False, score: str = "score") -> Index:
-    """Walk the headers of a tar.
+def build_index(shard: Path, metadata: bool = False, checksums: bool = False, score: str = "score") -> Index:
+    """Build an index from the headers of a tar.
 
-    `facts` reads each sample's `.json` for `width`, `height` and the number under `score`; `sums` reads every
-    byte. Raises UserError where the tar is damaged or holds two files of one name.
+    `metadata` reads `width`, `height` and the number under `score` from each sample's `.json`; `checksums`
+    reads every byte. Raises UserError if the tar is corrupt or contains two files of the same name.
     """
     try:
-        found = samples(walk(shard))
+        groups = group_samples(walk(shard))
     except CorruptTar as error:
         raise UserError(f"{shard} is {error}: fetch or pack this shard again") from error
     except DuplicateMember as error:
-        raise UserError(f"{shard} holds {error}: remove one and pack the shard again") from error
-    whole = [group for group in found.values() if _has_image(group)]
+        raise UserError(f"{shard} contains {error}: remove one and pack the shard again") from error
+    with_image = [group for group in groups.values() if _has_image(group)]
     descriptor = os.open(shard, os.O_RDONLY)
     try:
-        rows = np.array([_row(group, descriptor, score if facts else None) for group in whole], ROW)
-        table = np.array([_sum(row, descriptor) for row in rows], "<u4") if sums else None
+        score_key = score if metadata else None
+        rows = np.array([_index_row(group, descriptor, score_key) for group in with_image], ROW_DTYPE)
+        sums = np.array([_checksum(row, descriptor) for row in rows], "<u4") if checksums else None
     finally:
         os.close(descriptor)
     state = shard.stat()
-    head = np.zeros(1, HEAD)
-    head["magic"], head["version"], head["count"] = MAGIC, VERSION, len(rows)
-    head["shard_bytes"], head["mtime"] = state.st_size, state.st_mtime_ns
-    head["captioned"], head["halves"] = captioned(rows).sum(), len(found) - len(whole)
-    head["facts"], head["sums"] = facts, sums
-    head["hash"] = np.void(_hash(member for group in found.values() for member in group.values()))
-    return Index(head[0], rows, table)
+    header = np.zeros(1, HEADER_DTYPE)
+    header["magic"], header["version"], header["count"] = MAGIC, VERSION, len(rows)
+    header["shard_bytes"], header["mtime"] = state.st_size, state.st_mtime_ns
+    header["captioned"], header["without_image"] = has_caption(rows).sum(), len(groups) - len(with_image)
+    header["has_metadata"], header["has_checksums"] = metadata, checksums
+    header["hash"] = np.void(_hash_members(member for group in groups.values() for member in group.values()))
+    return Index(header[0], rows, sums)
 
 
-def _hash(members: Iterable[Member]) -> bytes:
+def _hash_members(members: Iterable[Member]) -> bytes:
     lines = "".join(f"{member.name}\0{member.data}\0{member.size}\n" for member in members)
     return blake2b(lines.encode(), digest_size=8).digest()
 
@@ -185,33 +195,33 @@ def _has_image(group: Mapping[str, Member]) -> bool:
     return MOMENTS in group or any(kind in group for kind in IMAGES)
 
 
-def _row(group: Mapping[str, Member], descriptor: int, score: str | None) -> tuple[Any, ...]:
-    members = list(group.values())  # as they lie
+def _index_row(group: Mapping[str, Member], descriptor: int, score: str | None) -> tuple[Any, ...]:
+    members = list(group.values())  # in the order of the tar
     width, height, number = 0, 0, float("nan")
     if score and "json" in group:
         member = group["json"]
-        width, height, number = _facts(os.pread(descriptor, member.size, member.data), score)
+        width, height, number = _parse_metadata(os.pread(descriptor, member.size, member.data), score)
     caption = NO_CAPTION
     if "txt" in group:
         member = group["txt"]
-        nan = member.size == 3 and os.pread(descriptor, 3, member.data).lower() == b"nan"
-        caption = NO_CAPTION if nan else min(member.size, NO_CAPTION - 1)
+        is_nan = member.size == 3 and os.pread(descriptor, 3, member.data).lower() == b"nan"
+        caption = NO_CAPTION if is_nan else min(member.size, NO_CAPTION - 1)
     start = members[0].start
     return start // BLOCK, (members[-1].end - start) // BLOCK, width, height, caption, number
 
 
-def _facts(text: bytes, score: str) -> tuple[int, int, float]:
-    """Width, height and score in a sample's `.json`, as far as they are there."""
+def _parse_metadata(text: bytes, score: str) -> tuple[int, int, float]:
+    """Return width, height and score from a sample's `.json`; 0 and nan stand for unknown values."""
     try:
-        known = json.loads(text)
-        width, height = (min(int(known.get(name) or 0), 65535) for name in ("width", "height"))
-        return width, height, float(known.get(score, "nan"))
+        metadata = json.loads(text)
+        width, height = (min(int(metadata.get(name) or 0), 65535) for name in ("width", "height"))
+        return width, height, float(metadata.get(score, "nan"))
     except (ValueError, TypeError, AttributeError):
         return 0, 0, float("nan")
 
 
-def _sum(row: np.void, descriptor: int) -> int:
+def _checksum(row: np.void, descriptor: int) -> int:
     length = int(row["blocks"]) * BLOCK
-    if length > WHOLE:
+    if length > MAX_RUN:
         return 0
     return zlib.crc32(os.pread(descriptor, length, int(row["block"]) * BLOCK)) or 1

@@ -1,6 +1,6 @@
-"""What a folder of shards holds, in one file: `manifest.npy`, a row a shard, so that a start reads no index.
+"""The manifest of a folder of shards: `manifest.npy`, one row per shard, so that a start reads no index.
 
-Half a million shards are 25 MB, memory-mapped; nothing here is a Python object a shard.
+Half a million shards are 25 MB, memory-mapped; no Python object per shard is created.
 """
 
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from ldm.atomic import replacing
+from ldm.atomic import write_atomically
 from ldm.data.shards.index import Index
 
-FILE = "manifest.npy"
+MANIFEST_FILE = "manifest.npy"
 
 
 class ShardNames(Sequence[Path]):
-    """The paths of a folder's files, as the bytes of their names."""
+    """The paths of a folder's shards, stored as the bytes of their names."""
 
     def __init__(self, folder: Path, names: np.ndarray) -> None:
         self.folder = folder
         self.names = names
 
     @classmethod
-    def of(cls, folder: Path, names: Sequence[str]) -> "Names":
-        """From texts."""
+    def from_names(cls, folder: Path, names: Sequence[str]) -> "ShardNames":
+        """Return the paths of these file names."""
         return cls(folder, np.array([name.encode() for name in names]))
 
     def __len__(self) -> int:
@@ -33,22 +33,22 @@ class ShardNames(Sequence[Path]):
     @overload
     def __getitem__(self, number: int) -> Path: ...
     @overload
-    def __getitem__(self, number: slice) -> "Names": ...
-    def __getitem__(self, number: int | slice) -> "Path | Names":
+    def __getitem__(self, number: slice) -> "ShardNames": ...
+    def __getitem__(self, number: int | slice) -> "Path | ShardNames":
         if isinstance(number, slice):
             return ShardNames(self.folder, self.names[number])
         return self.folder / self.names[number].decode()
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
-    """The names without their folders."""
+    """Return the names without their folders."""
     if isinstance(paths, ShardNames):
         return [name.decode() for name in paths.names.tolist()]
     return [path.name for path in paths]
 
 
 class ShardEntry(NamedTuple):
-    """A shard's row; of one that is damaged and left out, the name alone."""
+    """A shard's row of the manifest; a corrupt shard that is left out has only a name."""
 
     name: str
     samples: int = 0
@@ -56,41 +56,41 @@ class ShardEntry(NamedTuple):
     hash: bytes = bytes(8)
 
     @classmethod
-    def of(cls, shard: Path, index: Index) -> "Note":
-        """What its index says, without keeping the index open."""
-        return cls(shard.name, len(index), int(index.head["captioned"]), index.hash)
+    def from_index(cls, shard: Path, index: Index) -> "ShardEntry":
+        """Return the entry of an indexed shard, without a reference to the memory-mapped index."""
+        return cls(shard.name, len(index), int(index.header["captioned"]), index.hash)
 
 
-def write_manifest(folder: Path, notes: Sequence[ShardEntry]) -> None:
-    """Note every shard of the folder."""
-    width = max((len(note.name.encode()) for note in notes), default=1)
-    kinds = [("name", f"S{width}"), ("count", "<u4"), ("captioned", "<u4"), ("hash", "V8")]
-    table = np.array([(n.name.encode(), n.samples, n.captioned, n.hash) for n in sorted(notes)], kinds)
-    with replacing(folder / FILE) as temporary, open(temporary, "wb") as file:
+def write_manifest(folder: Path, entries: Sequence[ShardEntry]) -> None:
+    """Write the manifest of a folder's shards."""
+    width = max((len(entry.name.encode()) for entry in entries), default=1)
+    dtype = [("name", f"S{width}"), ("count", "<u4"), ("captioned", "<u4"), ("hash", "V8")]
+    table = np.array([(e.name.encode(), e.samples, e.captioned, e.hash) for e in sorted(entries)], dtype)
+    with write_atomically(folder / MANIFEST_FILE) as temporary, open(temporary, "wb") as file:
         np.save(file, table)
 
 
 def read_manifest(folder: Path, names: Sequence[str]) -> np.ndarray | None:
-    """The rows of these files: name, count, captioned, hash; None where a file or the manifest is missing."""
-    table = _load(folder)
+    """Return the rows (name, count, captioned, hash) of these files; None if any of them is not listed."""
+    table = _load_table(folder)
     if table is None or not len(table):
         return None
-    wanted = np.array([name.encode() for name in names])
-    if len(wanted) == len(table) and bool((table["name"] == wanted).all()):
+    keys = np.array([name.encode() for name in names])
+    if len(keys) == len(table) and bool((table["name"] == keys).all()):
         return table
-    places = np.searchsorted(table["name"], wanted).clip(max=len(table) - 1)
-    return table[places] if bool((table["name"][places] == wanted).all()) else None
+    rows = np.searchsorted(table["name"], keys).clip(max=len(table) - 1)
+    return table[rows] if bool((table["name"][rows] == keys).all()) else None
 
 
-def listed(folder: Path) -> list[str]:
-    """The names that the folder's manifest lists."""
-    table = _load(folder)
+def listed_names(folder: Path) -> list[str]:
+    """Return the names that the folder's manifest lists."""
+    table = _load_table(folder)
     return [] if table is None else [name.decode() for name in table["name"].tolist()]
 
 
-def _load(folder: Path) -> np.ndarray | None:
+def _load_table(folder: Path) -> np.ndarray | None:
     try:
-        table = np.load(folder / FILE, mmap_mode="r").view(np.ndarray)
+        table = np.load(folder / MANIFEST_FILE, mmap_mode="r").view(np.ndarray)
     except (OSError, ValueError):
         return None
     return table if table.dtype.names == ("name", "count", "captioned", "hash") else None

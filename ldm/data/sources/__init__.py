@@ -1,4 +1,4 @@
-"""What `pack` reads: a source is a sequence of records, one file a source."""
+"""Sources of records for `pack`, one module per kind."""
 
 from ldm.data.sources.record import Record, SkippedRecord, Source
 

@@ -20,28 +20,28 @@ FOLDERS = (
     "~/.fonts",
     "~/Library/Fonts",
 )
-INSTALL = "install it with `apt-get install fonts-noto-color-emoji`, or name one with source.font=FILE"
+INSTALL = "install it with `apt-get install fonts-noto-color-emoji`, or set source.font=FILE"
 STRIKE = 109
-"""The one size in which the font holds its 136 x 128 bitmaps."""
+"""The only font size at which its 136 x 128 bitmaps are stored."""
 CANVAS = 136
 FIRST, LAST = 0x203C, 0x1FFFF
-"""Where emoji lie; the digits and signs before them are parts of sequences."""
+"""Range of code points; the digits and signs before it only occur in sequences."""
 
 
 @dataclass
 class EmojiFont:
-    """One image a code point, 136 x 136 on white, captioned as in 'grinning face'."""
+    """One image per code point, 136 x 136 on white, with a caption such as 'grinning face'."""
 
     font: str | None = None
 
     @cached_property
     def code_points(self) -> list[int]:
-        """The single code points that the font draws and Unicode names."""
-        return list(_drawn(self._face))
+        """The single code points that the font has a glyph and Unicode a name for."""
+        return list(_named_glyphs(self._face))
 
     @cached_property
     def _face(self) -> ImageFont.FreeTypeFont:
-        path = _find(self.font)
+        path = _find_font(self.font)
         try:
             return ImageFont.truetype(str(path), STRIKE, layout_engine=ImageFont.Layout.BASIC)
         except OSError as error:
@@ -61,19 +61,19 @@ class EmojiFont:
         return Record(image, unicodedata.name(chr(code)).lower(), {"name": f"U+{code:04X}"})
 
 
-def _find(font: str | None) -> Path:
-    places = [Path(font)] if font else [Path(folder, FILE).expanduser() for folder in FOLDERS]
-    for path in places:
+def _find_font(font: str | None) -> Path:
+    candidates = [Path(font)] if font else [Path(folder, FILE).expanduser() for folder in FOLDERS]
+    for path in candidates:
         if path.is_file():
             return path
     raise UserError(f"there is no colour emoji font {font or FILE} on this machine: {INSTALL}")
 
 
-def _drawn(face: ImageFont.FreeTypeFont) -> Iterator[int]:
-    missing = face.getbbox("\ue000")
+def _named_glyphs(face: ImageFont.FreeTypeFont) -> Iterator[int]:
+    missing_glyph = face.getbbox("\ue000")
     for code in range(FIRST, LAST + 1):
         if unicodedata.name(chr(code), None) is None:
             continue
         left, _, right, _ = box = face.getbbox(chr(code))
-        if right > left and box != missing:
+        if right > left and box != missing_glyph:
             yield code

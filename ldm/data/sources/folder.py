@@ -1,4 +1,4 @@
-"""A folder of images, each with a caption, and what else is known of it, in files of the same name."""
+"""A folder of images, with captions, metadata and maps in files of the same name."""
 
 import json
 from dataclasses import dataclass
@@ -11,35 +11,32 @@ from ldm.data.sources.record import Record, SkippedRecord
 from ldm.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"}
-ENDINGS = tuple(f".{kind}" for kind in MAPS)
+MAP_ENDINGS = tuple(f".{kind}" for kind in MAPS)
 
 
 @dataclass
 class Folder:
-    """Every image under `path`, sorted; `cat.jpg`, or the array `cat.npy`, is captioned by `cat.txt`.
+    """Every image under `path`, sorted; `cat.txt` is the caption of `cat.jpg`, or of the array `cat.npy`.
 
-    `cat.cls` beside it is the number of its class, `cat.seg.png`, `cat.mask.png` and `cat.depth.png` are
-    maps, and what `cat.json` knows, as boxes, joins the metadata.
+    If present, `cat.cls` is its class index, `cat.seg.png`, `cat.mask.png` and `cat.depth.png` are its maps,
+    and the contents of `cat.json`, such as boxes, are added to the metadata.
     """
 
     path: str
 
     @cached_property
     def files(self) -> list[Path]:
-        """The images' paths."""
+        """The paths of the images."""
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise UserError(
                 f"there is no folder {self.path}: give a folder of images with source.path=FOLDER"
             )
-        files = sorted(
-            file
-            for file in root.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.lower().endswith(ENDINGS) and file.is_file()
-        )
+        files = sorted(file for file in root.rglob("*") if _is_image(file))
         if not files:
             raise UserError(
-                f"{self.path} holds no images ({', '.join(sorted(SUFFIXES))}): give another folder"
+                f"{self.path} holds no images ({', '.join(sorted(SUFFIXES))}): give another folder with "
+                "source.path=FOLDER"
             )
         return files
 
@@ -52,18 +49,22 @@ class Folder:
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise SkippedRecord("without a caption file (.txt)", name)
-        beside = {kind: file.with_name(f"{file.stem}.{kind}") for kind in ("cls", *MAPS)}
-        members = {kind: path.read_bytes() for kind, path in beside.items() if path.is_file()}
+        sidecars = {kind: file.with_name(f"{file.stem}.{kind}") for kind in ("cls", *MAPS)}
+        members = {kind: path.read_bytes() for kind, path in sidecars.items() if path.is_file()}
         caption = text.read_text("utf-8-sig", errors="replace")
-        return Record(file.read_bytes(), caption, {"name": name, **_known(file, name)}, members)
+        return Record(file.read_bytes(), caption, {"name": name, **_read_metadata(file, name)}, members)
 
 
-def _known(file: Path, name: str) -> dict[str, Any]:
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.lower().endswith(MAP_ENDINGS) and file.is_file()
+
+
+def _read_metadata(file: Path, name: str) -> dict[str, Any]:
     path = file.with_suffix(".json")
     if not path.is_file():
         return {}
     try:
-        known = json.loads(path.read_text("utf-8-sig"))
+        metadata = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
         raise SkippedRecord("with a .json that cannot be read", f"{name} ({error})") from error
-    return known if isinstance(known, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}

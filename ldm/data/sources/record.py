@@ -1,4 +1,4 @@
-"""One captioned image on its way into a shard."""
+"""Captioned images to be packed, and the interface of their sources."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -8,12 +8,11 @@ from PIL import Image
 
 @dataclass
 class Record:
-    """A image, its caption and whatever else is known of it.
+    """An image with its caption and metadata.
 
-    `image` is a drawn image, or the bytes of a image file, which are kept as they are unless a resize
-    is needed. `metadata` holds plain JSON values and lands in the sample's `.json`; reports use its
-    `name`. `members` are files that become members of the sample as they are, by kind: `cls`, `seg.png`,
-    `mask.png`, `depth.png`.
+    `image` is a rendered image, or the bytes of an image file, which are stored as they are unless it is
+    resized or converted. `metadata` holds plain JSON values for the sample's `.json`; reports use its `name`.
+    `members` are files to store with the sample, by kind: `cls`, `seg.png`, `mask.png`, `depth.png`.
     """
 
     image: Image.Image | bytes
@@ -32,7 +31,7 @@ class Source(Protocol):
 
 
 class SkippedRecord(Exception):
-    """A source's record that cannot be packed: `reason` is the report's heading, `name` stands under it."""
+    """A record that cannot be packed; reports list its `name` under `reason`."""
 
     def __init__(self, reason: str, name: str) -> None:
         super().__init__(reason, name)

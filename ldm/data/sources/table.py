@@ -15,7 +15,7 @@ from ldm.errors import UserError
 
 @dataclass
 class Table:
-    """A row a image; paths are relative to the table's own folder, other columns become metadata."""
+    """One row per image; paths are relative to the table's folder, all other columns become metadata."""
 
     path: str
     path_column: str = "path"
@@ -23,19 +23,19 @@ class Table:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, read at first use."""
+        """The rows, read on first use."""
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise UserError(
                 f"there is no table {self.path}: give a .csv, .jsonl or .parquet with source.path=FILE"
             )
-        rows = _read(file)
+        rows = _read_rows(file)
         columns = set().union(*rows)
         for name, column in (("path_column", self.path_column), ("caption_column", self.caption_column)):
             if column not in columns:
                 raise UserError(
                     f"{self.path} has no column '{column}', only {', '.join(sorted(columns)) or 'no rows'}: "
-                    f"name the right one with source.{name}=COLUMN"
+                    f"set source.{name}=COLUMN"
                 )
         return rows
 
@@ -55,18 +55,18 @@ class Table:
         return Record(file.read_bytes(), caption, {"name": path, **fields})
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read_rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".csv":
         with open(file, encoding="utf-8-sig", newline="") as lines:
             return list(csv.DictReader(lines))
     if file.suffix == ".jsonl":
-        return _json_lines(file)
+        return _read_json_lines(file)
     if file.suffix == ".parquet":
         return pyarrow.parquet.read_table(file).to_pylist()
     raise UserError(f"{file} is not a .csv, .jsonl or .parquet: save the table as one of these")
 
 
-def _json_lines(file: Path) -> list[dict[str, Any]]:
+def _read_json_lines(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
         if not line.strip():
@@ -75,6 +75,6 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"line {number} of {file} is not a JSON object ({error}): mend or remove it"
+                f"line {number} of {file} is not a JSON object ({error}): fix or remove it"
             ) from error
     return rows

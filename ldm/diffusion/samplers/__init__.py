@@ -23,7 +23,7 @@ sampler: alpha_s z_0 + sigma_s eps, for which no limit has to be taken.
 | `dpmpp_3m`         | 3     | 1                     | no    | Lu et al. 2022b                 |
 | `unipc`            | 2, 3  | 1                     | no    | Zhao et al. 2023                |
 
-The measured orders are in docs/samplers.md.
+The measured orders are in docs/guide/samplers.md.
 """
 
 from collections.abc import Callable, Iterator

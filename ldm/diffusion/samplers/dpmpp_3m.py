@@ -29,7 +29,7 @@ def dpmpp_3m(
     derivatives taken through the last three predictions; the first steps have one and two.
 
     The published codes (dpm-solver, diffusers, k-diffusion) put h² z_0''/2 in the place of h² z_0'', by which
-    their third-order solver is of order 2 (measured: docs/samplers.md). Here it is of order 3.
+    their third-order solver is of order 2 (measured: docs/guide/samplers.md). Here it is of order 3.
     """
     z_t, history = z_T, History()
     for t, s in pairwise(schedule_points(schedule, times)):

@@ -1,4 +1,4 @@
-"""Whether a demo image is what it was conditioned on: one number a image."""
+"""Metrics of how well demo images follow their condition: one number per image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,148 +10,147 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from ldm.data.demo.drawing import BACKGROUNDS, CANVAS, COLOURS, SHAPES
 from ldm.data.demo.maps import KINDS
-from ldm.data.fields.degradations import edges
-from ldm.evaluation.demo.alignment import check
-from ldm.evaluation.demo.scene_reader import DetectedObject, SceneReading, read, sizes
+from ldm.data.fields.degradations import edge_map
+from ldm.evaluation.demo.alignment import check_caption
+from ldm.evaluation.demo.scene_reader import DetectedObject, SceneReading, read_scenes, size_map
 from ldm.typing import Batch, Image
 
-LEAST_EDGE = -0.8
-"""Where an edge begins: a step of a tenth from black to white."""
+EDGE_THRESHOLD = -0.8
+"""Edge strength in [-1, 1] above which a pixel is an edge: a step of a tenth of black to white."""
 
 
 class Metric(ABC):
-    """Scores images in [-1, 1] by what a batch asked for: one number a image."""
+    """A score of images in [-1, 1] against the conditions of their batch: one number per image."""
 
     unit: str
-    less = False
-    """Whether less is better."""
-    share = True
-    """Whether the number is 0 or 1, so that its mean is a share and has Wilson's interval."""
+    lower_is_better = False
+    is_proportion = True
+    """Whether each number is 0 or 1, so that the mean is a proportion with a Wilson interval."""
 
     @abstractmethod
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]: ...
 
     def prepare(self, images: Image, batch: Batch) -> Image:
-        """What of the model's images a user gets."""
+        """Return the images as a user receives them."""
         return images
 
-    def beside(self, batch: Batch) -> dict[str, Image]:
-        """What is to be beaten: images that need no model, by name."""
+    def baselines(self, batch: Batch) -> dict[str, Image]:
+        """Return images by methods without a model, by the name of the method."""
         return {}
 
 
 class CaptionAccuracy(Metric):
-    """1 where the checker reads all of the caption: text to image, and variations of a image."""
+    """1 if the image shows all of its caption, except for sizes."""
 
-    unit = "all right"
+    unit = "all correct"
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        verdicts = [check(r, c) for r, c in zip(read(images), batch["caption"], strict=True)]
+        verdicts = [check_caption(r, c) for r, c in zip(read_scenes(images), batch["caption"], strict=True)]
         return torch.tensor([float(v.passed) for v in verdicts])
 
 
 class ClassAccuracy(Metric):
-    """1 where the object that a caption would name first, the left or upper one, is of the class."""
+    """1 if the object that a caption would name first, the left or upper one, is of the class."""
 
-    unit = "class right"
+    unit = "class correct"
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        found = [_first_kind(reading) for reading in read(images)]
-        return torch.tensor([float(k == int(c)) for k, c in zip(found, batch["label"], strict=True)])
+        kinds = [_first_kind(reading) for reading in read_scenes(images)]
+        return torch.tensor([float(k == int(c)) for k, c in zip(kinds, batch["label"], strict=True)])
 
 
 class BoxAccuracy(Metric):
-    """1 where each box holds an object of its label at an IoU above 0.5, and no object is left over."""
+    """1 if each box holds an object of its label with an IoU above 0.5, and there is no other object."""
 
-    unit = "all boxes right"
+    unit = "all boxes correct"
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        pairs = zip(read(images), batch["boxes"], strict=True)
-        return torch.tensor([float(_fits(reading, boxes)) for reading, boxes in pairs])
+        pairs = zip(read_scenes(images), batch["boxes"], strict=True)
+        return torch.tensor([float(_boxes_match(reading, boxes)) for reading, boxes in pairs])
 
 
 class IsScene(Metric):
-    """1 where the image is a scene at all: a known background, one or two whole objects."""
+    """1 if the image is a valid scene: a known background and one or two complete objects."""
 
-    unit = "legible"
+    unit = "valid scene"
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        return torch.tensor([float(_is_scene(reading)) for reading in read(images)])
+        return torch.tensor([float(_is_scene(reading)) for reading in read_scenes(images)])
 
 
 class MapIoU(Metric):
-    """Mean intersection over union, by colour, of the map and of what the image's pixels say.
+    """Mean IoU, over colours, of the semantic map and the colours of the image's pixels.
 
-    Labels are 0 and 1 + kind, as the demo's `seg.png`; a colour has three shapes, whose outline the map has.
+    The map's labels are 0 and 1 + kind, as in the demo's `seg.png`; a colour has three kinds, its shapes.
     """
 
-    unit, share = "mean IoU", False
+    unit, is_proportion = "mean IoU", False
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        wanted = (batch["segmentation"].long() + len(SHAPES) - 1) // len(SHAPES)  # 0, then 1 + the colour
-        return mean_iou(colours(images), wanted, 1 + len(COLOURS))
+        labels = (batch["segmentation"].long() + len(SHAPES) - 1) // len(SHAPES)  # 0, or 1 + colour
+        return mean_iou(colour_map(images), labels, 1 + len(COLOURS))
 
 
 class DepthIoU(Metric):
-    """Mean intersection over union of background, far and near, in the map and in the image.
+    """Mean IoU, over background, far and near, of the depth map and the sizes of the image's objects.
 
-    Depth is -1, 0 and 1 of background, small and large objects, as the demo's `depth.png`; of a image it is
-    told by the sizes that the checker reads, whatever their colours and shapes.
+    Depth is -1, 0 and 1 for background, small and large objects, as in the demo's `depth.png`. The colours
+    and shapes of the objects do not matter.
     """
 
-    unit, share = "mean IoU", False
+    unit, is_proportion = "mean IoU", False
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        wanted = (batch["depth"][:, 0] > -0.5).long() + (batch["depth"][:, 0] > 0.5)
-        return mean_iou(sizes(colours(images) > 0), wanted, 3)
+        depths = (batch["depth"][:, 0] > -0.5).long() + (batch["depth"][:, 0] > 0.5)
+        return mean_iou(size_map(colour_map(images) > 0), depths, 3)
 
 
-class EdgeRecall(Metric):
-    """The share of edges, of those asked for and those of the image, that the other has within a pixel."""
+class EdgeMatch(Metric):
+    """Proportion of edge pixels, of condition and image, within a pixel of an edge of the other."""
 
-    unit, share = "edges met", False
+    unit, is_proportion = "edges matched", False
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        bytes_ = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        found = torch.stack([edges(picture) for picture in bytes_]) > LEAST_EDGE
-        wanted = batch["edges"] > LEAST_EDGE
-        near = [max_pool2d(m.float(), 3, 1, 1) > 0 for m in (found, wanted)]
-        met = (found & near[1]).sum((1, 2, 3)) + (wanted & near[0]).sum((1, 2, 3))
-        return met / (found.sum((1, 2, 3)) + wanted.sum((1, 2, 3))).clamp(min=1)
+        pixels = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        actual = torch.stack([edge_map(image) for image in pixels]) > EDGE_THRESHOLD
+        target = batch["edges"] > EDGE_THRESHOLD
+        near_actual, near_target = (max_pool2d(m.float(), 3, 1, 1) > 0 for m in (actual, target))
+        matched = (actual & near_target).sum((1, 2, 3)) + (target & near_actual).sum((1, 2, 3))
+        return matched / (actual.sum((1, 2, 3)) + target.sum((1, 2, 3))).clamp(min=1)
 
 
 class MaskedError(Metric):
-    """Mean absolute error of 255, on the pixels under the mask alone."""
+    """Mean absolute error of the pixels under the mask, on a scale of 0..255."""
 
-    unit, less, share = "error of 255 under the mask", True, False
+    unit, lower_is_better, is_proportion = "masked error, of 255", True, False
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
         mask = (batch["mask"] > 127).float()
-        error = (images - _truth(batch)).abs().mean(1, keepdim=True) * 127.5
+        error = (images - _original_images(batch)).abs().mean(1, keepdim=True) * 127.5
         return (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
     def prepare(self, images: Image, batch: Batch) -> Image:
-        """The image with its own pixels where the mask is not: inpainting leaves them untouched."""
-        return torch.where(batch["mask"] > 127, images, _truth(batch))
+        """Restore the original pixels outside the mask, as inpainting does."""
+        return torch.where(batch["mask"] > 127, images, _original_images(batch))
 
 
 class PSNR(Metric):
-    """10 log10 (peak² / mean squared error), in dB."""
+    """Peak signal-to-noise ratio, 10 log10 (peak² / MSE), in dB."""
 
-    unit, share = "dB", False
+    unit, is_proportion = "PSNR, dB", False
 
     def __call__(self, images: Image, batch: Batch) -> Float[Tensor, " b"]:
-        error = ((images - _truth(batch)) / 2).square().mean((1, 2, 3))
+        error = ((images - _original_images(batch)) / 2).square().mean((1, 2, 3))
         return -10 * error.clamp(min=1e-10).log10()
 
-    def beside(self, batch: Batch) -> dict[str, Image]:
-        """The small image enlarged: what super-resolution must beat."""
+    def baselines(self, batch: Batch) -> dict[str, Image]:
+        """Return the bicubically enlarged low-resolution images."""
         small, size = batch["small"].float() / 127.5 - 1, batch["image"].shape[-2:]
         return {"bicubic": interpolate(small, size, mode="bicubic").clamp(-1, 1)}
 
 
-def colours(images: Image) -> Int64[Tensor, "b h w"]:
-    """0 where a pixel is nearest to a background's colour, else 1 + the nearest colour's number."""
+def colour_map(images: Image) -> Int64[Tensor, "b h w"]:
+    """Return 0 for pixels nearest to a background's colour, otherwise 1 + the index of the nearest colour."""
     palette = torch.tensor([*BACKGROUNDS.values(), *COLOURS.values()]).float()
     rgb = (images.float().cpu() + 1) * 127.5
     distance = (rgb[:, None] - palette[:, :, None, None]).square().sum(2)
@@ -159,18 +158,18 @@ def colours(images: Image) -> Int64[Tensor, "b h w"]:
 
 
 def mean_iou(a: Int64[Tensor, "b h w"], b: Int64[Tensor, "b h w"], num_labels: int) -> Float[Tensor, " b"]:
-    """The mean over labels that either of the two maps has."""
-    both, either = [], []
+    """Return the IoU, averaged over the labels that occur in either map."""
+    intersections, unions = [], []
     for label in range(num_labels):
         x, y = a == label, b == label
-        both.append((x & y).sum((1, 2)))
-        either.append((x | y).sum((1, 2)))
-    union = torch.stack(either, 1)
-    share = torch.stack(both, 1) / union.clamp(min=1)
-    return share.sum(1) / (union > 0).sum(1)
+        intersections.append((x & y).sum((1, 2)))
+        unions.append((x | y).sum((1, 2)))
+    union = torch.stack(unions, 1)
+    iou = torch.stack(intersections, 1) / union.clamp(min=1)
+    return iou.sum(1) / (union > 0).sum(1)
 
 
-def _truth(batch: Batch) -> Image:
+def _original_images(batch: Batch) -> Image:
     image: UInt8[Tensor, "b 3 h w"] = batch["image"]
     return image.float() / 127.5 - 1
 
@@ -189,24 +188,24 @@ def _kind(thing: DetectedObject) -> int | None:
 
 
 def _first_kind(reading: SceneReading) -> int | None:
-    """The kind of the left object where two lie side by side, else of the upper one."""
+    """Return the kind of the left object if two lie side by side, otherwise of the upper one."""
     things = reading.objects
     if not things:
         return None
     if len(things) == 2:
         a, b = things
-        across = abs(a.x - b.x) > abs(a.y - b.y)
-        things = tuple(sorted(things, key=lambda thing: thing.x if across else thing.y))
+        side_by_side = abs(a.x - b.x) > abs(a.y - b.y)
+        things = tuple(sorted(things, key=lambda thing: thing.x if side_by_side else thing.y))
     return _kind(things[0])
 
 
-def _fits(reading: SceneReading, boxes: Float[Tensor, "n 5"]) -> bool:
-    wanted = [box.tolist() for box in boxes if box[0] >= 0]
+def _boxes_match(reading: SceneReading, boxes: Float[Tensor, "n 5"]) -> bool:
+    targets = [box.tolist() for box in boxes if box[0] >= 0]
     things = reading.objects
-    if things is None or len(things) != len(wanted):
+    if things is None or len(things) != len(targets):
         return False
     return any(
-        all(_in_box(thing, box) for thing, box in zip(order, wanted, strict=True))
+        all(_in_box(thing, box) for thing, box in zip(order, targets, strict=True))
         for order in (things, things[::-1])
     )
 
@@ -217,6 +216,6 @@ def _in_box(thing: DetectedObject, box: Sequence[float]) -> bool:
     own = [c / CANVAS for c in (thing.x - half, thing.y - half, thing.x + half, thing.y + half)]
     width = max(0.0, min(own[2], right) - max(own[0], left))
     height = max(0.0, min(own[3], bottom) - max(own[1], top))
-    both = width * height
+    intersection = width * height
     areas = (own[2] - own[0]) * (own[3] - own[1]) + (right - left) * (bottom - top)
-    return _kind(thing) == int(label) and both > 0.5 * (areas - both)
+    return _kind(thing) == int(label) and intersection > 0.5 * (areas - intersection)

@@ -1,4 +1,4 @@
-"""What a demo image was drawn from, shown as a image of the same size: beside it a reader sees both."""
+"""Show the condition of each demo image as an image of the same size."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,46 +14,46 @@ from ldm.grid import to_pil
 from ldm.typing import Batch
 
 FONT_SIZE = 8
-LETTERS = 14
-"""In a line of a image 64 wide."""
+LETTERS_PER_LINE = 14
+"""In an image 64 wide."""
 
 
 class ShowCondition(Protocol):
-    """One image of each sample's condition."""
+    """Draws one image of each sample's condition."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]: ...
 
 
-class Caption:
-    """The words themselves."""
+class ShowCaption:
+    """The caption, as text."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
-        return [draw_text(words, _size(batch)) for words in batch["caption"]]
+        return [draw_text(caption, _size(batch)) for caption in batch["caption"]]
 
 
-class ClassName:
-    """The words for a class's number."""
+class ShowClass:
+    """The name of the class, as text."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
         return [draw_text(KINDS[int(number)], _size(batch)) for number in batch["label"]]
 
 
-class Nothing:
-    """Of images from noise alone."""
+class ShowNothing:
+    """The word "nothing", for unconditional images."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
         return [draw_text("nothing", _size(batch)) for _ in batch["image"]]
 
 
-class ConditionImage:
-    """The sample's own image."""
+class ShowImage:
+    """The original image, for variations of it."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
         return [to_pil(x / 127.5 - 1) for x in batch["image"].float()]
 
 
-class LowResolutionImage:
-    """The small image, its pixels as large as they are of the large one."""
+class ShowLowResolution:
+    """The low-resolution image, enlarged without interpolation."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
         size = _size(batch)
@@ -62,8 +62,8 @@ class LowResolutionImage:
 
 
 @dataclass
-class Map:
-    """An entry that is in [-1, 1] and of the image's size: depth, edges, the image under its mask."""
+class ShowMap:
+    """A batch key with maps in [-1, 1] of the image's size: depth, edges, masked."""
 
     batch_key: str
 
@@ -71,25 +71,25 @@ class Map:
         return [to_pil(x) for x in batch[self.batch_key]]  # type: ignore[literal-required]
 
 
-class Labels:
-    """A semantic map, each kind of object in its colour."""
+class ShowSegmentation:
+    """The semantic map, each kind of object in its colour."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
         palette = np.array([(255, 255, 255), *(rgb for rgb in COLOURS.values() for _ in SHAPES)], np.uint8)
         return [Image.fromarray(palette[labels.numpy()]) for labels in batch["segmentation"]]
 
 
-class Boxes:
-    """A layout's frames, each with its shape's first letter."""
+class ShowBoxes:
+    """The boxes of a layout, each with the first letter of its shape."""
 
     def __call__(self, batch: Batch) -> list[Image.Image]:
-        return [_framed(boxes.tolist(), _size(batch)) for boxes in batch["boxes"]]
+        return [_draw_boxes(boxes.tolist(), _size(batch)) for boxes in batch["boxes"]]
 
 
-def draw_text(words: str, size: tuple[int, int]) -> Image.Image:
-    """Words on a white image of a size (width, height)."""
+def draw_text(text: str, size: tuple[int, int]) -> Image.Image:
+    """Draw text on a white image of a size (width, height)."""
     image = Image.new("RGB", size, "white")
-    lines = "\n".join(textwrap.wrap(words, LETTERS * size[0] // 64))
+    lines = "\n".join(textwrap.wrap(text, LETTERS_PER_LINE * size[0] // 64))
     font = ImageFont.load_default(FONT_SIZE)
     ImageDraw.Draw(image).multiline_text((2, 1), lines, fill=(20, 20, 20), font=font, spacing=0)
     return image
@@ -100,7 +100,7 @@ def _size(batch: Batch) -> tuple[int, int]:
     return width, height
 
 
-def _framed(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> Image.Image:
+def _draw_boxes(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> Image.Image:
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
     for label, *corners in boxes:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from ldm.cli.config.compose import compose
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files as sampling_files
-from ldm.cli.sampling import tasks
+from ldm.cli.sampling.load import load_model
+from ldm.cli.sampling.tasks import inputs
 from ldm.cli.sampling.tasks.conditional import require_conditioner
-from ldm.cli.training import preflight
+from ldm.cli.training.model_checks import check_masks
 from ldm.conditioning.boxes import BoxTokens
 from ldm.conditioning.class_label import ClassLabel, ClassNumber
 from ldm.data.fields import spatial
@@ -23,7 +23,7 @@ from ldm.data.fields.masks import MaskedImage
 from ldm.data.shards.reader import Sample
 from ldm.errors import UserError
 from ldm.interop import model_file
-from tests.cli.sampling.test_files import TINY
+from tests.cli.sampling.test_load import TINY
 from tests.data.fields.test_decode import header_of_a_png
 from tests.support import command_line
 
@@ -56,13 +56,13 @@ MODELS = {
 """A tiny U-Net of each, on a first stage of factor 8."""
 
 
-def save(path: str, config, heard: float = 0.2) -> str:
+def save(path: str, config, condition_std: float = 0.2) -> str:
     """A model file of random weights, those of conditions by a spread of their own; 32 pixels."""
     torch.manual_seed(0)
     model = instantiate(config)
-    for name, p in model.named_parameters():  # also those that begin at zero, so that conditions are heard
+    for name, p in model.named_parameters():  # also those that begin at zero, so that conditions matter
         own = name.startswith("conditioner") or "cross_attention" in name
-        torch.nn.init.normal_(p, std=heard if own else 0.2)
+        torch.nn.init.normal_(p, std=condition_std if own else 0.2)
     model_file.save(path, model.state_dict(), config, "latent_diffusion", {"size": "32", "step": "0"})
     return path
 
@@ -197,14 +197,14 @@ def test_without_prompts_where_the_model_reads_none(shell, files, name, task) ->
         own = np.array(own.convert("L").convert("RGB") if name == "one_band" else own)
         assert all(np.array_equal(picture[~mask], own[~mask]) for picture in drawn.values())
     status, err, _ = shell(name, *ANY_MODEL[task], "prompts=[a square]")
-    assert status == 2 and "no condition of this model reads prompts, it is told" in err, err
+    assert status == 2 and "this model does not use prompts, its conditions are" in err, err
 
 
-def test_a_condition_of_another_kind_is_said(files) -> None:
-    model = sampling_files.load_model(files["class"], "cpu")[0]
+def test_a_conditioner_of_another_class_is_refused(files) -> None:
+    model = load_model(files["class"], "cpu")[0]
     assert require_conditioner(model, "label", ClassNumber, ClassLabel).num_classes == 12
     with pytest.raises(
-        UserError, match="reads label by a ClassLabel, and the task knows what a BoxTokens takes"
+        UserError, match="encodes label with ClassLabel, but this task supports BoxTokens only"
     ):
         require_conditioner(model, "label", BoxTokens)
 
@@ -220,7 +220,7 @@ def test_outside_the_mask_every_byte_stays(shell, files, name) -> None:
 
 
 def test_a_file_joins_the_conditions_in_the_order_of_training(files) -> None:
-    model = sampling_files.load_model(files["inpaint_model"], "cpu")[0]
+    model = load_model(files["inpaint_model"], "cpu")[0]
     assert list(model.conditioner.conditioners) == ["masked", "mask"]
 
 
@@ -231,10 +231,10 @@ def test_what_lies_under_the_mask_is_the_models_own(shell, files, name, fill) ->
     assert drawn and all(np.array_equal(drawn[key], same[key]) for key in drawn)
     status, err, _ = shell(name, *words, f"task.fill={-1 - fill}")
     assert status == 2 and f"this model was trained with {fill} under the mask" in err, err
-    model = sampling_files.load_model(files[name], "cpu")[0]
-    preflight.masks(model, [MaskedImage(float(fill))])
-    with pytest.raises(UserError, match=f"puts {-1 - fill} under the mask, which is {fill} where"):
-        preflight.masks(model, [MaskedImage(float(-1 - fill))])
+    model = load_model(files[name], "cpu")[0]
+    check_masks(model, [MaskedImage(float(fill))])
+    with pytest.raises(UserError, match=rf"data\.derived_fields .* {-1 - fill}, .* {fill} where"):
+        check_masks(model, [MaskedImage(float(-1 - fill))])
 
 
 def test_all_of_the_small_image_is_enlarged(shell, files) -> None:
@@ -252,7 +252,7 @@ def test_depth_is_as_the_data_have_it(tmp_path) -> None:
     seen = BytesIO()
     Image.new("RGB", (32, 32)).save(seen, "PNG")
     sample = Sample(tmp_path, "0", {"png": seen.getvalue(), "depth.png": bytes_.getvalue()})
-    found = tasks.files.read_numbers(str(tmp_path / "d.png"), "map", (32, 32))
+    found = inputs.read_scalar_map(str(tmp_path / "d.png"), "map", (32, 32))
     torch.testing.assert_close(
         found[0], spatial.DepthField(ImageField(32, seed=0))(sample, 0), atol=1e-5, rtol=0
     )
@@ -276,75 +276,75 @@ MISTAKES = [
     (
         "class",
         ["task=class", "task.labels=[12]"],
-        "holds 12, and the model's classes are 0 to 11",
+        "task.labels=12 is out of range: this model has the classes 0 to 11",
     ),
-    ("class", ["task=class", "task.labels=[]"], "task.labels=[]: give the numbers of classes, as in"),
-    ("class", ["task=class", "task.labels=12"], "holds 12, and the model's classes are 0 to 11"),
-    ("class", ["task=class", "task.labels=circle"], "task.labels=circle: give the numbers of classes"),
+    ("class", ["task=class", "task.labels=[]"], "task.labels=[]: expected class indices"),
+    ("class", ["task=class", "task.labels=12"], "task.labels=12 is out of range: this model has the classes 0 to 11"),
+    ("class", ["task=class", "task.labels=circle"], "task.labels=circle: expected class indices"),
     (
         "class",
         ["task=class", "task.labels=3", "negative=a"],
-        "no condition of this model reads caption, to lead",
+        "negative: this model has no condition that uses caption",
     ),
-    ("unconditional", ["task=unconditional", "size=36"], "whose sides divide by 16: give size=[32,32], say"),
+    ("unconditional", ["task=unconditional", "size=36"], "must be multiples of 16 for this model, for example size=[32,32]"),
     (
         "five_bands",
         ["task=img2img", "task.image={colours}"],
-        "this model's images have 5 channels, and a file is",
+        "task.image: this model's images have 5 channels",
     ),
     (
         "semantic",
         ["task=semantic", "task.map={huge}"],
-        "cannot be read (Image size (400000000 pixels) exceeds",
+        "(Image size (400000000 pixels) exceeds",
     ),
     (
         "upscaler",
         ["task=super_resolution", "task.image={colours}", "task.noise_level=351"],
-        "task.noise_level is 1 to 350, as trained, not 351",
+        "task.noise_level=351 is out of range: this model was trained with 1 to 350",
     ),
     (
         "upscaler",
         ["task=super_resolution", "task.image={colours}", "task.noise_level=0"],
-        "task.noise_level is 1 to 350, as trained, not 0",
+        "task.noise_level=0 is out of range: this model was trained with 1 to 350",
     ),
-    ("class", ["task=semantic", "task.map={labels}"], "no condition of it reads segmentation, it has"),
+    ("class", ["task=semantic", "task.map={labels}"], "it has no condition that uses segmentation, only"),
     (
         "semantic",
         ["task=semantic", "task.map={wide}"],
-        "is 64x32 (width x height) and the images",
+        "is 64x32 (width x height), but the images",
     ),
-    ("semantic", ["task=semantic", "task.map={colours}"], "has mode RGB, and a map of labels is grey"),
-    ("semantic", ["task=semantic", "task.map={bad}"], "holds the label 95, and the model knows 0 to 12"),
-    ("semantic", ["task=semantic", "task.map=/no.png"], "there is no map task.map=/no.png"),
-    ("depth", ["task=depth", "task.map={colours}"], "has mode RGB, and such a map is grey of 8 or 16 bits"),
-    ("depth", ["task=edges", "task.map={grey}"], "no condition of it reads edges"),
-    ("layout", ["task=layout", "task.boxes=/no.json"], "there is no file task.boxes=/no.json"),
-    ("layout", ["task=layout", "task.boxes={grey}"], "cannot be read"),
-    ("inpaint_model", ["task=inpaint_model", "task.image={colours}", "task.mask={wide}"], "is 64x32 and"),
+    ("semantic", ["task=semantic", "task.map={colours}"], "has mode RGB, but a semantic map is grey"),
+    ("semantic", ["task=semantic", "task.map={bad}"], "has the label 95, but this model has the labels 0 to 12"),
+    ("semantic", ["task=semantic", "task.map=/no.png"], "no map task.map=/no.png"),
+    ("depth", ["task=depth", "task.map={colours}"], "has mode RGB, but this map must be grey of 8 or 16 bits"),
+    ("depth", ["task=edges", "task.map={grey}"], "it has no condition that uses edges"),
+    ("layout", ["task=layout", "task.boxes=/no.json"], "no file task.boxes=/no.json"),
+    ("layout", ["task=layout", "task.boxes={grey}"], "cannot read task.boxes="),
+    ("inpaint_model", ["task=inpaint_model", "task.image={colours}", "task.mask={wide}"], "is 64x32, but"),
     (
         "inpaint_model",
         ["task=inpaint_model", "task.image={colours}", "task.mask={mask}", "task.fill=1"],
-        "task.fill is 0 or -1, as the model was trained with, not 1",
+        "task.fill=1: use 0 or -1",
     ),
     (
         "super_resolution",
         ["task=super_resolution", "task.image={colours}", "size=[32,32]"],
-        "size=[32,32], and this model makes [128,128] of task.image=",
+        "size=[32,32], but this model upscales task.image=",
     ),
     (
         "super_resolution",
         ["task=super_resolution", "task.image={odd}"],
-        "is 24x9, and this model enlarges images whose sides divide by 4: cut it to 24x8, say",
+        "is 24x9, but its width and height must be multiples of 4 for this model: crop it, for example to 24x8",
     ),
-    ("class", ["prompts=[a square]"], "no condition of this model reads prompts, it is told label, coord"),
-    ("class", ["task=unconditional", "prompts=[a square]"], "draws without captions: leave prompts out"),
-    ("class", ["crop=[1,0]", "task=unconditional"], "no condition of this model reads sizes"),
-    ("class", [], "reads prompts, it is told label, coordinates: give the task=... that tells it, or task="),
-    ("inpaint_model_sd", ["task=img2img", "task.image={colours}"], "prompts is needed (a list of captions"),
+    ("class", ["prompts=[a square]"], "this model does not use prompts, its conditions are label, coord"),
+    ("class", ["task=unconditional", "prompts=[a square]"], "this task does not use prompts: remove prompts"),
+    ("class", ["crop=[1,0]", "task=unconditional"], "this model has no size conditions"),
+    ("class", [], "its conditions are label, coordinates: give the task=..."),
+    ("inpaint_model_sd", ["task=img2img", "task.image={colours}"], "prompts is required: give a list of prompts"),
     (
         "super_resolution",
         ["task=super_resolution", "task.image={grey}", "task.noise_level=5"],
-        "no noise: give null",
+        "set task.noise_level=null",
     ),
 ]
 
@@ -356,11 +356,11 @@ def test_a_mistake_is_one_sentence(shell, name, words, sentence) -> None:
 
 
 BOXES = [
-    ([[12, 0, 0, 1, 1]], "has the labels 12, and the model knows 0 to 11"),
-    ([[1, 0.5, 0, 0.2, 1]], "has a box that is not left < right"),
-    ([[1, 0, 0, 1, 2]], "has a box that is not left < right"),
-    ([[1, 0, 0, 1]], "is no list of boxes of 5 numbers"),
-    ([[1, 0, 0, 1, 1]] * 3, "has 3 boxes, and the model takes at most 2"),
+    ([[12, 0, 0, 1, 1]], "has the labels 12, but this model has the labels 0 to 11"),
+    ([[1, 0.5, 0, 0.2, 1]], "has a box without left < right"),
+    ([[1, 0, 0, 1, 2]], "has a box without left < right"),
+    ([[1, 0, 0, 1]], "is not a list of boxes of 5 numbers"),
+    ([[1, 0, 0, 1, 1]] * 3, "has 3 boxes, but this model takes at most 2"),
 ]
 
 
@@ -369,12 +369,12 @@ def test_boxes_that_are_none(tmp_path, boxes, sentence) -> None:
     path = tmp_path / "b.json"
     path.write_text(json.dumps(boxes))
     with pytest.raises(UserError, match="task.boxes=") as error:
-        tasks.files.read_boxes(str(path), 12, 2)
+        inputs.read_boxes(str(path), 12, 2)
     assert sentence in str(error.value)
 
 
 def test_sixteen_bits_reach_from_black_to_white(tmp_path) -> None:
     path = tmp_path / "d.png"
     Image.fromarray(np.array([[0, 65535], [32768, 65535]], np.uint16)).save(path)
-    found = tasks.files.read_numbers(str(path), "map", (2, 2))
+    found = inputs.read_scalar_map(str(path), "map", (2, 2))
     torch.testing.assert_close(found[0, 0], torch.tensor([[-1.0, 1.0], [0.0, 1.0]]), atol=1e-4, rtol=0)

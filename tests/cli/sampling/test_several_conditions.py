@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.cli.config.compose import CONFIGS, compose
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files as sampling_files
+from ldm.cli.sampling.load import load_model
 from ldm.errors import UserError
 from tests.cli.sampling.test_conditional_tasks import composed, save
 from tests.support import command_line
@@ -67,13 +67,13 @@ def shell(monkeypatch, capsys, files, tmp_path):
     return run
 
 
-def drawn_by(path: str, **entries) -> np.ndarray:
+def sampled_by(path: str, **entries) -> np.ndarray:
     """What the model itself draws of a batch of two by seeds 0 and 1, as bytes."""
-    model, _ = sampling_files.load_model(path, "cpu")
+    model, _ = load_model(path, "cpu")
     cfg = compose("sample", ["ckpt=c", "steps=2"])
     times, sampler = instantiate(cfg.timestep_spacing)(model.schedule, 2), instantiate(cfg.sampler)
-    told = model.conditioner.conditions_in(entries)
-    x = model.generate(entries, [0, 1], (32, 32), sampler, times, 1.0, active=told)
+    active = model.conditioner.conditions_in(entries)
+    x = model.generate(entries, [0, 1], (32, 32), sampler=sampler, times=times, scale=1.0, active=active)
     return ((x + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
 
 
@@ -91,12 +91,12 @@ def test_a_model_of_sizes_and_scores_is_told_those_of_what_is_drawn(shell, files
     assert status == 0, err
     caption = ["a red circle"] * 2
     told = {"sizes": sizes(32, 32, 0, 0, 32, 32), "aesthetic": sizes(6)}
-    assert near(drawn, drawn_by(files[name], caption=caption, **told))
+    assert near(drawn, sampled_by(files[name], caption=caption, **told))
     words = ("original_size=[64,48]", "crop=[8,4]", "aesthetic=4.5")
     drawn = shell(name, "prompts=[a red circle]", *words)[2]
     other = {"sizes": sizes(64, 48, 8, 4, 32, 32), "aesthetic": sizes(4.5)}
-    expected = drawn_by(files[name], caption=caption, **other)
-    assert near(drawn, expected) and not near(drawn, drawn_by(files[name], caption=caption, **told))
+    expected = sampled_by(files[name], caption=caption, **other)
+    assert near(drawn, expected) and not near(drawn, sampled_by(files[name], caption=caption, **told))
 
 
 TASKS = [
@@ -121,7 +121,7 @@ def test_every_task_tells_sizes_and_scores(shell, words) -> None:
 def test_a_pair_that_is_none(shell) -> None:
     for words in (["crop=[1]"], ["crop=[-1,0]"], ["original_size=[0,4]"]):
         status, err, _ = shell("told", "prompts=[a]", *words)
-        assert status == 2 and f"{words[0].replace(',', ', ')} is no pair of pixels: give two whole" in err
+        assert status == 2 and f"{words[0].replace(',', ', ')}: expected [" in err
 
 
 def test_one_number_is_a_square(shell) -> None:
@@ -135,18 +135,18 @@ def test_a_score_to_lead_away_from(shell, files, name) -> None:
     words = ["prompts=[a red circle]", "scale=3"]
     status, err, drawn = shell(name, *words, "negative_aesthetic=2.5")
     assert status == 0, err
-    model, _ = sampling_files.load_model(files[name], "cpu")
+    model, _ = load_model(files[name], "cpu")
     batch = {"caption": ["a red circle"] * 2, "sizes": sizes(32, 32, 0, 0, 32, 32), "aesthetic": sizes(6)}
     active = {"aesthetic"} if name == "dropped" else {"aesthetic", "sizes"}
     null = model.condition({**batch, "aesthetic": sizes(2.5)}, size=(4, 4), active={*active, "coordinates"})
-    found = model.without(batch, 3.0, {"aesthetic": sizes(2.5)}, (4, 4))
+    found = model.null_condition(batch, 3.0, {"aesthetic": sizes(2.5)}, (4, 4))
     assert torch.equal(found.vector, null.vector) and torch.equal(found.context, null.context)
     plain = np.stack(list(shell(name, *words)[2].values()))
     assert not near(drawn, plain)
     if name == "told":
         assert near(shell(name, *words, "negative_aesthetic=6")[2], plain), "the same is as none"
     status, err, _ = shell("several", *words, *DEPTH, "negative_aesthetic=2.5")
-    assert status == 2 and "no condition of this model reads aesthetic, to lead away from one" in err
+    assert status == 2 and "negative: this model has no condition that uses aesthetic" in err
 
 
 def test_tasks_together_tell_one_model(shell, files) -> None:
@@ -156,17 +156,17 @@ def test_tasks_together_tell_one_model(shell, files) -> None:
     class_ = ["task=class", "task.labels=[3]"]
     status, err, drawn = shell("several", *class_, *DEPTH)
     assert status == 0, err
-    assert near(drawn, drawn_by(model, caption=["", ""], **entries))
+    assert near(drawn, sampled_by(model, caption=["", ""], **entries))
     status, err, captioned = shell("several", *class_, *DEPTH, "prompts=[a red circle]")
     assert status == 0, err
-    expected = drawn_by(model, caption=["a red circle"] * 2, **entries)
+    expected = sampled_by(model, caption=["a red circle"] * 2, **entries)
     assert near(captioned, expected) and not near(drawn, expected), "the class keeps the caption"
     words = ["task=depth", "task.map={depth}", "+task@also.kind=class", "also.kind.labels=[3]"]
     turned = shell("several", *words, "prompts=[a red circle]")[2]
     assert near(turned, expected), "whichever comes first"
     text = shell("several", *DEPTH, "prompts=[a red circle]")[2]
     entries.pop("label")
-    assert near(text, drawn_by(model, caption=["a red circle"] * 2, **entries))
+    assert near(text, sampled_by(model, caption=["a red circle"] * 2, **entries))
 
 
 def test_each_class_of_each_prompt_is_a_row(shell, tmp_path) -> None:
@@ -188,7 +188,7 @@ def test_another_sampler_goes_with_conditions(shell, words) -> None:
     if "task=invert" in words:  # which gives the image back, whatever leads to its noise and from it
         return
     other = [w.replace("{depth}", "{mask}") for w in DEPTH]
-    assert not near(drawn, np.stack(list(shell("fixed", *words, *other)[2].values()))), "the map is heard"
+    assert not near(drawn, np.stack(list(shell("fixed", *words, *other)[2].values()))), "the map changes the images"
 
 
 def test_guidance_of_each_condition(shell) -> None:
@@ -216,15 +216,15 @@ def test_scales_of_guidance_compose() -> None:
 
 
 MISTAKES = [
-    (["task=class", "task.labels=[3]"], "this model cannot draw without depth: give the task=..."),
-    (["task=depth", "task.map={depth}", *DEPTH], "two tasks tell the model depth: leave one of them out"),
-    (["+task@also.x=unconditional", "prompts=[a]"], "also.x tells the model no condition: add a task that"),
-    (["+also.x=depth", "prompts=[a]"], "also.x tells the model no condition: add a task that does"),
-    (["task@also.x=depth"], "there is no also.x yet: write +task@also.x=..., one of class, depth, edges"),
-    ([*DEPTH[:1]], "also.depth.map is needed (a grey PNG"),
+    (["task=class", "task.labels=[3]"], "this model needs the condition depth: give its task=..."),
+    (["task=depth", "task.map={depth}", *DEPTH], "two tasks give the condition depth: remove one of them"),
+    (["+task@also.x=unconditional", "prompts=[a]"], "also.x gives no condition: add one that does"),
+    (["+also.x=depth", "prompts=[a]"], "also.x gives no condition: add one that does"),
+    (["task@also.x=depth"], "no also.x to override: write +task@also.x=..., one of class, depth, edges"),
+    ([*DEPTH[:1]], "also.depth.map is required (a grey PNG"),
     (
         [*TASKS[5], *DEPTH, "+task@also.kind=class", "also.kind.labels=[1,2]"],
-        "this task goes with one choice, not with a, class 1 to a, class 2",
+        "this task takes a single choice, but got a, class 1 to a, class 2",
     ),
 ]
 

@@ -12,9 +12,20 @@ from PIL import Image
 from ldm.callbacks.export import Export
 from ldm.cli.config.compose import CONFIGS, compose
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files, tasks
+from ldm.cli.sampling.load import load_model
+from ldm.cli.sampling.setup import sampling_options
+from ldm.cli.sampling.tasks.base import (
+    SampleSpec,
+    SamplingContext,
+    Txt2Img,
+    encode_image,
+    output_size,
+    sample_images,
+)
+from ldm.cli.sampling.tasks.inputs import read_image
+from ldm.errors import UserError
 from ldm.grid import to_pil
-from tests.cli.sampling.test_files import TINY
+from tests.cli.sampling.test_load import TINY, settings
 from tests.support import command_line, tiny
 from tests.test_readme import commands
 
@@ -71,48 +82,52 @@ def shell(monkeypatch, capsys, model_file, tmp_path):
     return run
 
 
-def drawn(folder) -> dict[str, torch.Tensor]:
+def saved_images(folder) -> dict[str, torch.Tensor]:
     """The pixels of each image by its file's name."""
     paths = sorted(p for p in folder.glob("*.png") if p.name[0].isdigit())
     return {p.name: torch.from_numpy(np.array(Image.open(p))) for p in paths}
 
 
-def test_txt2img_is_what_there_was_before(shell, model_file) -> None:
+def test_txt2img_saves_what_sample_images_returns(shell, model_file) -> None:
     status, err, out = shell()
     assert status == 0, err
-    model, _ = files.load_model(model_file, "cpu")
+    model, _ = load_model(model_file, "cpu")
     cfg = compose("sample", [f"ckpt={model_file}", "prompts=[p]", "steps=4", "scale=1", "device=cpu"])
     times = instantiate(cfg.timestep_spacing)(model.schedule, 4)
-    inputs = tasks.SamplingContext(model, [tasks.Txt2Img()], cfg, (16, 16))
-    wanted = [tasks.SampleSpec("a red square", seed) for seed in range(3)]
-    expected = tasks.sample_images(inputs, wanted, instantiate(cfg.sampler), times)
-    for (name, got), x in zip(drawn(out).items(), expected, strict=True):
+    context = SamplingContext(model, [Txt2Img()], sampling_options(cfg), (16, 16))
+    specs = [SampleSpec("a red square", seed) for seed in range(3)]
+    expected = sample_images(context, specs, sampler=instantiate(cfg.sampler), times=times)
+    for (name, got), x in zip(saved_images(out).items(), expected, strict=True):
         assert got.numpy().tobytes() == to_pil(x).tobytes(), name
-    assert list(drawn(out)) == ["0000_000000.png", "0000_000001.png", "0000_000002.png"]
+    assert list(saved_images(out)) == ["0000_000000.png", "0000_000001.png", "0000_000002.png"]
 
 
 def test_img2img_stays_nearer_with_less_strength(shell, image, model_file) -> None:
-    model, _ = files.load_model(model_file, "cpu")
-    x = tasks.read_image(image, (16, 16), 3)
+    model, _ = load_model(model_file, "cpu")
+    x = read_image(image, (16, 16), 3)
     with torch.no_grad():
-        own = model.first_stage.decode(tasks.encode_image(model, x))[0].clamp(-1, 1)
+        own = model.first_stage.decode(encode_image(model, x))[0].clamp(-1, 1)
     gaps = []
     for strength in ("0.25", "1.0"):
         status, err, out = shell("task=img2img", f"task.image={image}", f"task.strength={strength}")
         assert status == 0, err
-        images = torch.stack([p.permute(2, 0, 1) / 127.5 - 1 for p in drawn(out).values()])
+        images = torch.stack([p.permute(2, 0, 1) / 127.5 - 1 for p in saved_images(out).values()])
         gaps.append((images - own).square().mean().item())
     assert gaps[0] < gaps[1]
     making = json.loads(Image.open(out / "0000_000000.png").text["parameters"])
-    assert making["task"] == {"_target_": "ldm.cli.sampling.tasks.Img2Img", "image": image, "strength": 1.0}
+    assert making["task"] == {
+        "_target_": "ldm.cli.sampling.tasks.img2img.Img2Img",
+        "image": image,
+        "strength": 1.0,
+    }
 
 
 @pytest.mark.parametrize("words", [[], ["task.repeats=2", "task.jump=2"], ["sampler=dpmpp_2m"]], ids=str)
 def test_inpainting_keeps_every_pixel_outside_the_mask(shell, image, mask, words) -> None:
     status, err, out = shell("task=inpaint", f"task.image={image}", f"task.mask={mask}", *words)
     assert status == 0, err
-    x = ((tasks.read_image(image, (16, 16), 3)[0] + 1) * 127.5).round().byte().permute(1, 2, 0)
-    images = list(drawn(out).values())
+    x = ((read_image(image, (16, 16), 3)[0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    images = list(saved_images(out).values())
     assert len(images) == 3
     for p in images:
         assert torch.equal(p[:, 8:], x[:, 8:]) and not torch.equal(p[:, :8], x[:, :8])
@@ -129,11 +144,11 @@ def test_inversion_gives_the_image_back(shell, image, model_file) -> None:
     )
     status, err, out = shell(*words, "prompts=['a red square','a blue square']")
     assert status == 0, err
-    model, _ = files.load_model(model_file, "cpu")
+    model, _ = load_model(model_file, "cpu")
     with torch.no_grad():
-        own = model.first_stage.decode(tasks.encode_image(model, tasks.read_image(image, (16, 16), 3)))[0]
-    same, other = drawn(out).values()
-    assert list(drawn(out)) == ["0000_000000.png", "0001_000000.png"]
+        own = model.first_stage.decode(encode_image(model, read_image(image, (16, 16), 3)))[0]
+    same, other = saved_images(out).values()
+    assert list(saved_images(out)) == ["0000_000000.png", "0001_000000.png"]
     gap = (same.permute(2, 0, 1) / 127.5 - 1 - own.clamp(-1, 1)).abs().max()
     assert gap < 0.02, "two grey levels of 256"
 
@@ -142,7 +157,7 @@ def test_interpolation_begins_and_ends_with_its_prompts(shell) -> None:
     prompts = "prompts=['a red square','a blue square']"
     status, err, out = shell("task=interpolate", prompts, "n=5")
     assert status == 0, err
-    frames = drawn(out)
+    frames = saved_images(out)
     assert list(frames) == [
         f"000{i}_{share}.png" for i, share in enumerate(("0.000", "0.250", "0.500", "0.750", "1.000"))
     ]
@@ -150,25 +165,34 @@ def test_interpolation_begins_and_ends_with_its_prompts(shell) -> None:
     for p in out.glob("*.png"):
         p.unlink()
     assert shell(prompts, "n=2")[0] == 0
-    single = drawn(out)
+    single = saved_images(out)
     assert (single["0000_000000.png"].int() - ends[0]).abs().max() <= 1
     assert (single["0001_000001.png"].int() - ends[1]).abs().max() <= 1
 
 
+def test_the_size_is_the_trained_one_unless_given():
+    model, header = tiny.diffusion(), {"size": "64"}
+    for words, size in (([], (64, 64)), (["size=[32,48]"], (32, 48)), (["size=40"], (40, 40))):
+        assert output_size([Txt2Img()], model, settings(*words).size, header) == size
+    message = r"size=\[36,60\]: .* multiples of 8 .* size=\[32,64\]"
+    with pytest.raises(UserError, match=message):  # 4 divides both, and the U-Net halves once
+        output_size([Txt2Img()], model, settings("size=[36,60]").size, header)
+
+
 MISTAKES = [
-    (["task=img2img", "task.image=/nowhere.png"], "there is no image task.image=/nowhere.png"),
-    (["task=img2img", "task.image={text}"], "cannot be read (no image of a known format)"),
+    (["task=img2img", "task.image=/nowhere.png"], "no image task.image=/nowhere.png"),
+    (["task=img2img", "task.image={text}"], "cannot read task.image="),
     (
         ["task=img2img", "task.image={image}", "task.strength=0"],
-        "task.strength is the share of the steps, in (0, 1], not 0",
+        "task.strength=0 must be a fraction of the steps, in (0, 1]",
     ),
-    (["task=img2img"], "task.image is needed (the image's file"),
-    (["task=inpaint", "task.image={image}", "task.mask=/no.png"], "there is no image task.mask=/no.png"),
+    (["task=img2img"], "task.image is required (the image's file"),
+    (["task=inpaint", "task.image={image}", "task.mask=/no.png"], "no image task.mask=/no.png"),
     (
         ["task=inpaint", "task.image={image}", "task.mask={small}"],
-        "is 8x8 and task.image is 20x16: give them one size",
+        "is 8x8, but task.image is 20x16",
     ),
-    (["task=inpaint", "task.image={image}", "task.mask={black}"], "has no white: paint white what"),
+    (["task=inpaint", "task.image={image}", "task.mask={black}"], "has no white pixels"),
     (
         ["task=inpaint", "task.image={image}", "task.mask={mask}", "task.jump=0"],
         "task.jump must be 1 or more, not 0",
@@ -177,9 +201,9 @@ MISTAKES = [
         ["task=invert", "task.image={image}", "task.prompt=a", "task.refinements=-1"],
         "task.refinements must be 0 or more",
     ),
-    (["task=invert", "task.image={image}"], "task.prompt is needed (a caption of what task.image shows)"),
-    (["task=interpolate", "prompts=[a,b,c]"], "one or two prompts, in n >= 2 images, not between 3 in 3"),
-    (["task=interpolate", "n=1"], "not between 1 in 1"),
+    (["task=invert", "task.image={image}"], "task.prompt is required"),
+    (["task=interpolate", "prompts=[a,b,c]"], "not 3 prompts and n=3"),
+    (["task=interpolate", "n=1"], "not 1 prompts and n=1"),
     (["task=paint"], "no task 'paint'"),
 ]
 
@@ -195,7 +219,7 @@ def test_a_mistake_is_one_sentence(shell, image, mask, tmp_path, words, sentence
 
 
 def test_the_page_about_sampling_composes_and_has_every_task_and_guidance() -> None:
-    page = CONFIGS.parent / "docs" / "sampling.md"
+    page = CONFIGS.parent / "docs" / "guide" / "sampling.md"
     typed_words = [shlex.split(command)[2:] for command in commands(page)]
     for words in typed_words:
         compose("sample", words)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from tests.cli.sampling.test_load import TINY
 
 import sample
 from ldm.cli import encode_latents
@@ -20,7 +21,6 @@ from ldm.data.shards.reader import open_shards
 from ldm.errors import UserError
 from ldm.interop import model_file
 from ldm.networks import tiling
-from tests.cli.sampling.test_files import TINY
 from tests.support import tiny
 
 
@@ -88,7 +88,7 @@ def moments(folder: Path) -> np.ndarray:
     """Of every image."""
     shards = open_shards(str(folder))
     header = read_header(shards.paths)
-    (batch,) = sequential_loader(shards, header.readers(0), batch_size=8)
+    (batch,) = sequential_loader(shards, header.fields(0), batch_size=8)
     return batch["moments"].float().numpy()
 
 
@@ -96,7 +96,7 @@ def moments(folder: Path) -> np.ndarray:
 def test_another_side_is_refused_before_anything_is_drawn(shell, tmp_path, tile):
     ckpt = file_of(tmp_path / "m.safetensors", compose("train", TINY).stage.model, "latent_diffusion")
     status, err, sides = shell(sample.main, f"ckpt={ckpt}", "prompts=[a]", "device=cpu", f"tile={tile}")
-    assert status == 2 and err.count("\n") == 1 and "is no side of a part of a map: give" in err
+    assert status == 2 and err.count("\n") == 1 and "must be the height and width of a tile" in err
     assert not sides
 
 
@@ -107,5 +107,5 @@ def test_the_first_stage_is_told():
     set_tile(model, None)
     assert model.tile is None
     for wrong in (0, -8, 1.5, True, "small"):
-        with pytest.raises(UserError, match=f"tile={wrong} is no side of a part"):
+        with pytest.raises(UserError, match=f"tile={wrong} must be the height and width"):
             set_tile(model, wrong)

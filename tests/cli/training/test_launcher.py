@@ -1,4 +1,4 @@
-"""What torchrun, srun and a bare shell tell a training."""
+"""The launcher of a training: torchrun, srun or a shell."""
 
 import pytest
 import torch
@@ -22,35 +22,35 @@ def env(monkeypatch):
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_JOB_NAME", "SLURM_NNODES"):
         monkeypatch.delenv(name, raising=False)
 
-    def given(**values: object) -> None:
-        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")  # so that it is taken back after the test
+    def set_environment(**values: object) -> None:
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")  # so that it is restored after the test
         monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
         for name, value in values.items():
             monkeypatch.setenv(name, str(value))
 
-    return given
+    return set_environment
 
 
 def test_a_shell(env):
     env()
-    found = launcher.detect()
-    assert isinstance(found.environment, LightningEnvironment) and (found.tasks, found.nodes) == (1, 1)
-    assert launcher.apply_launcher(SETTINGS, found) == SETTINGS
+    launch = launcher.detect()
+    assert isinstance(launch.environment, LightningEnvironment) and (launch.tasks, launch.nodes) == (1, 1)
+    assert launcher.apply_launcher(SETTINGS, launch) == SETTINGS
 
 
 def test_torchrun(env):
     env(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE=4, WORLD_SIZE=8, SLURM_NTASKS=2)
-    found = launcher.detect()
-    assert isinstance(found.environment, TorchElasticEnvironment) and (found.tasks, found.nodes) == (4, 2)
-    assert launcher.apply_launcher(SETTINGS, found) == {**SETTINGS, "devices": 4, "num_nodes": 2}
-    assert str(found) == "8 process(es) on 2 node(s), started by torchrun"
+    launch = launcher.detect()
+    assert isinstance(launch.environment, TorchElasticEnvironment) and (launch.tasks, launch.nodes) == (4, 2)
+    assert launcher.apply_launcher(SETTINGS, launch) == {**SETTINGS, "devices": 4, "num_nodes": 2}
+    assert str(launch) == "8 process(es) on 2 node(s), started by torchrun"
 
 
 def test_srun(env):
     env(SLURM_NTASKS=4, SLURM_NNODES=2, **SRUN)
-    found = launcher.detect()
-    assert isinstance(found.environment, SLURMEnvironment) and not found.environment.auto_requeue
-    assert (found.tasks, found.nodes) == (2, 2)
+    launch = launcher.detect()
+    assert isinstance(launch.environment, SLURMEnvironment) and not launch.environment.auto_requeue
+    assert (launch.tasks, launch.nodes) == (2, 2)
 
 
 def test_a_job_of_one_task_starts_its_own_ranks(env):
@@ -58,21 +58,21 @@ def test_a_job_of_one_task_starts_its_own_ranks(env):
     assert isinstance(launcher.detect().environment, LightningEnvironment)
 
 
-def test_tasks_that_nothing_started(env):
+def test_several_tasks_without_srun(env):
     env(SLURM_NTASKS=4, SLURM_NNODES=1)
-    with pytest.raises(UserError, match="4 tasks and nothing started them: write `srun python train.py"):
+    with pytest.raises(UserError, match="4 tasks.*: use `srun python train.py"):
         launcher.detect()
     env(SLURM_JOB_NAME="interactive")
-    assert launcher.detect().tasks == 1, "a shell inside an allocation is for trying things"
+    assert launcher.detect().tasks == 1, "a shell inside an allocation is for interactive use"
 
 
-def test_tasks_that_do_not_spread(env):
+def test_tasks_that_do_not_divide_over_the_nodes(env):
     env(SLURM_NTASKS=3, SLURM_NNODES=2, **SRUN)
-    with pytest.raises(UserError, match="3 tasks do not spread over 2 nodes"):
+    with pytest.raises(UserError, match="3 tasks .* 2 nodes: .*--ntasks-per-node"):
         launcher.detect()
 
 
-def test_settings_that_contradict_what_was_started(env):
+def test_settings_that_contradict_the_launcher(env):
     env(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE=2, WORLD_SIZE=2)
     assert launcher.apply_launcher({**SETTINGS, "devices": "auto"}, launcher.detect())["devices"] == 2
     with pytest.raises(UserError, match="trainer.devices=3, but torchrun started 2 processes"):
@@ -80,27 +80,23 @@ def test_settings_that_contradict_what_was_started(env):
 
 
 @pytest.mark.parametrize(
-    ("visible", "settings", "sentence"),
+    ("visible", "settings", "message"),
     [
-        (0, {"accelerator": "gpu"}, "PyTorch sees none here"),
-        (2, {"accelerator": "gpu", "devices": 4}, "trainer.devices=4, but this machine has 2 GPU"),
-        (
-            1,
-            {"accelerator": "auto", "devices": "auto"},
-            "each sees 1 GPU.*--gpus-per-node, not --gpus-per-task",
-        ),
+        (0, {"accelerator": "gpu"}, "trainer.accelerator=gpu, .* no GPU .* trainer=cpu"),
+        (2, {"accelerator": "gpu", "devices": 4}, "trainer.devices=4, .* 2 GPU.*trainer.devices=auto"),
+        (1, {"accelerator": "auto", "devices": "auto"}, "1 GPU.*--gpus-per-node .*not --gpus-per-task"),
     ],
 )
-def test_gpus_that_are_not_there(env, monkeypatch, visible, settings, sentence):
+def test_gpus_that_are_missing(env, monkeypatch, visible, settings, message):
     env(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE=2, WORLD_SIZE=2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         launcher.apply_launcher({**SETTINGS, **settings}, launcher.detect())
 
 
-def test_every_ddp_has_fixed_buckets_and_the_launchers_ranks(env, tmp_path):
+def test_ddp_keeps_its_buckets_and_has_the_launchers_ranks(env, tmp_path):
     env(SLURM_NTASKS=2, SLURM_NNODES=1, **SRUN | {"SLURM_NODEID": "0", "SLURM_PROCID": "1"})
     cfg = compose("train", ["experiment=debug/ae", "data.shards=shards", f"run={tmp_path}"])
-    made = setup.trainer(cfg)
-    assert made.strategy._ddp_kwargs["find_unused_parameters"] is True
-    assert (made.world_size, made.global_rank, made.is_global_zero) == (2, 1, False)
+    trainer = setup.build_trainer(cfg)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+    assert (trainer.world_size, trainer.global_rank, trainer.is_global_zero) == (2, 1, False)

@@ -1,4 +1,4 @@
-"""One job a run."""
+"""Only one job at a time writes into a run's folder."""
 
 import os
 import signal
@@ -11,43 +11,43 @@ import pytest
 from ldm.cli.training import run_lock
 from ldm.errors import UserError
 
-HOLDS = """
+HOLDER = """
 import os, sys, time
-from ldm.cli import lock
-with lock.held(sys.argv[1]):
-    os.write(1, b"held\\n")  # in one piece, for two may write
+from ldm.cli.training import run_lock
+with run_lock.hold(sys.argv[1]):
+    os.write(1, b"locked\\n")  # in one piece, since two processes may write
     time.sleep(60)
 """
 
 
 @pytest.fixture
 def other(tmp_path):
-    """Another process that trains into the folder."""
-    words = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    """Another process that holds the folder's lock."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "locked\n"
     yield process
     process.kill()
     process.communicate()
 
 
-def test_a_second_job_is_refused_and_after_a_kill_it_is_not(other, tmp_path):
-    said = rf"run={tmp_path} is in use by process {other.pid} on {socket.gethostname()}: wait for its end or"
-    with pytest.raises(UserError, match=said), run_lock.hold(str(tmp_path)):
+def test_a_second_job_is_refused_until_the_first_is_killed(other, tmp_path):
+    message = rf"run={tmp_path} is in use by process {other.pid} on {socket.gethostname()}: "
+    with pytest.raises(UserError, match=message), run_lock.hold(str(tmp_path)):
         pass
-    assert (tmp_path / "lock").exists(), "a job that is refused does not take it away"
+    assert (tmp_path / "lock").exists(), "a refused job does not remove the file"
     other.kill()
     other.wait()
-    assert (tmp_path / "lock").exists(), "kill -9 left it, and it holds nobody up"
+    assert (tmp_path / "lock").exists(), "kill -9 leaves the file, but not the lock"
     with run_lock.hold(str(tmp_path)):
         assert (tmp_path / "lock").read_text().split()[:2] == [socket.gethostname(), str(os.getpid())]
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_requeued_job_passes_the_lock_of_its_lost_node(tmp_path, monkeypatch):
+def test_a_requeued_job_ignores_the_lock_of_its_lost_node(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with run_lock.hold(str(tmp_path)):
-        with pytest.raises(UserError, match=r"on .* .SLURM job 7.: wait"), run_lock.hold(str(tmp_path)):
+        with pytest.raises(UserError, match=r"on .* .SLURM job 7.: "), run_lock.hold(str(tmp_path)):
             pass
         monkeypatch.setattr(socket, "gethostname", lambda: "another-node")
         with run_lock.hold(str(tmp_path)):
@@ -55,7 +55,7 @@ def test_a_requeued_job_passes_the_lock_of_its_lost_node(tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", "8")
 
 
-def test_another_job_does_not(tmp_path, monkeypatch):
+def test_a_job_of_another_number_does_not(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with run_lock.hold(str(tmp_path)):
         monkeypatch.setattr(socket, "gethostname", lambda: "another-node")
@@ -64,13 +64,13 @@ def test_another_job_does_not(tmp_path, monkeypatch):
             pass
 
 
-def test_a_forked_worker_that_outlives_a_kill_does_not_keep_it(tmp_path):
+def test_a_forked_worker_that_outlives_a_kill_does_not_keep_the_lock(tmp_path):
     forks = 'os.fork() or (os.write(1, b"forked\\n"), time.sleep(60)); os.write'
-    code = HOLDS.replace("os.write", forks)
+    code = HOLDER.replace("os.write", forks)
     words = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert {process.stdout.readline() for _ in range(2)} == {"forked\n", "held\n"}
+        assert {process.stdout.readline() for _ in range(2)} == {"forked\n", "locked\n"}
         process.kill()
         process.wait()
         with run_lock.hold(str(tmp_path)):
@@ -80,15 +80,15 @@ def test_a_forked_worker_that_outlives_a_kill_does_not_keep_it(tmp_path):
         process.stdout.close()
 
 
-def test_rank_0_speaks_for_all(tmp_path):
-    with run_lock.hold(str(tmp_path)), run_lock.hold(str(tmp_path), mine=False):
+def test_rank_0_locks_for_all_ranks(tmp_path):
+    with run_lock.hold(str(tmp_path)), run_lock.hold(str(tmp_path), rank_zero=False):
         pass
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
-    def none(*_):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
+    def fail(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", none)
+    monkeypatch.setattr(run_lock.fcntl, "flock", fail)
     with run_lock.hold(str(tmp_path)):
-        assert "lock cannot be locked here ([Errno 37] No locks available): let no second job" in caplog.text
+        assert f"{tmp_path}/lock ([Errno 37] No locks available)" in caplog.text

@@ -26,7 +26,7 @@ SOURCES = {
     "val": DemoScenes("val", 300),
     "held_out": DemoScenes("held_out", 300),
 }
-DRAWN = {split: [source.scene(i) for i in range(len(source))] for split, source in SOURCES.items()}
+SCENES = {split: [source.scene(i) for i in range(len(source))] for split, source in SOURCES.items()}
 
 
 def test_captions_read_as_sentences():
@@ -37,13 +37,13 @@ def test_captions_read_as_sentences():
 
 
 def test_every_caption_is_distinct_and_parses_back():
-    told = [caption(scene) for scene in TRAIN + HELD_OUT]
-    assert len(set(told)) == len(told) > 3000
-    assert all(parse(text) == scene for text, scene in zip(told, TRAIN + HELD_OUT, strict=True))
+    texts = [caption(scene) for scene in TRAIN + HELD_OUT]
+    assert len(set(texts)) == len(texts) > 3000
+    assert all(parse(text) == scene for text, scene in zip(texts, TRAIN + HELD_OUT, strict=True))
 
 
 @pytest.mark.parametrize("text", ["", "a red circle on a white background", "a small red circle left of it"])
-def test_other_sentences_are_refused(text):
+def test_other_sentences_are_rejected(text):
     with pytest.raises(ValueError, match="does not describe"):
         parse(text)
 
@@ -63,18 +63,17 @@ def test_training_shows_every_pair_of_attributes():
 
 
 def test_train_and_val_never_hold_what_is_held_out():
-    kept, apart = set(TRAIN), set(HELD_OUT)
-    assert {scene for split in ("train", "val") for scene, _ in DRAWN[split]} <= kept
-    assert {scene for scene, _ in DRAWN["held_out"]} <= apart
+    assert {scene for split in ("train", "val") for scene, _ in SCENES[split]} <= set(TRAIN)
+    assert {scene for scene, _ in SCENES["held_out"]} <= set(HELD_OUT)
 
 
 def test_a_quarter_has_one_object():
-    alone = [scene.relation is None for scene, _ in DRAWN["train"]]
-    assert abs(sum(alone) / len(alone) - 0.25) < 0.04
+    is_single = [scene.relation is None for scene, _ in SCENES["train"]]
+    assert abs(sum(is_single) / len(is_single) - 0.25) < 0.04
 
 
 def test_objects_keep_apart_and_relations_are_clear():
-    for scene, places in chain(*DRAWN.values()):
+    for scene, places in chain(*SCENES.values()):
         for p in places:
             assert min(p.x, p.y) - p.across / 2 >= 3 and max(p.x, p.y) + p.across / 2 <= CANVAS - 3
         if scene.relation is None:
@@ -93,24 +92,24 @@ def test_sizes_and_colours_are_well_apart():
     assert min(np.linalg.norm(a - b) for a, b in combinations(palette, 2)) > 115
 
 
-def test_a_scene_depends_on_split_seed_and_index_alone():
-    def picture(index=5, count=20, **kwargs):
+def test_a_scene_depends_only_on_split_seed_and_index():
+    def render(index=5, count=20, **kwargs):
         return np.asarray(DemoScenes(count=count, **kwargs)[index].image)
 
-    assert (picture() == picture(count=40)).all()
-    others = [picture(seed=1), picture(index=6), picture(split="val"), picture(split="held_out")]
-    assert all((picture() != other).any() for other in others)
+    assert (render() == render(count=40)).all()
+    others = [render(seed=1), render(index=6), render(split="val"), render(split="held_out")]
+    assert all((render() != other).any() for other in others)
 
 
 @pytest.mark.parametrize("size", [64, 96])
 def test_the_image_shows_its_record(size):
     for record in DemoScenes("held_out", 12, size=size):
         assert record.image.size == (size, size)
-        meta = record.metadata
-        assert record.image.getpixel((0, 0)) == BACKGROUNDS[meta["background"]]
-        for thing, spot in zip(meta["things"], meta["places"], strict=True):
-            middle = int(spot["x"] * size / CANVAS), int(spot["y"] * size / CANVAS)
-            assert record.image.getpixel(middle) == COLOURS[thing["colour"]]
+        metadata = record.metadata
+        assert record.image.getpixel((0, 0)) == BACKGROUNDS[metadata["background"]]
+        for thing, place in zip(metadata["things"], metadata["places"], strict=True):
+            centre = int(place["x"] * size / CANVAS), int(place["y"] * size / CANVAS)
+            assert record.image.getpixel(centre) == COLOURS[thing["colour"]]
         assert caption(parse(record.caption)) == record.caption
 
 
@@ -118,15 +117,15 @@ def test_a_source_ends():
     assert len(list(DemoScenes("train", 7))) == 7
     with pytest.raises(IndexError, match="scene 7 of 7"):
         DemoScenes("train", 7).scene(7)
-    with pytest.raises(ValueError, match="size is 32"):
+    with pytest.raises(ValueError, match="size=32"):
         DemoScenes("train", 7, size=32)
 
 
 def test_seen_captions_occur_in_training():
-    drawn = {caption(scene) for scene, _ in DRAWN["train"]}
+    training_captions = {caption(scene) for scene, _ in SCENES["train"]}
     seen = captions("train", 200, count=1500)
-    assert len(set(seen)) == 200 and set(seen) <= drawn
+    assert len(set(seen)) == 200 and set(seen) <= training_captions
     assert seen != captions("train", 200, seed=1, count=1500)
     assert set(captions("held_out", 50)) <= set(map(caption, HELD_OUT))
-    with pytest.raises(ValueError, match="distinct captions wanted"):
+    with pytest.raises(ValueError, match="n=30 distinct captions"):
         captions("train", 30, count=10)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.data.fields.captions import LONGEST, CaptionField, TokenIdField, clean
+from ldm.data.fields.captions import MAX_CHARACTERS, CaptionField, TokenIdField, clean_caption
 from ldm.data.shards.reader import Sample
 
 
@@ -14,52 +14,54 @@ def sample(txt: bytes | None = None, **fields: object) -> Sample:
     return Sample(Path("0.tar"), "7", members)
 
 
-def drawn(captions: CaptionField, of: Sample, n: int = 1500) -> dict[str, float]:
-    return {text: count / n for text, count in Counter(captions(of, p) for p in range(n)).items()}
+def frequencies(field: CaptionField, sample: Sample, n: int = 1500) -> dict[str, float]:
+    return {text: count / n for text, count in Counter(field(sample, p) for p in range(n)).items()}
 
 
-def test_clean_keeps_what_is_a_caption() -> None:
-    assert clean("  a red circle \n") == "a red circle"
-    assert clean("NaN") == clean(" \t") == "" and clean("nan bread") == "nan bread"
-    assert len(clean("x" * 10**6)) == LONGEST
+def test_clean_caption_strips_cuts_and_removes_nan() -> None:
+    assert clean_caption("  a red circle \n") == "a red circle"
+    assert clean_caption("NaN") == clean_caption(" \t") == "" and clean_caption("nan bread") == "nan bread"
+    assert len(clean_caption("x" * 10**6)) == MAX_CHARACTERS
 
 
-def test_captions_are_drawn_by_weight() -> None:
-    captions = CaptionField({"txt": 1, "json.long": 3, "json.alt": 4}, seed=5)
-    shares = drawn(captions, sample(b"short", long="a long one", alt=["one", "two", "nan", 3]))
+def test_captions_are_chosen_by_weight() -> None:
+    field = CaptionField({"txt": 1, "json.long": 3, "json.alt": 4}, seed=5)
+    shares = frequencies(field, sample(b"short", long="a long one", alt=["one", "two", "nan", 3]))
     assert shares == pytest.approx(
         {"short": 1 / 8, "a long one": 3 / 8, "one": 1 / 4, "two": 1 / 4}, abs=0.04
     )
 
 
-def test_the_draw_depends_on_seed_and_position_alone() -> None:
-    of = sample(b"a", long="b")
-    one, same, other = (
-        [CaptionField({"txt": 1, "json.long": 1}, seed)(of, p) for p in range(200)] for seed in (1, 1, 2)
+def test_the_choice_depends_only_on_seed_and_position() -> None:
+    two_captions = sample(b"a", long="b")
+    first, same, other = (
+        [CaptionField({"txt": 1, "json.long": 1}, seed)(two_captions, p) for p in range(200)]
+        for seed in (1, 1, 2)
     )
-    assert one == same != other
+    assert first == same != other
 
 
 @pytest.mark.parametrize("txt", [None, b"", b" ", b"nan"])
-def test_what_is_missing_is_not_drawn(txt: bytes | None) -> None:
-    captions = CaptionField({"txt": 9, "json.long": 1})
-    assert drawn(captions, sample(txt, long="there"), 50) == {"there": 1.0}
-    assert captions(sample(txt, long=None), 0) == "" == CaptionField()(sample(txt), 0)
+def test_a_missing_caption_is_never_chosen(txt: bytes | None) -> None:
+    field = CaptionField({"txt": 9, "json.long": 1})
+    assert frequencies(field, sample(txt, long="there"), 50) == {"there": 1.0}
+    assert field(sample(txt, long=None), 0) == "" == CaptionField()(sample(txt), 0)
 
 
-def test_a_json_that_is_none_holds_no_captions() -> None:
+def test_an_invalid_json_holds_no_captions() -> None:
     for data in (b"half {", b"[1]", b""):
         assert CaptionField({"json.long": 1})(Sample(Path("0.tar"), "7", {"json": data}), 0) == ""
 
 
 @pytest.mark.parametrize("weights", [{}, {"txt": 0}, {"txt": 1, "long": 1}])
-def test_weights_that_mean_nothing_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="captions (need|stand)"):
+def test_invalid_weights_are_rejected(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="data.captions.*(above 0|'long')"):
         CaptionField(weights)
 
 
-def test_token_ids_are_of_the_caption_that_is_drawn() -> None:
+def test_token_ids_are_those_of_the_chosen_caption() -> None:
     captions = CaptionField({"txt": 1, "json.long": 1}, seed=3)
     ids = TokenIdField(captions, lambda texts: torch.tensor([[len(text), 0] for text in texts]))
-    of = sample(b"a", long="bbb")
-    assert [int(ids(of, p)[0]) for p in range(20)] == [len(captions(of, p)) for p in range(20)]
+    two_captions = sample(b"a", long="bbb")
+    lengths = [len(captions(two_captions, p)) for p in range(20)]
+    assert [int(ids(two_captions, p)[0]) for p in range(20)] == lengths

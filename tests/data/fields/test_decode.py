@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from ldm.data.fields.decode import Unreadable, cover, decode, resize_short_side, to_tensor
+from ldm.data.fields.decode import Unreadable, decode, resize_short_side, resize_to_cover, to_tensor
 
 ORANGE = (250, 150, 50)
 
@@ -56,80 +56,80 @@ def test_decode_gives_rgb(data: bytes, expected: tuple[int, int, int], tolerance
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_decode_turns_a_image_by_its_exif(format: str) -> None:
+def test_decode_turns_an_image_upright_by_its_exif(format: str) -> None:
     image = Image.new("RGB", (6, 4), "white")
     image.putpixel((0, 0), (0, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
     turned = decode(encoded(image, format, exif=exif, lossless=True))
     assert turned.size == (4, 6) and turned.getpixel((3, 0)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-@pytest.mark.parametrize("written", ["exif", "xmp"])
-def test_decode_turns_a_jpeg_as_pillow_does(turn: int, written: str) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("segment", ["exif", "xmp"])
+def test_decode_turns_a_jpeg_as_pillow_does(orientation: int, segment: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = turn
-    xmp = f'<x tiff:Orientation="{turn}"/>'.encode()
-    data = encoded(wave(60, 40), "JPEG", **({"exif": exif} if written == "exif" else {"xmp": xmp}))
+    exif[0x0112] = orientation
+    xmp = f'<x tiff:Orientation="{orientation}"/>'.encode()
+    data = encoded(wave(60, 40), "JPEG", **({"exif": exif} if segment == "exif" else {"xmp": xmp}))
     theirs = ImageOps.exif_transpose(Image.open(BytesIO(data)))
-    assert theirs is not None and theirs.size == ((60, 40) if turn < 5 else (40, 60))
+    assert theirs is not None and theirs.size == ((60, 40) if orientation < 5 else (40, 60))
     assert np.array_equal(np.asarray(decode(data)), np.asarray(theirs))
 
 
-@pytest.mark.parametrize("least", [None, (64, 64), (20, 200), (5, 5)])
+@pytest.mark.parametrize("min_size", [None, (64, 64), (20, 200), (5, 5)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_has_the_same_pixels_as_by_pillow(
-    mode: str, progressive: bool, least: tuple[int, int] | None
+def test_a_jpeg_has_the_same_pixels_as_in_pillow(
+    mode: str, progressive: bool, min_size: tuple[int, int] | None
 ) -> None:
     data = encoded(wave(513, 375).convert(mode), "JPEG", quality=92, progressive=progressive)
     theirs: Image.Image = Image.open(BytesIO(data))
-    if least and mode != "CMYK":
-        scale = {(64, 64): 2, (20, 200): 1, (5, 5): 8}[least]
+    if min_size and mode != "CMYK":
+        scale = {(64, 64): 2, (20, 200): 1, (5, 5): 8}[min_size]
         theirs.draft(None, (513 // scale, 375 // scale))  # type: ignore[attr-defined]
-    assert np.array_equal(np.asarray(decode(data, least)), np.asarray(theirs.convert("RGB")))
+    assert np.array_equal(np.asarray(decode(data, min_size)), np.asarray(theirs.convert("RGB")))
 
 
-def damaged(data: bytes, how: str) -> bytes:
-    """With its end or 2 KB lost, or two bytes that became a marker."""
+def corrupt(data: bytes, damage: str) -> bytes:
+    """Remove the end, overwrite 2 KB with zeros, or overwrite two bytes with a marker."""
     half = len(data) // 2
-    if how == "cut":
+    if damage == "cut":
         return data[:half]
-    if how == "last bytes":
+    if damage == "last bytes":
         return data[:-2]
-    if how == "zeros":
+    if damage == "zeros":
         return data[:half] + bytes(2000) + data[half + 2000 :]
     return data[:half] + b"\xff\xd1" + data[half + 2 :]
 
 
-@pytest.mark.parametrize("how", ["cut", "last bytes", "zeros", "a marker"])
+@pytest.mark.parametrize("damage", ["cut", "last bytes", "zeros", "a marker"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_damaged_jpeg_is_unreadable_also_where_pillow_reads_it(mode: str, how: str) -> None:
+def test_a_corrupt_jpeg_is_unreadable_even_where_pillow_reads_it(mode: str, damage: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
-    data = damaged(encoded(Image.fromarray(noise).convert(mode), "JPEG"), how)
-    if how not in ("cut", "last bytes"):
+    data = corrupt(encoded(Image.fromarray(noise).convert(mode), "JPEG"), damage)
+    if damage not in ("cut", "last bytes"):
         Image.open(BytesIO(data)).load()
     with pytest.raises(Unreadable):
         decode(data)
 
 
-def test_what_follows_a_whole_jpeg_does_not_matter() -> None:
+def test_bytes_after_a_complete_jpeg_are_ignored() -> None:
     data = encoded(wave(60, 40), "JPEG")
     assert np.array_equal(np.asarray(decode(data + data)), np.asarray(decode(data)))
-    padded = data[:2] + b"\xff\xff" + data[2:]  # filling before a marker is allowed
+    padded = data[:2] + b"\xff\xff" + data[2:]  # padding before a marker is allowed
     assert np.array_equal(np.asarray(decode(padded)), np.asarray(decode(data)))
 
 
 @pytest.mark.parametrize("cut", [0, 10, -300])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_what_is_not_a_whole_image_is_unreadable(cut: int, format: str) -> None:
+def test_an_incomplete_image_is_unreadable(cut: int, format: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     with pytest.raises(Unreadable):
         decode(encoded(Image.fromarray(noise), format)[:cut])
 
 
-def test_resize_is_antialiased_and_never_short() -> None:
+def test_resize_is_antialiased_and_never_too_small() -> None:
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (99, 50)))
     small = np.asarray(resize_short_side(stripes, 33), int)
     assert small.shape == (33, 33) and abs(small[:, 3:-3] - 127).max() < 30
@@ -151,17 +151,19 @@ def wave(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size,expected", [((33, 33), (33, 66)), ((20, 50), (25, 50)), ((99, 10), (99, 198))])
-def test_cover_is_what_pillow_makes_and_never_short(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_resize_to_cover_matches_pillow_and_is_never_too_small(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     image = wave(400, 200)
-    ours = cover(to_tensor(image), *size)
+    ours = resize_to_cover(to_tensor(image), *size)
     theirs = image.resize(expected[::-1], Image.Resampling.BICUBIC)
     assert ours.shape[1:] == expected
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs, int)).max() <= 1
 
 
-def test_cover_leaves_alone_what_fits() -> None:
+def test_resize_to_cover_keeps_what_already_fits() -> None:
     pixels = to_tensor(wave(50, 30))
-    assert cover(pixels, 30, 20) is pixels and cover(pixels, 10, 50) is pixels
+    assert resize_to_cover(pixels, 30, 20) is pixels and resize_to_cover(pixels, 10, 50) is pixels
 
 
 def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -178,11 +180,11 @@ def test_a_jpeg_is_decoded_smaller_while_it_covers_its_target_twice(
     data = encoded(wave(width, height), "JPEG", quality=92)
     reduced = decode(data, (64, 64))
     assert reduced.size == (-(-width // scale), -(-height // scale))
-    ours, theirs = (cover(to_tensor(image), 64, 64) for image in (reduced, decode(data)))
+    ours, theirs = (resize_to_cover(to_tensor(image), 64, 64) for image in (reduced, decode(data)))
     assert psnr(ours, theirs) > 45
 
 
-def test_a_turned_jpeg_is_reduced_for_the_side_that_becomes_the_width() -> None:
+def test_a_rotated_jpeg_is_reduced_by_its_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(wave(600, 1200), "JPEG", exif=exif)  # 1200 x 600 once turned
@@ -200,6 +202,6 @@ def header_of_a_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_500, 20_000])
-def test_too_many_pixels_are_refused_before_they_are_decoded(side: int) -> None:
+def test_too_many_pixels_are_rejected_before_they_are_decoded(side: int) -> None:
     with pytest.raises(Unreadable, match=f"{side} x {side} pixels, more than|DecompressionBomb"):
         decode(header_of_a_png(side, side))

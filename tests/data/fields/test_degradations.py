@@ -1,9 +1,16 @@
-"""Small images, their noise, and edges."""
+"""Low-resolution images, noise augmentation, and edges."""
 
 import pytest
 import torch
 
-from ldm.data.fields.degradations import BSRGANDegradation, Downsampled, Edges, NoiseAugmentation, blur, jpeg
+from ldm.data.fields.degradations import (
+    BSRGANDegradation,
+    Downsampled,
+    Edges,
+    NoiseAugmentation,
+    blur,
+    compress_jpeg,
+)
 
 
 def image(seed: int = 0) -> torch.Tensor:
@@ -12,16 +19,16 @@ def image(seed: int = 0) -> torch.Tensor:
     return smooth[0].to(torch.uint8)
 
 
-def test_plain_reduction_keeps_the_mean() -> None:
+def test_downsampling_keeps_the_mean() -> None:
     x = image()
     small = Downsampled(4)({"image": x}, 0)["small"]
     assert small.shape == (3, 16, 16) and small.dtype == torch.uint8
     assert abs(small.float().mean() - x.float().mean()) < 1
-    with pytest.raises(ValueError, match="does not divide by the factor 5"):
+    with pytest.raises(ValueError, match="factor=5"):
         Downsampled(5)({"image": x}, 0)
 
 
-def test_degradation_is_keyed_and_spoils_more_than_a_reduction() -> None:
+def test_degradation_is_keyed_and_stronger_than_downsampling() -> None:
     x, degrade = image(), BSRGANDegradation(4, seed=1)
     plain = Downsampled(4)({"image": x}, 0)["small"].float()
     smalls = [degrade({"image": x}, position)["small"] for position in range(12)]
@@ -42,15 +49,16 @@ def test_a_blur_keeps_the_mean_and_widens_along_its_angle() -> None:
 
 def test_jpeg_is_worse_at_lower_quality() -> None:
     x = image()
-    errors = [float((jpeg(x, q).float() - x.float()).abs().mean()) for q in (20, 60, 95)]
+    errors = [float((compress_jpeg(x, q).float() - x.float()).abs().mean()) for q in (20, 60, 95)]
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_noise_levels_fill_their_range() -> None:
+def test_noise_levels_cover_their_range() -> None:
     row = {"small": torch.zeros(3, 16, 16, dtype=torch.uint8)}
-    found = [NoiseAugmentation(5, seed=0)(row, position) for position in range(200)]
-    assert {int(f["noise_level"]) for f in found} == {1, 2, 3, 4, 5}, "0 and 1 would be told alike"
-    noise = torch.stack([f["noise"] for f in found])
+    augmented = [NoiseAugmentation(5, seed=0)(row, position) for position in range(200)]
+    levels = {int(fields["noise_level"]) for fields in augmented}
+    assert levels == {1, 2, 3, 4, 5}, "not 0: the network would receive the same time for 0 and 1"
+    noise = torch.stack([fields["noise"] for fields in augmented])
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     assert torch.equal(noise[7], NoiseAugmentation(5, seed=0)(row, 7)["noise"])
 

@@ -17,16 +17,16 @@ def ramp() -> Image.Image:
     return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
 
 
-def corner(images: ImageField, position: int) -> tuple[int, int]:
-    x, y, _ = images.transform(to_tensor(ramp()), position)[:, 0, 0].tolist()
+def corner(field: ImageField, position: int) -> tuple[int, int]:
+    x, y, _ = field.transform(to_tensor(ramp()), position)[:, 0, 0].tolist()
     return x, y
 
 
-def test_the_centre_is_cropped_unless_asked_otherwise() -> None:
+def test_the_centre_is_cropped_by_default() -> None:
     assert corner(ImageField(size=8, seed=0), 3) == (6, 0)
 
 
-def test_crop_and_flip_depend_on_seed_and_position_alone() -> None:
+def test_crop_and_flip_depend_only_on_seed_and_position() -> None:
     def corners(seed: int) -> list[tuple[int, int]]:
         return [corner(ImageField(8, seed, random_crop=True, flip=True), position) for position in range(200)]
 
@@ -45,7 +45,7 @@ def test_a_rectangle_is_covered_and_cropped() -> None:
     assert pixels.shape == (3, 8, 4) and pixels[:, 0, 0].tolist() == [8, 0, 0] and pixels.is_contiguous()
 
 
-def test_the_image_is_found_by_its_content_and_the_bad_one_is_named() -> None:
+def test_the_format_is_detected_from_the_content_and_a_bad_image_is_named() -> None:
     data = encoded(ramp(), "PNG")
     sample = Sample(Path("0.tar"), "7", {"jpg": data, "txt": b""})
     assert torch.equal(ImageField(8, 0)(sample, 0), ImageField(8, 0).transform(to_tensor(ramp()), 0))

@@ -1,4 +1,4 @@
-"""Masks depend on seed and position alone, cover what they should, and cut the image."""
+"""Masks depend only on seed and position, cover what they should, and are applied to the image."""
 
 import pytest
 import torch
@@ -22,16 +22,16 @@ def test_a_mask_is_keyed_by_seed_and_position(kind) -> None:
 
 def test_rectangles_are_within_their_sizes() -> None:
     for position in range(30):
-        mask = RectangleMask(0, most=1, least=0.25, largest=0.5)(ROW, position)["mask"][0] > 0
+        mask = RectangleMask(0, max_rectangles=1, min_side=0.25, max_side=0.5)(ROW, position)["mask"][0] > 0
         height, width = mask.any(1).sum(), mask.any(0).sum()
         assert 12 <= height <= 24 and 16 <= width <= 32 and mask.sum() == height * width
 
 
-def test_one_of_several_by_weight() -> None:
-    draw = RandomChoice([FullMask(), RectangleMask(0)], [1, 3], seed=0)
-    whole = sum(bool((draw(ROW, position)["mask"] == 255).all()) for position in range(400))
+def test_random_choice_follows_the_weights() -> None:
+    choice = RandomChoice([FullMask(), RectangleMask(0)], [1, 3], seed=0)
+    whole = sum(bool((choice(ROW, position)["mask"] == 255).all()) for position in range(400))
     assert 70 < whole < 130
-    with pytest.raises(ValueError, match="as many weights above 0"):
+    with pytest.raises(ValueError, match="weights=.0.0. for 1"):
         RandomChoice([FullMask()], [0.0], seed=0)
 
 
@@ -39,6 +39,6 @@ def test_one_of_several_by_weight() -> None:
 def test_the_image_under_the_mask_is_filled(fill: float) -> None:
     mask = BrushMask(0)(ROW, 3)["mask"]
     masked = MaskedImage(fill)({**ROW, "mask": mask}, 3)["masked"]
-    drawn = (mask > 0).expand(3, -1, -1)
-    assert (masked[drawn] == fill).all()
-    assert torch.equal(masked[~drawn], (ROW["image"].float() / 127.5 - 1)[~drawn])
+    is_masked = (mask > 0).expand(3, -1, -1)
+    assert (masked[is_masked] == fill).all()
+    assert torch.equal(masked[~is_masked], (ROW["image"].float() / 127.5 - 1)[~is_masked])

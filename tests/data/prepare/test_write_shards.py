@@ -24,17 +24,17 @@ def photograph(width: int, height: int, format: str = "JPEG") -> bytes:
 
 
 @dataclass
-class Drawn(Sequence[Record]):
-    """Images of one colour each; every third is refused, and reading stops the program at `dies_at`."""
+class PlainImages(Sequence[Record]):
+    """Images of one colour each; every third is skipped, and reading `interrupt_at` is a Ctrl-C."""
 
     count: int
-    dies_at: int = -1
+    interrupt_at: int = -1
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, row: int) -> Record:
-        if row == self.dies_at:
+        if row == self.interrupt_at:
             raise KeyboardInterrupt
         if row % 3 == 2:
             raise SkippedRecord("refused", f"number {row}")
@@ -44,7 +44,7 @@ class Drawn(Sequence[Record]):
 
 
 def content(path: Path) -> bytes:
-    """Of an index without the time at which its shard was written."""
+    """Return the bytes of a file; of an index, without the time at which its shard was written."""
     index = read_index(path) if path.suffix == ".index" else None
     return path.read_bytes() if index is None else index.hash + index.rows.tobytes()
 
@@ -53,8 +53,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: content(path) for path in sorted(folder.iterdir())}
 
 
-def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
-    report = write_shards(Drawn(8), tmp_path, shard_size=3)
+def test_packed_samples_are_read_back(tmp_path: Path) -> None:
+    report = write_shards(PlainImages(8), tmp_path, shard_size=3)
     assert report.packed == 6 and report.skipped == {"refused": 2}
     assert report.names == {"refused": ["number 2", "number 5"]}
     shards = open_shards(str(tmp_path))
@@ -73,11 +73,11 @@ def test_what_is_packed_is_read_back(tmp_path: Path) -> None:
 
 
 def test_files_are_kept_unless_they_must_change(tmp_path: Path) -> None:
-    given = [photograph(40, 30), photograph(30, 90, "PNG"), photograph(20, 15), photograph(30, 24, "BMP")]
-    source = [Record(data, "a gradient") for data in given]
+    files = [photograph(40, 30), photograph(30, 90, "PNG"), photograph(20, 15), photograph(30, 24, "BMP")]
+    source = [Record(data, "a gradient") for data in files]
     write_shards(source, tmp_path / "kept")
     shard = open_shards(str(tmp_path / "kept"))[0]
-    assert [shard.sample(row).read(kind) for row, kind in enumerate(("jpg", "png", "jpg"))] == given[:3]
+    assert [shard.sample(row).read(kind) for row, kind in enumerate(("jpg", "png", "jpg"))] == files[:3]
     assert decode(shard.sample(3).read("jpg")).size == (30, 24)
 
     write_shards(source, tmp_path / "reduced", size=24)
@@ -88,78 +88,77 @@ def test_files_are_kept_unless_they_must_change(tmp_path: Path) -> None:
         (20, 15),
         (30, 24),
     ]
-    assert shard.sample(2).read("jpg") == given[2]
-    facts = json.loads(shard.sample(0).read("json"))
-    assert (facts["width"], facts["original_width"]) == (32, 40)
+    assert shard.sample(2).read("jpg") == files[2]
+    metadata = json.loads(shard.sample(0).read("json"))
+    assert (metadata["width"], metadata["original_width"]) == (32, 40)
 
     write_shards(source, tmp_path / "png", format="png")
     shard = open_shards(str(tmp_path / "png"))[0]
-    assert set(shard.sample(1).members) == {"json", "png", "txt"} and shard.sample(1).read("png") == given[1]
+    assert set(shard.sample(1).members) == {"json", "png", "txt"} and shard.sample(1).read("png") == files[1]
 
 
-def test_what_cannot_be_packed_is_reported(tmp_path: Path) -> None:
-    whole = photograph(40, 30)
+def test_skipped_records_are_reported(tmp_path: Path) -> None:
+    complete = photograph(40, 30)
     source = [
-        Record(whole, " a gradient\n"),
-        Record(whole[:-100], "cut", {"name": "cut.jpg"}),
+        Record(complete, " a gradient\n"),
+        Record(complete[:-100], "cut", {"name": "cut.jpg"}),
         Record(b"<html>", "no image", {"name": "page.jpg"}),
-        Record(whole, "  ", {"name": "mute.jpg"}),
+        Record(complete, "  ", {"name": "uncaptioned.jpg"}),
     ]
     report = write_shards(source, tmp_path)
     assert report.packed == 1 and report.skipped == {"unreadable": 2, "with an empty caption": 1}
     assert str(report).splitlines()[0] == "packed 1, skipped 3"
-    assert "1 with an empty caption: mute.jpg" in str(
-        report
-    ) and "cut.jpg (ValueError: Premature end of JPEG file)" in str(report)
+    assert "1 with an empty caption: uncaptioned.jpg" in str(report)
+    assert "cut.jpg (ValueError: Premature end of JPEG file)" in str(report)
     assert open_shards(str(tmp_path))[0].sample(0).read("txt") == b"a gradient"
 
 
-def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    write_shards(Drawn(11), whole, shard_size=3)
-    source = Drawn(11, dies_at=7)
+def test_an_interrupted_run_continues_to_the_same_files(tmp_path: Path) -> None:
+    straight, interrupted = tmp_path / "straight", tmp_path / "interrupted"
+    write_shards(PlainImages(11), straight, shard_size=3)
+    source = PlainImages(11, interrupt_at=7)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(source, broken, shard_size=3)
-    assert [name for name in files(broken) if "tar" in name] == ["00000.tar", "00001.tar"]
-    first = (broken / "00000.tar").stat().st_ino
-    source.dies_at = -1
-    (broken / "pack.json").write_text((whole / "pack.json").read_text())  # settings without the accident
-    report = write_shards(source, broken, shard_size=3)
-    assert files(broken) == files(whole)
+        write_shards(source, interrupted, shard_size=3)
+    assert [name for name in files(interrupted) if "tar" in name] == ["00000.tar", "00001.tar"]
+    first = (interrupted / "00000.tar").stat().st_ino
+    source.interrupt_at = -1
+    (interrupted / "pack.json").write_text((straight / "pack.json").read_text())  # without interrupt_at=7
+    report = write_shards(source, interrupted, shard_size=3)
+    assert files(interrupted) == files(straight)
     assert report.packed == 8 and report.skipped == {"refused": 3}
-    assert (broken / "00000.tar").stat().st_ino == first  # kept, not written again
+    assert (interrupted / "00000.tar").stat().st_ino == first  # kept, not written again
 
 
-def test_a_shard_that_is_damaged_or_another_is_written_again(tmp_path: Path) -> None:
-    write_shards(Drawn(6), tmp_path, shard_size=3)
+def test_a_corrupt_or_foreign_shard_is_written_again(tmp_path: Path) -> None:
+    write_shards(PlainImages(6), tmp_path, shard_size=3)
     before = files(tmp_path)
     (tmp_path / "00000.tar").write_bytes(b"half")
     write_shard(tmp_path / "00001.tar", [])
-    write_shards(Drawn(6), tmp_path, shard_size=3)
+    write_shards(PlainImages(6), tmp_path, shard_size=3)
     assert files(tmp_path) == before
 
 
 def test_a_shard_without_its_statistics_is_written_again(tmp_path: Path) -> None:
-    write_shards(Drawn(6), tmp_path, shard_size=3)
+    write_shards(PlainImages(6), tmp_path, shard_size=3)
     before = files(tmp_path)
     (tmp_path / "00001_stats.json").unlink()
     (tmp_path / "00001.tar").write_bytes(b"half")
-    (tmp_path / ".00002.tar.99.tmp").write_bytes(b"of a killed run")
-    write_shards(Drawn(6), tmp_path, shard_size=3)
+    (tmp_path / ".00002.tar.99.tmp").write_bytes(b"from a killed run")
+    write_shards(PlainImages(6), tmp_path, shard_size=3)
     assert files(tmp_path) == before
 
 
-def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
-    write_shards(Drawn(3), tmp_path)
-    with pytest.raises(UserError, match="was packed with size=null and now it is 64: choose another out="):
-        write_shards(Drawn(3), tmp_path, size=64)
-    with pytest.raises(UserError, match=r"source=Drawn\(count=3, .*now it is Drawn\(count=4, "):
-        write_shards(Drawn(4), tmp_path)
+def test_other_settings_in_the_same_folder_are_rejected(tmp_path: Path) -> None:
+    write_shards(PlainImages(3), tmp_path)
+    with pytest.raises(UserError, match="was packed with size=null, not 64: choose another out="):
+        write_shards(PlainImages(3), tmp_path, size=64)
+    with pytest.raises(UserError, match=r"source=PlainImages\(count=3, .*not PlainImages\(count=4, "):
+        write_shards(PlainImages(4), tmp_path)
     (tmp_path / "pack.json").unlink()
-    with pytest.raises(UserError, match="shards of another origin"):
-        write_shards(Drawn(3), tmp_path)
+    with pytest.raises(UserError, match="holds shards .*choose another out="):
+        write_shards(PlainImages(3), tmp_path)
 
 
-def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+def test_an_empty_source_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no records"):
         write_shards([], tmp_path)

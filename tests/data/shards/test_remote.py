@@ -19,8 +19,8 @@ from ldm.errors import UserError
 
 
 @pytest.fixture
-def far(pack: Callable[..., Shards], tmp_path: Path) -> Path:
-    """A folder of three shards, indexed, that is only read by URL."""
+def remote_folder(pack: Callable[..., Shards], tmp_path: Path) -> Path:
+    """Return a folder of three indexed shards, which the tests only read by URL."""
     pack(2, 3, 4)
     index_shards(find_shards(str(tmp_path / "shards")))
     return tmp_path / "shards"
@@ -36,25 +36,27 @@ EXPECTED = [[f"0000{shard}000{row}" for row in range(2 + shard)] for shard in ra
 @pytest.mark.parametrize(
     "form", ["file://{0}", "file://{0}/{{00000..00002}}.tar", "pipe:cat {0}/{{00000..00002}}.tar"]
 )
-def test_whole_shards_are_read_into_the_cache(far: Path, tmp_path: Path, form: str) -> None:
+def test_shards_are_fetched_into_the_cache(remote_folder: Path, tmp_path: Path, form: str) -> None:
     cache = Cache(str(tmp_path / "cache"), max_gb=1)
-    shards = cache.open(form.format(far), far if form.startswith("pipe:") else None)
+    shards = cache.open(form.format(remote_folder), remote_folder if form.startswith("pipe:") else None)
     assert is_remote(form) and shards.counts.tolist() == [2, 3, 4]
-    assert not list((tmp_path / "cache").glob("*/*.tar")), "nothing before it is asked for"
+    assert not list((tmp_path / "cache").glob("*/*.tar")), "fetched on first use"
     assert keys(shards) == EXPECTED
     assert len(list((tmp_path / "cache").glob("*/*.tar"))) == 3
-    for path in far.glob("*.tar"):
+    for path in remote_folder.glob("*.tar"):
         path.unlink()
-    again = Cache(str(tmp_path / "cache"), max_gb=1).open(form.format(far), far if "pipe" in form else None)
+    again = Cache(str(tmp_path / "cache"), max_gb=1).open(
+        form.format(remote_folder), remote_folder if "pipe" in form else None
+    )
     assert keys(again) == EXPECTED, "from the cache alone"
 
 
 @pytest.fixture
-def server(far: Path) -> Iterator[str]:
+def server(remote_folder: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(far))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(remote_folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -65,19 +67,19 @@ def test_shards_are_read_over_http(server: str, tmp_path: Path) -> None:
     assert keys(shards) == [EXPECTED[0], EXPECTED[2]]
 
 
-def test_the_cache_keeps_to_its_bound(far: Path, tmp_path: Path) -> None:
-    size = max(path.stat().st_size for path in far.glob("*.tar"))
-    shards = Cache(str(tmp_path / "cache"), max_gb=2.5 * size / 1e9).open(f"file://{far}")
+def test_the_size_of_the_cache_is_limited(remote_folder: Path, tmp_path: Path) -> None:
+    size = max(path.stat().st_size for path in remote_folder.glob("*.tar"))
+    shards = Cache(str(tmp_path / "cache"), max_gb=2.5 * size / 1e9).open(f"file://{remote_folder}")
     shards._max_open = 1
-    held = []
+    cached = []
     for number in (0, 1, 2, 0, 2):
         assert shards[number].sample(0).key == EXPECTED[number][0]
-        held.append({path.name for path in (tmp_path / "cache").glob("*/*.tar")})
+        cached.append({path.name for path in (tmp_path / "cache").glob("*/*.tar")})
         for age, path in enumerate(
             sorted((tmp_path / "cache").glob("*/*.tar"), key=lambda p: p.stat().st_atime)
         ):
             os.utime(path, ns=(age, path.stat().st_mtime_ns))  # the clock is too coarse for this
-    assert held[1:] == [
+    assert cached[1:] == [
         {"00000.tar", "00001.tar"},
         {"00001.tar", "00002.tar"},
         {"00002.tar", "00000.tar"},
@@ -85,34 +87,34 @@ def test_the_cache_keeps_to_its_bound(far: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_shard_that_arrives_short_is_asked_for_again(
-    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_incomplete_transfer_is_retried(
+    remote_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    tries, copy = [], shutil.copyfileobj
+    attempts, copy = [], shutil.copyfileobj
 
-    def short(source: BinaryIO, target: BinaryIO, length: int) -> None:
+    def copy_part(source: BinaryIO, target: BinaryIO, length: int) -> None:
         if ".tar." in target.name:
-            tries.append(target.name)
-        if ".tar." in target.name and len(tries) < 3:
+            attempts.append(target.name)
+        if ".tar." in target.name and len(attempts) < 3:
             target.write(source.read(100))
         else:
             copy(source, target, length)
 
-    monkeypatch.setattr(shutil, "copyfileobj", short)
-    shards = Cache(str(tmp_path / "cache"), max_gb=1).open(f"file://{far}")
-    assert shards[0].sample(1).key == "000000001" and len(tries) == 3
+    monkeypatch.setattr(shutil, "copyfileobj", copy_part)
+    shards = Cache(str(tmp_path / "cache"), max_gb=1).open(f"file://{remote_folder}")
+    assert shards[0].sample(1).key == "000000001" and len(attempts) == 3
 
 
-def test_a_shard_that_never_arrives_is_bad_and_not_kept(
-    far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_shard_that_cannot_be_fetched_is_bad_and_not_cached(
+    remote_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "ATTEMPTS", 1)
-    shards = Cache(str(tmp_path / "cache"), max_gb=1).open(f"file://{far}")
-    (far / "00000.tar").unlink()
-    with open(far / "00001.tar", "rb+") as file:  # cut, and with its index gone nothing says how long it was
-        file.truncate(2000)
-    index_path(far / "00001.tar").unlink()
+    monkeypatch.setattr(remote, "MAX_ATTEMPTS", 1)
+    shards = Cache(str(tmp_path / "cache"), max_gb=1).open(f"file://{remote_folder}")
+    (remote_folder / "00000.tar").unlink()
+    with open(remote_folder / "00001.tar", "rb+") as file:
+        file.truncate(2000)  # without its index, below, the right length is unknown
+    index_path(remote_folder / "00001.tar").unlink()
     for number in range(2):
         with pytest.raises(BadSample, match=f"0000{number}.tar cannot be read"):
             shards[number]
@@ -121,12 +123,12 @@ def test_a_shard_that_never_arrives_is_bad_and_not_kept(
     assert not list((tmp_path / "cache").glob("*/.*.tmp"))
 
 
-def test_what_cannot_be_read_from_afar_is_one_sentence(far: Path, tmp_path: Path) -> None:
+def test_mistakes_with_remote_shards_are_reported(remote_folder: Path, tmp_path: Path) -> None:
     cache = Cache(str(tmp_path / "cache"), max_gb=1)
-    with pytest.raises(UserError, match="has no manifest.npy that names its shards: .*ldm.cli.index"):
-        cache.open(f"file://{far}/{{00000..00007}}.tar")
-    with pytest.raises(UserError, match="one folder or brace pattern, not 2"):
-        cache.open([f"file://{far}", f"file://{far}"])
+    with pytest.raises(UserError, match="has no manifest.npy .*ldm.cli.index"):
+        cache.open(f"file://{remote_folder}/{{00000..00007}}.tar")
+    with pytest.raises(UserError, match="one folder or brace pattern, not 2: give "):
+        cache.open([f"file://{remote_folder}", f"file://{remote_folder}"])
     with pytest.raises(UserError, match="several folders"):
         cache.open("file:///{a,b}/00000.tar")
     with pytest.raises(UserError, match="s3://bucket.* needs a driver that is not installed"):
@@ -135,13 +137,13 @@ def test_what_cannot_be_read_from_afar_is_one_sentence(far: Path, tmp_path: Path
         Cache("anywhere", 0)
 
 
-def test_training_reads_from_afar_what_it_reads_here(far: Path, tmp_path: Path) -> None:
+def test_remote_and_local_shards_give_the_same_batches(remote_folder: Path, tmp_path: Path) -> None:
     def batches(spec: str) -> list[list[str]]:
         cache = Cache(str(tmp_path / "cache"), max_gb=1)
         module = ShardDataModule(spec, spec, 4, 8, 5, cache=cache)
         module.check()
         return [batch["key"] for batch in module.train_dataloader()]
 
-    assert batches(f"file://{far}") == batches(str(far))
-    with pytest.raises(UserError, match="not on this machine: name a folder"):
-        ShardDataModule(f"file://{far}", None, 4, 8, 5).check()
+    assert batches(f"file://{remote_folder}") == batches(str(remote_folder))
+    with pytest.raises(UserError, match="data.cache.folder=FOLDER"):
+        ShardDataModule(f"file://{remote_folder}", None, 4, 8, 5).check()

@@ -7,10 +7,10 @@ from ldm.data.sources import emoji
 from ldm.data.sources.emoji import EmojiFont
 from ldm.errors import UserError
 
-installed = any(Path(folder, emoji.FILE).expanduser().is_file() for folder in emoji.FOLDERS)
+is_installed = any(Path(folder, emoji.FILE).expanduser().is_file() for folder in emoji.FOLDERS)
 
 
-@pytest.mark.skipif(not installed, reason="no colour emoji font on this machine")
+@pytest.mark.skipif(not is_installed, reason="no colour emoji font on this machine")
 def test_emoji_are_images_with_their_unicode_names() -> None:
     font = EmojiFont()
     assert len(font) > 1300
@@ -20,11 +20,11 @@ def test_emoji_are_images_with_their_unicode_names() -> None:
     assert pixels.shape == (136, 136, 3) and (pixels[0] == 255).all() and (pixels[-1] == 255).all()
     red, green, blue = pixels[50, 68]
     assert red > 220 and green > 180 and blue < 120  # a yellow face
-    drawn = (pixels != 255).any(2)
-    assert abs(np.argwhere(drawn).mean(0) - 68).max() < 3
+    is_glyph = (pixels != 255).any(2)
+    assert abs(np.argwhere(is_glyph).mean(0) - 68).max() < 3
 
 
-def test_a_machine_without_the_font_is_told_how_to_get_it(
+def test_a_missing_font_raises_an_error_that_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(emoji, "FOLDERS", ())

@@ -7,7 +7,7 @@ from ldm.data.sources.folder import Folder
 from ldm.errors import UserError
 
 
-def test_images_are_sorted_and_captioned_by_their_side_cars(tmp_path: Path) -> None:
+def test_images_are_sorted_and_captioned_by_their_sidecar_files(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("b/two.PNG", "a.jpg", "c.webp", "notes.md"):
         (tmp_path / name).write_bytes(name.encode())
@@ -17,12 +17,12 @@ def test_images_are_sorted_and_captioned_by_their_side_cars(tmp_path: Path) -> N
     assert len(folder) == 3
     assert folder[0].caption == "ein Käse" and folder[0].image == b"a.jpg"
     assert folder[1].metadata == {"name": "b/two.PNG"}
-    with pytest.raises(SkippedRecord) as unusable:
+    with pytest.raises(SkippedRecord) as skipped:
         folder[2]
-    assert (unusable.value.reason, unusable.value.name) == ("without a caption file (.txt)", "c.webp")
+    assert (skipped.value.reason, skipped.value.name) == ("without a caption file (.txt)", "c.webp")
 
 
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no images"):
         len(Folder(str(tmp_path)))
     with pytest.raises(UserError, match="no folder .*nowhere"):

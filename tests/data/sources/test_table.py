@@ -33,17 +33,17 @@ def table(folder: Path, kind: str) -> Table:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_row_is_a_image_beside_the_table(tmp_path: Path, kind: str) -> None:
+def test_a_row_is_an_image_relative_to_the_table(tmp_path: Path, kind: str) -> None:
     rows = table(tmp_path, kind)
     assert len(rows) == 2
     assert rows[0].image == b"image" and rows[0].caption == "a cat, asleep"
     assert rows[0].metadata == {"name": "images/a.jpg", "score": "3"}
-    with pytest.raises(SkippedRecord) as unusable:
+    with pytest.raises(SkippedRecord) as skipped:
         rows[1]
-    assert (unusable.value.reason, unusable.value.name) == ("missing", "missing.jpg")
+    assert (skipped.value.reason, skipped.value.name) == ("missing", "missing.jpg")
 
 
-def test_columns_have_names(tmp_path: Path) -> None:
+def test_column_names_can_be_set(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"image")
     (tmp_path / "t.csv").write_text("file,text\na.jpg,a cat\n")
     assert Table(str(tmp_path / "t.csv"), "file", "text")[0].caption == "a cat"
@@ -51,16 +51,16 @@ def test_columns_have_names(tmp_path: Path) -> None:
         len(Table(str(tmp_path / "t.csv")))
 
 
-def test_a_row_without_caption_is_unusable(tmp_path: Path) -> None:
+def test_a_row_without_caption_or_path_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"path": "a.jpg", "caption": null}\n{"caption": "b"}\n')
     rows = Table(str(tmp_path / "t.jsonl"))
     for row, reason in enumerate(("without a caption", "without a path")):
-        with pytest.raises(SkippedRecord) as unusable:
+        with pytest.raises(SkippedRecord) as skipped:
             rows[row]
-        assert unusable.value.reason == reason
+        assert skipped.value.reason == reason
 
 
-def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"path": "a"}\n{"path"\n')
     (tmp_path / "t.xlsx").write_text("")
     with pytest.raises(UserError, match=r"line 2 of .*t.jsonl is not a JSON object"):

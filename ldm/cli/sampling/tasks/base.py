@@ -1,16 +1,17 @@
-"""What all tasks of sample.py share: n images a prompt, from noise, and what the model is told of each."""
+"""What all tasks share: n images per prompt, sampled from noise under the model's conditions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
-from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files
+from ldm.cli.config.validate import parse_pixels
+from ldm.cli.sampling.batches import sample_in_batches
+from ldm.cli.sampling.options import SamplingOptions
+from ldm.cli.sampling.save import Samples
 from ldm.cli.sampling.tasks.inputs import Size
 from ldm.diffusion.samplers import Sampler
 from ldm.errors import UserError
@@ -18,244 +19,272 @@ from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
 Postprocess: TypeAlias = Callable[[Tensor], Tensor]
-"""Images in [-1, 1] as they are decoded, b c h w, to those that are wanted."""
+"""Decoded images in [-1, 1], b c h w, to the images that are saved."""
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """A image that is to be drawn.
+    """One image to sample.
 
     Args:
-        choices: what else a task makes images of, as {"class": 3}.
+        choices: further conditions that a task lists, for example {"class": 3}.
     """
 
-    caption: str
+    prompt: str
     seed: int
     choices: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """What stands beside it in the grid."""
-        return ", ".join([*filter(None, [self.caption]), *(f"{k} {v}" for k, v in self.choices.items())])
+        """The label of its row in the grid."""
+        return ", ".join([*filter(None, [self.prompt]), *(f"{k} {v}" for k, v in self.choices.items())])
 
 
 class Txt2Img:
-    """n images a prompt, from noise. The other tasks are this one with another sampler, or conditions."""
+    """Sample n images per prompt from noise. Other tasks change the sampler or add conditions."""
 
     needs_prompts: ClassVar[bool] = True
-    """Whether the user is to give prompts, where the model reads them."""
-    captioned: ClassVar[bool] = True
-    """Whether the model is told the captions."""
+    """Whether the user must give prompts if the model uses them."""
+    uses_prompts: ClassVar[bool] = True
+    """Whether the prompts become conditions."""
 
     def __call__(
-        self, inputs: "Inputs", prompts: Sequence[str], sampler: Sampler, times: Float[Tensor, " s"]
-    ) -> files.Samples:
-        """The images, in [-1, 1] on the CPU, and what each is."""
-        wanted = inputs.each(self.wanted(prompts, inputs.cfg))
-        finishing = inputs.finishing()
-        sampler, times, steps = self.changed(inputs, sampler, times)
-        images = finishing(sample_images(inputs, wanted, sampler, times, steps))
-        columns = len({w.seed for w in wanted})
-        names = [f"{i // columns:04d}_{w.seed:06d}" for i, w in enumerate(wanted)]
-        return files.Samples(images, [(w.title, w.seed) for w in wanted], names)
+        self,
+        context: "SamplingContext",
+        prompts: Sequence[str],
+        *,
+        sampler: Sampler,
+        times: Float[Tensor, " s"],
+    ) -> Samples:
+        """Sample the images of these prompts."""
+        specs = context.expand(self.specs(prompts, context.options))
+        postprocess = context.postprocess()
+        sampler, times, steps = self.prepare_sampler(context, sampler, times)
+        images = postprocess(sample_images(context, specs, sampler=sampler, times=times, steps=steps))
+        columns = len({spec.seed for spec in specs})
+        names = [f"{i // columns:04d}_{spec.seed:06d}" for i, spec in enumerate(specs)]
+        return Samples(images, [(spec.title, spec.seed) for spec in specs], names)
 
-    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[SampleSpec]:
-        """The images, a row of them a prompt."""
-        return [SampleSpec(prompt, cfg.seed + i) for prompt in prompts for i in range(cfg.n)]
+    def specs(self, prompts: Sequence[str], options: SamplingOptions) -> list[SampleSpec]:
+        """Return the images to sample, grouped by prompt."""
+        return [SampleSpec(prompt, options.seed + i) for prompt in prompts for i in range(options.n)]
 
-    def each(self, wanted: Sequence[SampleSpec]) -> list[SampleSpec]:
-        """The images that the task makes of these: the same, or several of each."""
-        return list(wanted)
+    def expand(self, specs: Sequence[SampleSpec]) -> list[SampleSpec]:
+        """Return the images that the task makes of each of these: the same, or one per choice."""
+        return list(specs)
 
-    def size(self, model: LatentDiffusion) -> Size | None:
-        """(height, width) where the task's own input decides it; None where the user and the model do."""
+    def input_size(self, model: LatentDiffusion) -> Size | None:
+        """Return the (height, width) that the task's own input fixes; None if it fixes none."""
         return None
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
-        """The task's own conditions, a row for each image; UserError where the model has no such one."""
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
+        """Return the task's conditions, a row per image; UserError if the model does not use them."""
         return {}
 
-    def changed(self, inputs: "Inputs", sampler: Sampler, times: Tensor) -> tuple[Sampler, Tensor, int]:
-        """The sampler and the times that the task needs, and how many steps they make."""
+    def prepare_sampler(
+        self, context: "SamplingContext", sampler: Sampler, times: Tensor
+    ) -> tuple[Sampler, Tensor, int]:
+        """Return the task's sampler, its times and its number of steps."""
         return sampler, times, len(times) - 1
 
-    def finishing(self, model: LatentDiffusion, size: Size) -> Postprocess | None:
-        """What is to be done to the decoded images; its files are read before any is drawn."""
+    def postprocess(self, model: LatentDiffusion, size: Size) -> Postprocess | None:
+        """Return what is done to decoded images; files that it needs are read now, before sampling."""
         return None
 
 
 class Conditional(Txt2Img):
-    """n images of what a model was trained to be told: alone, or `also`, beside another task."""
+    """Sample n images under a condition that the model was trained with: alone, or under `also`."""
 
     needs_prompts = False
 
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """What several tasks tell one model of images of a size; the first of them draws.
+    """A model, the tasks that condition it, and the options they share; the first task samples.
 
     Args:
-        weak: a model to lead away from, see `LatentDiffusion.denoise`.
+        size: (height, width) of the images in pixels.
+        weak: a model for autoguidance, see `LatentDiffusion.denoise`.
     """
 
     model: LatentDiffusion
     tasks: Sequence[Txt2Img]
-    cfg: DictConfig
+    options: SamplingOptions
     size: Size
     weak: LatentDiffusion | None = None
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether captions alone can tell the model what to draw."""
+        """Whether prompts are the only way to condition the model here."""
         task, *also = self.tasks
-        return task.needs_prompts and not also and "caption" in self.model.conditioner.keys
+        return task.needs_prompts and not also and "caption" in self.model.conditioner.batch_keys
 
-    def captions(self, prompts: Sequence[str] | None) -> list[str]:
-        """The prompts, or the empty one where they can be left out. UserError where they cannot."""
+    def require_prompts(self, prompts: Sequence[str] | None) -> list[str]:
+        """Return the prompts, or one empty prompt where they are optional; UserError where they are not."""
         if prompts is not None:
             return list(prompts)
         if self.needs_prompts:
-            raise UserError(
-                "prompts is needed (a list of captions, or a text file with one a line): give it as "
-                "prompts=..."
-            )
+            raise UserError("prompts is required: give a list of prompts, or a text file with one per line")
         if [type(task) for task in self.tasks] == [Txt2Img]:
             raise UserError(
-                f"no condition of this model reads prompts, it is told {self._told()}: give the task=... "
-                "that tells it, or task=unconditional"
+                f"this model does not use prompts, its conditions are {self._condition_names()}: give the "
+                "task=... for them, or task=unconditional"
             )
         return [""]
 
-    def each(self, wanted: Sequence[SampleSpec]) -> list[SampleSpec]:
-        """The images that all tasks together make of these."""
+    def expand(self, specs: Sequence[SampleSpec]) -> list[SampleSpec]:
+        """Return the images that all tasks together make of these."""
         for task in self.tasks:
-            wanted = task.each(wanted)
-        return list(wanted)
+            specs = task.expand(specs)
+        return list(specs)
 
-    def batch(self, wanted: Sequence[SampleSpec]) -> Batch:
-        """Every condition of the images. UserError for one told twice, in vain, or lacking."""
-        batch: Any = files.size_conditions(self.model, self.cfg, self.size, len(wanted))
-        if all(task.captioned for task in self.tasks):
-            batch["caption"] = [w.caption for w in wanted]
-        self._check_captions(wanted, batch)
+    def conditions(self, specs: Sequence[SampleSpec]) -> Batch:
+        """Return every condition of the images; UserError for one given twice, unused or missing."""
+        batch: Any = self._size_conditions(len(specs))
+        if all(task.uses_prompts for task in self.tasks):
+            batch["caption"] = [spec.prompt for spec in specs]
+        self._check_prompts(specs, batch)
         for task in self.tasks:
-            told: Any = task.batch(self.model, wanted, self.size)
-            if twice := batch.keys() & told.keys():
-                raise UserError(f"two tasks tell the model {', '.join(sorted(twice))}: leave one of them out")
-            batch |= told
+            own: Any = task.conditions(self.model, specs, self.size)
+            if twice := batch.keys() & own.keys():
+                raise UserError(
+                    f"two tasks give the condition {', '.join(sorted(twice))}: remove one of them"
+                )
+            batch |= own
         conditioner = self.model.conditioner
-        if lacking := set(conditioner.never_dropped) - set(conditioner.conditions_in(batch)):
+        if missing := set(conditioner.never_dropped) - set(conditioner.conditions_in(batch)):
             raise UserError(
-                f"this model cannot draw without {', '.join(sorted(lacking))}: give the task=... that tells "
-                "it, or add it to this one by +task@also.NAME=..."
+                f"this model needs the condition {', '.join(sorted(missing))}: give its task=..., or add it "
+                "to this one with +task@also.NAME=..."
             )
         return batch
 
     def negative(self, n: int) -> Batch | None:
-        """The caption and the score that guidance is to lead n images away from, if one is given."""
-        caption, score = self.cfg.get("negative"), self.cfg.get("negative_aesthetic")
-        told: Any = {} if caption is None else {"caption": [str(caption)] * n}
+        """Return the negative prompt and score of n images, if any."""
+        prompt, score = self.options.negative, self.options.negative_aesthetic
+        batch: Any = {} if prompt is None else {"caption": [prompt] * n}
         if score is not None:
-            told["aesthetic"] = torch.full((n, 1), float(score))
-        return told or None
+            batch["aesthetic"] = torch.full((n, 1), score)
+        return batch or None
 
-    def finishing(self) -> Postprocess:
-        """What all tasks together are to do to the decoded images."""
-        found = [task.finishing(self.model, self.size) for task in self.tasks]
+    def postprocess(self) -> Postprocess:
+        """Return what all tasks together do to decoded images."""
+        steps = [step for task in self.tasks if (step := task.postprocess(self.model, self.size)) is not None]
 
-        def finish(images: Tensor) -> Tensor:
-            for one in filter(None, found):
-                images = one(images)
+        def apply(images: Tensor) -> Tensor:
+            for step in steps:
+                images = step(images)
             return images
 
-        return finish
+        return apply
 
-    def one(self, wanted: SampleSpec) -> SampleSpec:
-        """The one image that all tasks make of this. UserError where they make several."""
-        first, *additional_tasks = self.each([wanted])
-        if additional_tasks:
+    def expand_to_one(self, spec: SampleSpec) -> SampleSpec:
+        """Return the one image that all tasks make of this; UserError if they make several."""
+        first, *others = self.expand([spec])
+        if others:
             raise UserError(
-                f"this task goes with one choice, not with {first.title} to {additional_tasks[-1].title}"
+                f"this task takes a single choice, but got {first.title} to {others[-1].title}: give one"
             )
         return first
 
-    def _check_captions(self, wanted: Sequence[SampleSpec], batch: Mapping[str, Any]) -> None:
-        if not any(w.caption for w in wanted):
+    def _size_conditions(self, n: int) -> Batch:
+        """Return `sizes` and `aesthetic` of n images, if the model uses them (Podell et al. 2023, 2.2)."""
+        used, options = self.model.conditioner.batch_keys, self.options
+        if "sizes" not in used and (options.original_size is not None or any(options.crop)):
+            raise UserError("original_size and crop: this model has no size conditions, remove them")
+        original = options.original_size or self.size
+        values = {"sizes": [*original, *options.crop, *self.size], "aesthetic": [options.aesthetic]}
+        rows: Any = {key: torch.tensor([row] * n).float() for key, row in values.items() if key in used}
+        return rows
+
+    def _check_prompts(self, specs: Sequence[SampleSpec], batch: Mapping[str, Any]) -> None:
+        if not any(spec.prompt for spec in specs):
             return
         if "caption" not in batch:
-            raise UserError("the task draws without captions: leave prompts out")
-        if "caption" not in self.model.conditioner.keys:
+            raise UserError("this task does not use prompts: remove prompts")
+        if "caption" not in self.model.conditioner.batch_keys:
             raise UserError(
-                f"no condition of this model reads prompts, it is told {self._told()}: leave prompts out"
+                f"this model does not use prompts, its conditions are {self._condition_names()}: remove "
+                "prompts"
             )
 
-    def _told(self) -> str:
-        return ", ".join(self.model.conditioner.conditioners) or "nothing"
+    def _condition_names(self) -> str:
+        return ", ".join(self.model.conditioner.conditioners) or "none"
 
 
 def sample_images(
-    inputs: SamplingContext,
-    wanted: Sequence[SampleSpec],
+    context: SamplingContext,
+    specs: Sequence[SampleSpec],
+    *,
     sampler: Sampler,
     times: Float[Tensor, " s"],
     steps: int | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """The images, in [-1, 1] on the CPU.
+    """Sample the images, in [-1, 1] on the CPU.
 
     Args:
-        steps: how many the sampler makes, where that is not one for each of the times.
+        steps: of the sampler, if it does not make one per interval of `times`.
     """
-    model, cfg = inputs.model, inputs.cfg
-    batch: Any = inputs.batch(wanted)
-    told, guidance = model.conditioner.conditions_in(batch), instantiate(cfg.guidance)
+    model, options, size = context.model, context.options, context.size
+    batch: Any = context.conditions(specs)
+    active = model.conditioner.conditions_in(batch)
 
-    def make(part: slice, progress: files.Progress) -> Tensor:
-        seeds = [w.seed for w in wanted[part]]
+    def trajectory(part: slice) -> Iterator[Tensor]:
+        seeds = [spec.seed for spec in specs[part]]
         rows: Any = {key: values[part] for key, values in batch.items()}
-        negative = inputs.negative(len(seeds))
-        return model.generate(
+        denoise = model.denoise(
             rows,
-            seeds,
-            inputs.size,
-            sampler,
-            times,
-            cfg.scale,
-            negative,
-            progress,
-            guidance,
-            inputs.weak,
-            told,
+            scale=options.scale,
+            negative=context.negative(len(seeds)),
+            guidance=options.guidance,
+            weak=context.weak,
+            size=model.latent_shape(*size)[1:],
+            active=active,
         )
+        return model.trajectory(denoise, seeds, size, sampler, times)
 
-    return files.sample_in_batches(len(wanted), cfg.batch_size, steps or len(times) - 1, model, make)
+    return sample_in_batches(model, len(specs), options.batch_size, steps or len(times) - 1, trajectory)
 
 
-def additional_tasks(built: Mapping[str, Any]) -> list[Conditional]:
-    """The tasks under `also`. UserError for what can stand there alone."""
-    for name, task in built.items():
+def additional_tasks(tasks: Mapping[str, Any]) -> list[Conditional]:
+    """Return the tasks under `also`; UserError for one that gives no condition."""
+    for name, task in tasks.items():
         if not isinstance(task, Conditional):
             raise UserError(
-                f"also.{name} tells the model no condition: add a task that does as +task@also.{name}=depth, "
-                "say, and give this one as task=..."
+                f"also.{name} gives no condition: add one that does, for example +task@also.{name}=depth, "
+                "and give this task as task=..."
             )
-    return list(built.values())
+    return list(tasks.values())
 
 
 def output_size(
-    tasks: Sequence[Txt2Img], model: LatentDiffusion, cfg: DictConfig, header: dict[str, str]
+    tasks: Sequence[Txt2Img], model: LatentDiffusion, requested: Any, header: Mapping[str, str]
 ) -> Size:
-    """(height, width) asked for, or of a task's own input, or the square that the model was trained at."""
-    own = [size for task in tasks if (size := task.size(model)) is not None]
-    return own[0] if own and cfg.size is None else files.image_size(model, cfg, header)
+    """Return (height, width): as requested, of a task's input, or the square the model was trained on.
+
+    UserError for a size that the networks do not take.
+    """
+    if requested is None:
+        fixed = [size for task in tasks if (size := task.input_size(model)) is not None]
+        return fixed[0] if fixed else (int(header["size"]), int(header["size"]))
+    height, width = parse_pixels("size", requested, 1)
+    factor = model.first_stage.downsampling * model.denoiser.downsampling
+    if height % factor or width % factor:
+        nearest = [max(round(length / factor), 1) * factor for length in (height, width)]
+        raise UserError(
+            f"size=[{height},{width}]: height and width must be multiples of {factor} for this model, for "
+            f"example size=[{nearest[0]},{nearest[1]}]"
+        )
+    return height, width
 
 
-def channels(model: LatentDiffusion) -> int:
-    """Of the model's images: 3 are RGB, 1 is grey."""
+def image_channels(model: LatentDiffusion) -> int:
+    """Return the number of channels of the model's images: 3 for RGB, 1 for grey."""
     return model.first_stage.encoder.in_channels
 
 
 @torch.no_grad()
 def encode_image(model: LatentDiffusion, x: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 z h2 w2"]:
-    """z_0 of a image, the mean of its posterior."""
+    """Return the latent z_0 of an image in [-1, 1], the mean of its posterior."""
     first_stage, device = model.first_stage, next(model.denoiser.parameters()).device
     return first_stage.normalize(first_stage.posterior(x.to(device)).mean).float()

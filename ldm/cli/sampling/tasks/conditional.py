@@ -1,4 +1,4 @@
-"""Tasks that a model was trained for: by class, layout, map, mask, small image, image, or nothing."""
+"""Tasks that a model was trained for: class, layout, map, mask, low-resolution image, image, or none."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import rng
-from ldm.cli.sampling.tasks.base import Conditional, Postprocess, SampleSpec, Txt2Img, channels
+from ldm.cli.sampling.tasks.base import Conditional, Postprocess, SampleSpec, Txt2Img, image_channels
 from ldm.cli.sampling.tasks.inputs import (
     Size,
     open_image,
@@ -35,14 +35,14 @@ D = TypeVar("D", bound=Conditioner)
 
 
 def find_conditioner(model: LatentDiffusion, key: str) -> Conditioner:
-    """The model's condition that reads an entry of the batch; UserError where it has none."""
-    each = model.conditioner.conditioners
-    for conditioner in each.values():
-        if isinstance(conditioner, Conditioner) and key in conditioner.keys:
+    """Return the model's conditioner for a batch key; UserError if it has none."""
+    conditioners = model.conditioner.conditioners
+    for conditioner in conditioners.values():
+        if isinstance(conditioner, Conditioner) and key in conditioner.batch_keys:
             return conditioner
     raise UserError(
-        f"this model was not trained for the task: no condition of it reads {key}, it has "
-        f"{', '.join(each) or 'none'}; give another ckpt=... or task=..."
+        f"this model was not trained for this task: it has no condition that uses {key}, only "
+        f"{', '.join(conditioners) or 'none'}; choose another ckpt=... or task=..."
     )
 
 
@@ -55,202 +55,210 @@ def require_conditioner(model: LatentDiffusion, key: str, kind: type[C], other: 
 
 
 def require_conditioner(model: LatentDiffusion, key: str, *kinds: type[Conditioner]) -> Conditioner:
-    """As `find_conditioner`; UserError where it is of none of the kinds, of which the task knows what they take."""
-    found = find_conditioner(model, key)
-    if not isinstance(found, kinds):
+    """Return the model's conditioner for a batch key; UserError unless it is of one of these classes."""
+    conditioner = find_conditioner(model, key)
+    if not isinstance(conditioner, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(
-            f"this model reads {key} by a {type(found).__name__}, and the task knows what a {names} takes: "
-            "give a task of your own"
+            f"this model encodes {key} with {type(conditioner).__name__}, but this task supports {names} "
+            f"only: write a task for {type(conditioner).__name__}"
         )
-    return found
+    return conditioner
 
 
-def rows(wanted: Sequence[SampleSpec], **entries: Tensor) -> Batch:
-    """The one row of each entry for every image."""
-    batch: Any = {key: value.expand(len(wanted), *value.shape[1:]) for key, value in entries.items()}
+def repeat_rows(specs: Sequence[SampleSpec], **values: Tensor) -> Batch:
+    """Return a batch with the single row of each value repeated for every image."""
+    batch: Any = {key: value.expand(len(specs), *value.shape[1:]) for key, value in values.items()}
     return batch
 
 
 class Unconditional(Txt2Img):
-    """n images from noise alone: by a model without conditions, or with all of them dropped."""
+    """Sample n images from noise: of a model without conditions, or with all of them dropped."""
 
-    needs_prompts = captioned = False
+    needs_prompts = uses_prompts = False
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
-        return {"position": torch.arange(len(wanted))}
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
+        return {"position": torch.arange(len(specs))}
 
 
 class Class(Conditional):
-    """n images of each class, and of each prompt if there are any.
+    """Sample n images of each class, and of each prompt if there are any.
 
     Args:
-        labels: a list of classes by their numbers, or one number; UserError for whatever else was given.
+        labels: class indices, a list or one; UserError for anything else.
     """
 
     def __init__(self, labels: Any) -> None:
         self.labels = list(labels) if isinstance(labels, list) else [labels]
         if not self.labels or any(type(label) is not int for label in self.labels):
-            raise UserError(f"task.labels={labels}: give the numbers of classes, as in task.labels=[0,1]")
+            raise UserError(f"task.labels={labels}: expected class indices, for example task.labels=[0,1]")
 
-    def each(self, wanted: Sequence[SampleSpec]) -> list[SampleSpec]:
-        return [replace(w, choices={**w.choices, "class": label}) for label in self.labels for w in wanted]
+    def expand(self, specs: Sequence[SampleSpec]) -> list[SampleSpec]:
+        return [
+            replace(spec, choices={**spec.choices, "class": label}) for label in self.labels for spec in specs
+        ]
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
         conditioner = require_conditioner(model, "label", ClassLabel, ClassNumber)
         for label in self.labels:
             if not 0 <= label < conditioner.num_classes:
                 raise UserError(
-                    f"task.labels holds {label}, and the model's classes are "
-                    f"0 to {conditioner.num_classes - 1}"
+                    f"task.labels={label} is out of range: this model has the classes 0 to "
+                    f"{conditioner.num_classes - 1}"
                 )
-        return {"label": torch.tensor([w.choices["class"] for w in wanted])}
+        return {"label": torch.tensor([spec.choices["class"] for spec in specs])}
 
 
 class Layout(Conditional):
-    """n images of a layout.
+    """Sample n images of a layout.
 
     Args:
-        boxes: a JSON file of [[label, left, top, right, bottom], ...], coordinates in [0, 1].
+        boxes: path of a JSON file of [[label, left, top, right, bottom], ...], coordinates in [0, 1].
     """
 
     def __init__(self, boxes: str) -> None:
         self.boxes = boxes
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
         conditioner = require_conditioner(model, "boxes", BoxTokens)
         num_labels = conditioner.embedding.num_embeddings
-        return rows(wanted, boxes=read_boxes(self.boxes, num_labels, conditioner.num_boxes))
+        return repeat_rows(specs, boxes=read_boxes(self.boxes, num_labels, conditioner.num_boxes))
 
 
 class Semantic(Conditional):
-    """n images of a semantic map.
+    """Sample n images of a semantic map.
 
     Args:
-        map: a PNG of the images' size, one label a pixel, grey or indexed.
+        map: path of a PNG of the images' size, one label per pixel, grey or indexed.
     """
 
     def __init__(self, map: str) -> None:
         self.map = map
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
         conditioner = require_conditioner(model, "segmentation", SemanticMap)
-        return rows(wanted, segmentation=read_labels(self.map, "map", size, conditioner.num_labels))
+        return repeat_rows(specs, segmentation=read_labels(self.map, "map", size, conditioner.num_labels))
 
 
 class FromMap(Conditional):
-    """n images of a map of numbers: depth, edges.
+    """Sample n images of a scalar map: depth, edges.
 
     Args:
-        map: a grey PNG of the images' size, of 8 or 16 bits, white is 1 and black -1.
-        key: what the map is of, as edges.
+        map: path of a grey PNG of the images' size, 8 or 16 bits, white is 1 and black -1.
+        key: the batch key of the map, for example edges.
     """
 
     def __init__(self, map: str, key: str) -> None:
         self.map, self.key = map, key
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
         find_conditioner(model, self.key)
-        return rows(wanted, **{self.key: read_scalar_map(self.map, "map", size)})
+        return repeat_rows(specs, **{self.key: read_scalar_map(self.map, "map", size)})
 
 
 class InpaintingModel(Conditional):
-    """The part of a image under a mask, by a model that was trained to be told both.
+    """Sample the masked part of an image with a model that was trained for inpainting.
 
     Args:
-        image: the image's file, scaled to cover the size, its middle cut out.
-        mask: a file of the same size, white where the image is to be drawn.
-        fill: under the mask, as in training: 0 (Stable Diffusion) or -1 (latent diffusion); None is the
-            model's own.
+        image: path of the image; it is resized to cover the size and center-cropped.
+        mask: path of a mask of the same size, white where the image is sampled.
+        fill: value of the image under the mask, as in training: 0 (Stable Diffusion) or -1 (latent
+            diffusion); None is the model's own.
     """
 
     def __init__(self, image: str, mask: str, fill: float | None) -> None:
         if fill not in (0, -1, None):
-            raise UserError(f"task.fill is 0 or -1, as the model was trained with, not {fill}")
+            raise UserError(
+                f"task.fill={fill}: use 0 or -1, the value that the model was trained with, or null"
+            )
         self.image, self.mask, self.fill = image, mask, fill
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
         find_conditioner(model, "masked")
         conditioner = require_conditioner(model, "mask", Mask)
         if self.fill not in (conditioner.background, None):
             raise UserError(
-                f"task.fill={self.fill:g}, and this model was trained with {conditioner.background:g} under "
-                "the mask: leave task.fill=null"
+                f"task.fill={self.fill:g}, but this model was trained with {conditioner.background:g} under "
+                "the mask: use task.fill=null"
             )
         mask = read_mask(self.mask, self.image, size)
-        picture = read_image(self.image, size, channels(model))
-        masked = torch.where(mask > 0, float(conditioner.background), picture)
-        return rows(wanted, mask=(255 * mask).byte(), masked=masked)
+        image = read_image(self.image, size, image_channels(model))
+        masked = torch.where(mask > 0, float(conditioner.background), image)
+        return repeat_rows(specs, mask=(255 * mask).byte(), masked=masked)
 
-    def finishing(self, model: LatentDiffusion, size: Size) -> Postprocess:
-        return paste_known(self.image, self.mask, size, channels(model))
+    def postprocess(self, model: LatentDiffusion, size: Size) -> Postprocess:
+        return paste_known(self.image, self.mask, size, image_channels(model))
 
 
 class SuperResolution(Conditional):
-    """n enlargements of a small image, each as large as the model's factor makes it.
+    """Upscale a low-resolution image n times, by the factor that the model was trained with.
 
     Args:
-        image: the small image's file.
-        noise_level: t of the noise that is added to it, for a model that is told; None is its least, 1.
+        image: path of the low-resolution image.
+        noise_level: t of the noise added to it, for a model with noise augmentation; None is the lowest, 1.
     """
 
     def __init__(self, image: str, noise_level: int | None) -> None:
         self.image, self.noise_level = image, noise_level
 
-    def size(self, model: LatentDiffusion) -> Size:
-        """That of the whole small image, enlarged."""
-        factor, picture = require_conditioner(model, "small", LowResolution).factor, self.small(model)
+    def input_size(self, model: LatentDiffusion) -> Size:
+        """Return the (height, width) of the upscaled image."""
+        factor, image = require_conditioner(model, "small", LowResolution).factor, self.open(model)
         unit = factor * model.denoiser.downsampling
-        height, width = picture.height, picture.width
+        height, width = image.height, image.width
         if height % unit or width % unit:
-            fitting = [max(side // unit, 1) * unit for side in (width, height)]
+            nearest = [max(length // unit, 1) * unit for length in (width, height)]
             raise UserError(
-                f"task.image={self.image} is {width}x{height}, and this model enlarges images whose sides "
-                f"divide by {unit}: cut it to {fitting[0]}x{fitting[1]}, say"
+                f"task.image={self.image} is {width}x{height}, but its width and height must be multiples of "
+                f"{unit} for this model: crop it, for example to {nearest[0]}x{nearest[1]}"
             )
         pixels = model.first_stage.downsampling
         return height // factor * pixels, width // factor * pixels
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
-        conditioner, large = require_conditioner(model, "small", LowResolution), self.size(model)
-        picture = self.small(model)
-        if size != large:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
+        conditioner, upscaled = require_conditioner(model, "small", LowResolution), self.input_size(model)
+        image = self.open(model)
+        if size != upscaled:
             raise UserError(
-                f"size=[{size[0]},{size[1]}], and this model makes [{large[0]},{large[1]}] of "
-                f"task.image={self.image}, {picture.width}x{picture.height}: leave size=null, or give "
-                "another image"
+                f"size=[{size[0]},{size[1]}], but this model upscales task.image={self.image} "
+                f"({image.width}x{image.height}) to [{upscaled[0]},{upscaled[1]}]: use size=null, or another "
+                "image"
             )
-        low = (picture.height, picture.width)
-        entries = rows(wanted, small=(resize_and_crop(picture, low) * 255).round().byte())
+        low = (image.height, image.width)
+        batch = repeat_rows(specs, small=(resize_and_crop(image, low) * 255).round().byte())
         if conditioner.schedule is None:
             if self.noise_level:
                 raise UserError(
-                    f"task.noise_level is {self.noise_level}, and this model knows no noise: give null"
+                    f"task.noise_level={self.noise_level}, but this model was trained without noise "
+                    "augmentation: set task.noise_level=null"
                 )
-            return entries
+            return batch
         level = 1 if self.noise_level is None else self.noise_level
-        if type(level) is not int or not 1 <= level <= conditioner.most:
-            raise UserError(f"task.noise_level is 1 to {conditioner.most}, as trained, not {level}")
-        shape = (channels(model), *low)
-        noise = rng.normal(0, [w.seed for w in wanted], "noise augmentation", shape)
-        return {**entries, "noise_level": torch.full((len(wanted),), level), "noise": noise}
+        if type(level) is not int or not 1 <= level <= conditioner.max_noise_level:
+            raise UserError(
+                f"task.noise_level={level} is out of range: this model was trained with 1 to "
+                f"{conditioner.max_noise_level}"
+            )
+        shape = (image_channels(model), *low)
+        noise = rng.normal(0, [spec.seed for spec in specs], "noise augmentation", shape)
+        return {**batch, "noise_level": torch.full((len(specs),), level), "noise": noise}
 
-    def small(self, model: LatentDiffusion) -> Image.Image:
-        """The small image itself."""
-        return open_image(self.image, "image", channels(model))
+    def open(self, model: LatentDiffusion) -> Image.Image:
+        """Return the low-resolution image."""
+        return open_image(self.image, "image", image_channels(model))
 
 
 class ImageVariation(Conditional):
-    """n images that show what another shows.
+    """Sample n variations of an image.
 
     Args:
-        image: its file, scaled to cover the size, its middle cut out.
+        image: path of the image; it is resized to cover the size and center-cropped.
     """
 
     def __init__(self, image: str) -> None:
         self.image = image
 
-    def batch(self, model: LatentDiffusion, wanted: Sequence[SampleSpec], size: Size) -> Batch:
+    def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
         find_conditioner(model, "image")
-        picture = ((read_image(self.image, size, channels(model)) + 1) * 127.5).round().byte()
-        return rows(wanted, image=picture)
+        image = ((read_image(self.image, size, image_channels(model)) + 1) * 127.5).round().byte()
+        return repeat_rows(specs, image=image)

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ldm.cli.sampling.tasks.base import SamplingContext, Txt2Img, channels, encode_image
+from ldm.cli.sampling.tasks.base import SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import read_image
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.img2img import img2img, remaining
@@ -12,21 +12,21 @@ from ldm.errors import UserError
 
 
 class Img2Img(Txt2Img):
-    """Images from prompts and another image (SDEdit).
+    """Sample images from prompts and another image (SDEdit).
 
     Args:
-        image: the image's file; it is scaled to cover the size, its middle cut out.
-        strength: the share of the steps that are made, in (0, 1]: 0.3 changes little, 1 nearly all.
+        image: path of the image; it is resized to cover the size and center-cropped.
+        strength: fraction of the steps that are run, in (0, 1]: 0.3 changes little, 1 nearly everything.
     """
 
     def __init__(self, image: str, strength: float) -> None:
         if not 0 < strength <= 1:
-            raise UserError(f"task.strength is the share of the steps, in (0, 1], not {strength}")
+            raise UserError(f"task.strength={strength} must be a fraction of the steps, in (0, 1]")
         self.image, self.strength = image, strength
 
-    def changed(
-        self, inputs: SamplingContext, sampler: Sampler, times: Tensor
+    def prepare_sampler(
+        self, context: SamplingContext, sampler: Sampler, times: Tensor
     ) -> tuple[Sampler, Tensor, int]:
-        picture = read_image(self.image, inputs.size, channels(inputs.model))
-        z_0, times = encode_image(inputs.model, picture), remaining(times, self.strength)
+        x = read_image(self.image, context.size, image_channels(context.model))
+        z_0, times = encode_image(context.model, x), remaining(times, self.strength)
         return partial(img2img, sampler=sampler, z_0=z_0, strength=1.0), times, len(times) - 1

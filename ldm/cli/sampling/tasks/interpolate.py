@@ -1,6 +1,6 @@
-"""Images on the way from one prompt and noise to another."""
+"""Interpolation between two prompts and two noises."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import rng
-from ldm.cli.config.instantiate import instantiate
-from ldm.cli.sampling import files
+from ldm.cli.sampling.batches import sample_in_batches
+from ldm.cli.sampling.save import Samples
 from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img
-from ldm.diffusion.guidance import Denoise, Guidance, Nested
+from ldm.diffusion.guidance import Denoise, NestedCFG
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.interpolate import interpolate_conditions, slerp_noise
 from ldm.errors import UserError
@@ -19,69 +19,71 @@ from ldm.typing import Batch, Conditioning
 
 
 class Interpolate(Txt2Img):
-    """n images on the way from one prompt and noise to another; with one prompt, between two noises.
+    """Sample n images between two prompts and noises; with one prompt, between two noises.
 
     Args:
-        other_seed: of the noise at the end; None is the seed after the first noise's.
+        other_seed: of the noise at the end; None is the first seed + 1.
     """
 
     def __init__(self, other_seed: int | None) -> None:
         self.other_seed = other_seed
 
     def __call__(
-        self, inputs: SamplingContext, prompts: Sequence[str], sampler: Sampler, times: Float[Tensor, " s"]
-    ) -> files.Samples:
-        self.check(inputs, prompts)
-        model, cfg, size = inputs.model, inputs.cfg, inputs.size
-        ends = [inputs.one(SampleSpec(prompt, cfg.seed)) for prompt in (prompts[0], prompts[-1])]
-        other = cfg.seed + 1 if self.other_seed is None else self.other_seed
-        noise = rng.normal(0, [other], "z_T", model.latent_shape(*size))
-        shares, guidance, finishing = (
-            torch.linspace(0, 1, cfg.n),
-            instantiate(cfg.guidance),
-            inputs.finishing(),
-        )
+        self,
+        context: SamplingContext,
+        prompts: Sequence[str],
+        *,
+        sampler: Sampler,
+        times: Float[Tensor, " s"],
+    ) -> Samples:
+        self.check(context, prompts)
+        model, options, size = context.model, context.options, context.size
+        ends = [
+            context.expand_to_one(SampleSpec(prompt, options.seed)) for prompt in (prompts[0], prompts[-1])
+        ]
+        other_seed = options.seed + 1 if self.other_seed is None else self.other_seed
+        other = rng.normal(0, [other_seed], "z_T", model.latent_shape(*size))
+        weights, postprocess = torch.linspace(0, 1, options.n), context.postprocess()
 
-        def make(part: slice, progress: files.Progress) -> Tensor:
-            share = shares[part]
-            n = len(share)
-            denoise = blended(inputs, [inputs.batch([end] * n) for end in ends], share, guidance)
-            moving: Sampler = partial(
-                slerp_noise, sampler=sampler, other=noise.expand(n, -1, -1, -1), share=share
+        def trajectory(part: slice) -> Iterator[Tensor]:
+            weight = weights[part]
+            n = len(weight)
+            denoise = interpolated_denoise(context, [context.conditions([end] * n) for end in ends], weight)
+            between: Sampler = partial(
+                slerp_noise, sampler=sampler, other=other.expand(n, -1, -1, -1), share=weight
             )
-            *_, z_0 = progress(model.trajectory(denoise, [cfg.seed] * n, size, moving, times))
-            return model.first_stage.decode(z_0).clamp(-1, 1)
+            return model.trajectory(denoise, [options.seed] * n, size, between, times)
 
-        images = finishing(files.sample_in_batches(cfg.n, cfg.batch_size, len(times) - 1, model, make))
-        names = [f"{i:04d}_{share:.3f}" for i, share in enumerate(shares.tolist())]
-        return files.Samples(images, [(" to ".join(prompts), cfg.seed)] * cfg.n, names)
+        images = sample_in_batches(model, options.n, options.batch_size, len(times) - 1, trajectory)
+        names = [f"{i:04d}_{weight:.3f}" for i, weight in enumerate(weights.tolist())]
+        return Samples(postprocess(images), [(" to ".join(prompts), options.seed)] * options.n, names)
 
-    def check(self, inputs: SamplingContext, prompts: Sequence[str]) -> None:
-        """UserError for what there is no way between."""
-        if len(prompts) > 2 or inputs.cfg.n < 2:
+    def check(self, context: SamplingContext, prompts: Sequence[str]) -> None:
+        """Raise UserError for what cannot be interpolated."""
+        if len(prompts) > 2 or context.options.n < 2:
             raise UserError(
-                "task=interpolate goes between one or two prompts, in n >= 2 images, "
-                f"not between {len(prompts)} in {inputs.cfg.n}"
+                f"task=interpolate takes one or two prompts and n of 2 or more, not {len(prompts)} prompts "
+                f"and n={context.options.n}"
             )
-        if inputs.weak is not None:
-            raise UserError("task=interpolate cannot lead away from a weak model: leave weak=null")
+        if context.weak is not None:
+            raise UserError("task=interpolate does not support autoguidance: set weak=null")
 
 
-def blended(
-    inputs: SamplingContext, ends: Sequence[Batch], share: Float[Tensor, " b"], guidance: Guidance
+def interpolated_denoise(
+    context: SamplingContext, ends: Sequence[Batch], weight: Float[Tensor, " b"]
 ) -> Denoise:
-    """What a sampler calls, for conditions `share` of the way from the first batch's to the last's."""
-    model, cfg = inputs.model, inputs.cfg
-    size = model.latent_shape(*inputs.size)[1:]
+    """Return what a sampler calls, for conditions between the first batch's (weight 0) and the last's (1)."""
+    model, options = context.model, context.options
+    size = model.latent_shape(*context.size)[1:]
 
-    def told(active: Collection[str]) -> Conditioning:
-        first, last = (model.condition(end, size=size, active=model.kept(active)) for end in ends)
-        return interpolate_conditions(first, last, share)
+    def interpolate(names: Collection[str]) -> Conditioning:
+        first, last = (model.condition(end, size=size, active=model.active_names(names)) for end in ends)
+        return interpolate_conditions(first, last, weight)
 
-    negative = inputs.negative(len(share))
-    first, last = (model.without(end, cfg.scale, negative, size) for end in ends)
-    if isinstance(guidance, Nested):
-        guidance = guidance.among([told(names) for names in guidance.subsets])
-    at = model.denoiser, model.schedule, model.parameterization
-    cond = told(model.conditioner.conditions_in(ends[0]))
-    return guidance(*at, cond, interpolate_conditions(first, last, share), cfg.scale)
+    negative, guidance = context.negative(len(weight)), options.guidance
+    first, last = (model.null_condition(end, options.scale, negative, size) for end in ends)
+    if isinstance(guidance, NestedCFG):
+        guidance = guidance.with_conditions([interpolate(names) for names in guidance.subsets])
+    cond = interpolate(model.conditioner.conditions_in(ends[0]))
+    null = interpolate_conditions(first, last, weight)
+    return guidance(model.prediction(cond, null), options.scale)

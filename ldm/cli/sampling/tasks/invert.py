@@ -1,15 +1,15 @@
-"""A image's own noise, drawn again under other prompts."""
+"""Inversion: the noise of an image, sampled again under other prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from jaxtyping import Float
-from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm.cli.config.validate import whole
-from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img, channels, encode_image
+from ldm.cli.config.validate import check_whole
+from ldm.cli.sampling.options import SamplingOptions
+from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import read_image
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers import Sampler
@@ -19,39 +19,38 @@ from ldm.errors import UserError
 
 
 class Invert(Txt2Img):
-    """A image's own noise by DDIM, drawn again: the image itself from `prompt`, edited from another one.
+    """Find an image's noise by DDIM inversion and sample from it, under its own or another prompt.
 
-    One image a prompt, since nothing is left to the seed.
+    One image per prompt, since the noise does not depend on the seed.
 
     Args:
-        image: the image's file.
-        prompt: what it shows, for the way to its noise, which is not guided; None for a model that reads no
-            captions.
-        refinements: evaluations a step that bring the way back nearer to the image.
+        image: path of the image.
+        prompt: a caption of the image, for the inversion, which is not guided; None for a model without
+            prompts.
+        refinements: further evaluations per step that make the reconstruction more exact.
     """
 
     def __init__(self, image: str, prompt: str | None, refinements: int) -> None:
-        whole("task.refinements", refinements, 0)
+        check_whole("task.refinements", refinements, 0)
         self.image, self.prompt, self.refinements = image, prompt, refinements
 
-    def wanted(self, prompts: Sequence[str], cfg: DictConfig) -> list[SampleSpec]:
-        return [SampleSpec(prompt, cfg.seed) for prompt in prompts]
+    def specs(self, prompts: Sequence[str], options: SamplingOptions) -> list[SampleSpec]:
+        return [SampleSpec(prompt, options.seed) for prompt in prompts]
 
     @torch.no_grad()
-    def changed(
-        self, inputs: SamplingContext, sampler: Sampler, times: Tensor
+    def prepare_sampler(
+        self, context: SamplingContext, sampler: Sampler, times: Tensor
     ) -> tuple[Sampler, Tensor, int]:
-        model, size = inputs.model, inputs.size
-        if self.prompt is None and inputs.needs_prompts:
-            raise UserError(
-                "task.prompt is needed (a caption of what task.image shows): give it as task.prompt=..."
-            )
-        z_0 = encode_image(model, read_image(self.image, size, channels(model)))
-        batch = inputs.batch([inputs.one(SampleSpec(self.prompt or "", inputs.cfg.seed))])
-        told = model.conditioner.conditions_in(batch)
-        denoise = model.denoise(batch, scale=1.0, size=model.latent_shape(*size)[1:], active=told)
+        model, size = context.model, context.size
+        if self.prompt is None and context.needs_prompts:
+            raise UserError("task.prompt is required: give a caption of task.image as task.prompt=...")
+        z_0 = encode_image(model, read_image(self.image, size, image_channels(model)))
+        spec = context.expand_to_one(SampleSpec(self.prompt or "", context.options.seed))
+        batch = context.conditions([spec])
+        active = model.conditioner.conditions_in(batch)
+        denoise = model.denoise(batch, scale=1.0, size=model.latent_shape(*size)[1:], active=active)
         *_, z_T = invert(denoise, z_0, times, model.schedule, self.refinements)
-        return partial(_from_noise, sampler=sampler, own=z_T), times, len(times) - 1
+        return partial(_from_noise, sampler=sampler, inverted=z_T), times, len(times) - 1
 
 
 def _from_noise(
@@ -61,7 +60,7 @@ def _from_noise(
     schedule: Schedule,
     noise: Callable[[int], Tensor],
     sampler: Sampler,
-    own: Float[Tensor, "1 z h w"],
+    inverted: Float[Tensor, "1 z h w"],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """The sampler from a given noise in the place of z_T."""
-    return sampler(denoise, own.expand_as(z_T), times, schedule, noise)
+    """Run the sampler from the inverted noise instead of z_T."""
+    return sampler(denoise, inverted.expand_as(z_T), times, schedule, noise)

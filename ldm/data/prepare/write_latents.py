@@ -1,0 +1,140 @@
+"""Encode shards of images into shards of latents: posterior moments, captions, and cached text states."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.data.fields.arrays import to_npy
+from ldm.data.fields.captions import CaptionField
+from ldm.data.latents import TEXT, LatentHeader, read_folder_header, write_header
+from ldm.data.loading.loader import BatchLoader, sequential_loader
+from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.index import load_index
+from ldm.data.shards.manifest import ShardEntry, write_manifest
+from ldm.data.shards.reader import BadSample, Shards
+from ldm.data.shards.tar import MOMENTS
+from ldm.errors import UserError
+
+EncodeImages = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b two_z h w"]]
+"""Returns the posterior mean and standard deviation of square images."""
+
+EncodeText = Callable[[list[str]], Float[Tensor, "b l d"]]
+"""Returns a frozen text encoder's states of captions."""
+
+
+@dataclass
+class EncodingReport:
+    """Counts of one rank's share of the images."""
+
+    images: int = 0
+    bad: int = 0
+    unreadable_shards: tuple[str, ...] = ()
+    """Errors of the shards that were left out."""
+
+
+def write_latents(
+    images: Shards,
+    out: Path,
+    header: LatentHeader,
+    encode: EncodeImages,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    encode_text: EncodeText | None = None,
+) -> EncodingReport:
+    """Write the moments of each shard of images, with their captions, into a shard of the same number.
+
+    Rank r of w encodes every w-th shard. Shards that an earlier call finished, with any number of ranks, are
+    kept unless their images have changed. Images that cannot be read are logged, counted and left out. With
+    `encode_text`, the states of each caption are stored as well. Raises UserError if the folder contains
+    other latents.
+    """
+    _claim_folder(out, header)
+    report, total = EncodingReport(), int(images.counts[rank::world].sum())
+    with tqdm(total=total, desc="encoding", unit=" images", disable=rank > 0) as progress:
+        for number in range(rank, len(images), world):
+            target, count = out / f"{number:05d}.tar", int(images.counts[number])
+            try:
+                source = images[number].index.hash
+            except BadSample as error:
+                report.unreadable_shards += (str(error),)
+                continue
+            if _is_done(target, source, count):
+                progress.update(count)
+            else:
+                _remove_leftovers(target)
+                shard = images.select(number)
+                batches = sequential_loader(shard, header.image_fields(), batch_size, num_workers)
+                samples = _encode_samples(shard, batches, header, encode, progress.update, encode_text)
+                write_shard(target, samples, source)
+                report.bad += batches.budget.bad
+            report.images += len(load_index(target))
+    _write_manifest_if_complete(out, len(images))
+    return report
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary files that a killed run left of a shard."""
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        leftover.unlink()
+
+
+def _encode_samples(
+    shards: Shards,
+    batches: BatchLoader,
+    header: LatentHeader,
+    encode: EncodeImages,
+    count: Callable[[int], object],
+    encode_text: EncodeText | None,
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, members) of each sample of the only shard; call `count` with the size of each batch."""
+    for batch in batches:
+        rows = batch["position"].tolist()
+        if rows:
+            crops = [batch[field.batch_key] for field in header.image_fields()]  # type: ignore[literal-required]
+            mirrored = [crop.flip(3) for crop in crops] if header.flip else []
+            moments = torch.stack([encode(x) for x in [*crops, *mirrored]], 1).to("cpu", torch.float16)
+            moments = moments if header.variants > 1 else moments[:, 0]
+            samples = [shards[0].sample(row) for row in rows]
+            states = None
+            if encode_text is not None:
+                states = encode_text([CaptionField()(sample, 0) for sample in samples])
+            for i, (sample, array) in enumerate(zip(samples, moments.numpy(), strict=True)):
+                members = {kind: d for kind, d in sample.members.items() if kind in header.copied_kinds}
+                if states is not None:
+                    members[TEXT] = to_npy(states[i].to("cpu", torch.float16).numpy())
+                yield sample.key, {MOMENTS: to_npy(array), **members}
+        count(len(rows))
+
+
+def _is_done(target: Path, source: bytes, count: int) -> bool:
+    """Whether an earlier call wrote this shard, from the images as they are now."""
+    try:
+        index = load_index(target)
+    except (OSError, UserError):
+        return False
+    return index.source == source if any(index.source) else len(index) == count
+
+
+def _write_manifest_if_complete(out: Path, shards: int) -> None:
+    """Write the folder's manifest if all shards are there: the rank that finishes last does."""
+    targets = [out / f"{number:05d}.tar" for number in range(shards)]
+    if all(target.is_file() for target in targets):
+        write_manifest(out, [ShardEntry.from_index(target, load_index(target)) for target in targets])
+
+
+def _claim_folder(out: Path, header: LatentHeader) -> None:
+    """Write the header; UserError if the folder contains images or other latents."""
+    out.mkdir(parents=True, exist_ok=True)
+    existing = read_folder_header(out)
+    if existing is None and any(out.glob("*.tar")):
+        raise UserError(f"{out} contains shards of images: choose another out=FOLDER for the latents")
+    if existing not in (None, header):
+        raise UserError(f"{out} contains latents of another autoencoder or size: choose another out=FOLDER")
+    write_header(header, out)

@@ -1,0 +1,124 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.data.fields.captions import CaptionField
+from ldm.data.latents import LatentHeader, read_header
+from ldm.data.loading.loader import sequential_loader
+from ldm.data.prepare.write_latents import write_latents
+from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.reader import Shards, open_shards
+from ldm.errors import UserError
+from tests.data.conftest import png
+from tests.data.prepare.test_write_shards import content
+
+HEADER = LatentHeader(autoencoder="0123456789abcdef", size=8, downsampling=4, channels=2)
+
+
+def encode(image: Tensor) -> Tensor:
+    """Return moments (b 4 2 2) that equal the image's colours up to a constant."""
+    return image[:, (0, 1, 2, 2), ::4, ::4].float() + torch.tensor([0, 0, 0.5, 0.25])[:, None, None]
+
+
+def test_written_moments_are_read_back_with_their_captions(
+    pack: Callable[..., Shards], tmp_path: Path
+) -> None:
+    write_latents(pack(5, 3), tmp_path / "latents", HEADER, encode, batch_size=2)
+    shards = open_shards(str(tmp_path / "latents"))
+    assert read_header(shards.paths) == HEADER and HEADER.shape == (4, 2, 2)
+    batches = list(sequential_loader(shards, [*HEADER.fields(0), CaptionField()], batch_size=8))
+    assert batches[0]["key"][5] == "000010000" and batches[0]["caption"][6] == "s1 r1"
+    assert batches[0]["moments"].dtype == torch.float16
+    assert batches[0]["moments"][6, :, 0, 0].tolist() == [1, 1, 99.5, 99.25]
+
+
+def test_finished_shards_are_kept(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    images, out = pack(4, 4, 4), tmp_path / "latents"
+    calls = 0
+
+    def fail_in_the_second_shard(image: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return encode(image)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_latents(images, out, HEADER, fail_in_the_second_shard, batch_size=2)
+    assert sorted(path.name for path in out.iterdir()) == ["00000.index", "00000.tar", "latents.json"]
+    write_latents(images, out, HEADER, fail_in_the_second_shard, batch_size=2)
+    assert calls == 4 + 4 and open_shards(str(out)).counts.tolist() == [4, 4, 4]
+
+
+def test_a_folder_with_other_contents_is_refused(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    images, out = pack(2), tmp_path / "latents"
+    write_latents(images, out, HEADER, encode, batch_size=2)
+    other = LatentHeader("another", size=8, downsampling=4, channels=2)
+    with pytest.raises(UserError, match="latents of another autoencoder"):
+        write_latents(images, out, other, encode, batch_size=2)
+    with pytest.raises(UserError, match="contains shards of images.*out=FOLDER"):
+        write_latents(images, tmp_path / "shards", HEADER, encode, batch_size=2)
+
+
+def test_the_number_of_ranks_changes_nothing(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    images = pack(3, 2, 4, 1, 2)
+    write_latents(images, tmp_path / "one", HEADER, encode, batch_size=2)
+    for rank in (2, 0, 1):
+        report = write_latents(images, tmp_path / "three", HEADER, encode, 2, rank=rank, world=3)
+        assert report.images == sum(n for i, n in enumerate((3, 2, 4, 1, 2)) if i % 3 == rank)
+    one, three = (
+        {path.name: content(path) for path in (tmp_path / name).iterdir()} for name in ("one", "three")
+    )
+    assert one == three and "manifest.npy" in one
+
+
+def test_a_killed_run_leaves_no_partial_shard_and_continues_on_another_number_of_ranks(
+    pack: Callable[..., Shards], tmp_path: Path
+) -> None:
+    images, out = pack(3, 3, 3, 3), tmp_path / "latents"
+    for rank in range(2):
+        calls = iter(range(100))
+
+        def interrupt_in_the_second_shard(image: Tensor, calls: Iterator[int] = calls) -> Tensor:
+            if next(calls) == 3:
+                (out / f".0000{rank + 2}.tar.99.tmp").write_bytes(b"half")  # noqa: B023
+                raise KeyboardInterrupt
+            return encode(image)
+
+        with pytest.raises(KeyboardInterrupt):
+            write_latents(images, out, HEADER, interrupt_in_the_second_shard, 2, rank=rank, world=2)
+    assert sorted(path.name for path in out.glob("*.tar")) == ["00000.tar", "00001.tar"]
+    before = [(out / f"0000{i}.tar").stat().st_ino for i in range(2)]
+    for rank in range(3):
+        write_latents(images, out, HEADER, encode, 2, rank=rank, world=3)
+    assert [(out / f"0000{i}.tar").stat().st_ino for i in range(2)] == before
+    assert open_shards(str(out)).counts.tolist() == [3, 3, 3, 3] and not list(out.glob(".*.tmp"))
+
+
+def test_latents_of_changed_images_are_encoded_again(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    write_latents(pack(3, 3), out, HEADER, encode, 2)
+    before = [path.stat().st_ino for path in sorted(out.glob("*.tar"))]
+    other = [(f"9{row}", {"png": png((row, 7, 7)), "txt": b"another"}) for row in range(3)]
+    write_shard(tmp_path / "shards" / "00001.tar", other)
+    write_latents(open_shards(str(tmp_path / "shards")), out, HEADER, encode, 2)
+    after = [path.stat().st_ino for path in sorted(out.glob("*.tar"))]
+    assert after[0] == before[0] and after[1] != before[1]
+    assert open_shards(str(out))[1].sample(0).read("txt") == b"another"
+
+
+def test_unreadable_images_are_left_out_and_counted(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    images, out = pack(3, 2), tmp_path / "latents"
+    samples = [("a", {"png": png((1, 1, 1))}), ("b", {"png": b"<html>"}), ("c", {"png": b""})]
+    write_shard(tmp_path / "shards" / "00000.tar", samples)
+    (tmp_path / "shards" / "00001.tar").write_bytes(b"not a tar")
+    report = write_latents(Shards(images.paths, [3, 2]), out, HEADER, encode, 2)
+    assert (report.images, report.bad, len(report.unreadable_shards)) == (1, 2, 1)
+    assert "00001.tar" in report.unreadable_shards[0]
+    assert len(open_shards(str(out))[0]) == 1
+    calls: list[int] = []
+    write_latents(Shards(images.paths, [3, 2]), out, HEADER, lambda x: calls.append(1) or encode(x), 2)
+    assert not calls, "the shard is finished, although it has fewer samples"
