@@ -24,8 +24,8 @@ NO_CHECKPOINTS = "callbacks.checkpoint=null saves no checkpoints"
 class Preemption(Callback):
     """SIGTERM or SIGUSR1 sets a flag; at the end of the batch all ranks agree on it, save, and exit.
 
-    The exit status is 75 after SIGUSR1, which announces the time limit, and `status` after SIGTERM. If nothing
-    could be saved it is neither of them: a requeued job would lose its steps each time without notice.
+    The exit status is 75 after SIGUSR1, which announces the time limit, and `status` after SIGTERM. It is
+    neither if the step could not be saved: a requeued job would lose its steps each time without notice.
     During validation ranks agree between batches; the validation ends there and is not logged.
 
     A signal handler must not save or communicate: it deadlocks if another rank is inside a collective. Ranks
@@ -68,8 +68,8 @@ class Preemption(Callback):
             os._exit(0)
         if any(problems):
             raise UserError(
-                f"asked to stop at step {trainer.global_step}, which could not be saved ({max(problems)}): fix"
-                " that, then start again with resume=auto from the last checkpoint, if there is one"
+                f"asked to stop at step {trainer.global_step}, which could not be saved ({max(problems)}):"
+                " fix that, then start again with resume=auto from the last checkpoint, if there is one"
             )
         status = REQUEUE if requested > 1 else self.status
         for logger in trainer.loggers:
@@ -100,7 +100,7 @@ class Preemption(Callback):
 
 
 def _disable_lightning_handlers(trainer: Trainer) -> None:
-    """Disable Lightning's signal handler, which calls a collective, and its loop's broadcast at every batch."""
+    """Disable Lightning's signal handler, which calls a collective, and the broadcast at every batch."""
     loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
     assert callable(loop._broadcast_sigterm_tensor) and callable(connector.register_signal_handlers)
     loop._broadcast_sigterm_tensor = connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from ldm.stages.base import Stage
 
 
 class ProgressBar(TQDMProgressBar):
-    """Show steps, time left, loss, images per second over all ranks, and the fraction of time waiting for data.
+    """Show step, time left, loss, images per second over all ranks, and the fraction of time waiting.
 
     In a terminal, one line that is redrawn about twice a second; elsewhere, as in a SLURM job's log, a new
     line every `seconds`.

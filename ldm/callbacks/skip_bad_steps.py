@@ -60,8 +60,8 @@ class SkipBadSteps(Callback):
         optimizers = trainer.optimizers
         if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
             raise UserError(
-                "callbacks.skip_bad_steps can only skip steps of fused optimizers: give optimizer.fused=true, "
-                "or callbacks.skip_bad_steps=null to train without it"
+                "callbacks.skip_bad_steps can only skip steps of fused optimizers: give optimizer.fused=true"
+                " or callbacks.skip_bad_steps=null to train without it"
             )
         zeros = torch.zeros(len(optimizers))
         initial = {"log_mean": zeros, "seen": zeros, "skipped": zeros[0], "in_a_row": zeros[0]}
@@ -117,14 +117,14 @@ class SkipBadSteps(Callback):
         latest = [int(steps[n % LISTED_STEPS]) for n in range(first, skipped)]
         size = self._batch_size
         listed = ", ".join(f"{s} (positions {s * size} to {(s + 1) * size - 1})" for s in latest)
-        return f"{skipped - self._num_reported} steps were skipped, {skipped} in all; the latest: {listed}"
+        return f"skipped {skipped - self._num_reported} step(s), {skipped} in all; the latest: {listed}"
 
     def _explain_end(self, step: int, in_a_row: int) -> str:
         good = [path for number, path in list_checkpoints(self.folder) if number <= step - in_a_row]
         start = f"resume from the last good checkpoint, resume={good[-1]}," if good else "start again"
         return (
-            f"the last {in_a_row} steps up to {step} were skipped, their gradient norms not finite or more than "
-            f"{self.factor:g} times the mean: {start} with a lower optimizer.lr or trainer.precision=32-true"
+            f"the last {in_a_row} steps up to {step} were skipped, their gradient norms not finite or above"
+            f" {self.factor:g} times the mean: {start} with a lower optimizer.lr or trainer.precision=32-true"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,9 +20,9 @@ class Throughput(Callback):
     speed/data_wait           fraction of the time that it waited for a batch
     memory/peak_gib           peak memory so far: the GPU's, or the process's on a CPU
 
-    Ranks advance in step, so the speed of one, times their number, is the speed of all. With several ranks the
-    smallest and largest of the first two are logged as well (`..._least`, `..._largest`): they are reduced
-    together with the losses, in the same collective.
+    Ranks advance together, so the speed of one, times their number, is the speed of all. With several ranks
+    the smallest and largest of the first two are logged as well (`..._least`, `..._largest`), reduced in the
+    same collective as the losses.
     """
 
     def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]

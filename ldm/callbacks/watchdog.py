@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from ldm.errors import InvalidValue
 
 GRACE = 30.0
-"""Seconds between a rank's stack and its end. srun then kills the other ranks, which must have written theirs."""
+"""Seconds between a rank's stack and its end, when srun kills the other ranks: theirs are written by then."""
 
 
 class Watchdog(Callback):
@@ -24,7 +24,7 @@ class Watchdog(Callback):
     def __init__(self, folder: str, seconds: float = 900.0, grace: float = GRACE) -> None:
         if seconds <= 0:
             raise InvalidValue(
-                f"the watchdog's seconds must be above 0, not {seconds}: disable it with callbacks.watchdog=null"
+                f"the watchdog's seconds must be above 0, not {seconds}: callbacks.watchdog=null disables it"
             )
         self.folder, self.seconds, self.grace = Path(folder), seconds, grace
         self._file: IO[str] | None = None

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     """Write a model file of weights averaged over any length, from the snapshots of callbacks=post_hoc."""
     if not 0 < cfg.length <= LONGEST:
         raise UserError(
-            f"length={cfg.length} must be in (0, {LONGEST:.4f}], of which {LONGEST:.4f} is the mean over all steps"
+            f"length={cfg.length} must be in (0, {LONGEST:.4f}], where the largest is the mean of all steps"
         )
     tensors, config, header = model_file.load(cfg.ckpt, "latent_diffusion")
     snapshots = select_up_to(list_snapshots(cfg.snapshots), cfg.step)

@@ -1,4 +1,4 @@
-"""The mathematics of diffusion. Knows torch and nothing of networks, data or training.
+"""The mathematics of diffusion, in torch only; independent of networks, data and training.
 
 Everywhere `z_t = alpha_t * z_0 + sigma_t * eps`:
 
@@ -13,10 +13,10 @@ Everywhere `z_t = alpha_t * z_0 + sigma_t * eps`:
 | `eps`, `v`  | noise, velocity     | ε          | ε          | ε         | n       | `noise`                |
 | `cond`      | conditioning        | –          | –          | c         | –       | `encoder_hidden…`      |
 
-Time counts as in the papers, t = 1..T with 0 clean: a schedule has T + 1 entries and t = 0 is exactly
+Time follows the papers, t = 1..T with 0 clean: a schedule has T + 1 entries and t = 0 is exactly
 alpha = 1, sigma = 0. t = 0 is only ever a target, never a point of evaluation (lam is infinite there).
-Between whole t a schedule has values, too; T is the same axis for continuous ones (flow, Karras).
+Schedules are also defined between whole t; continuous ones (flow, Karras) use the same axis.
 
-A network is fed `parameterization.input_scale * z_t` and told `schedule.network_time(t)` in two places alone,
-`objective.diffusion_loss` and `guidance`.
+A network receives `parameterization.input_scale * z_t` and `schedule.network_time(t)`. Both are computed in
+two places only: `objective.diffusion_loss` and `guidance`.
 """

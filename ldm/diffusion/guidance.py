@@ -1,10 +1,10 @@
 """From a network to `denoise(z_t, t) -> (z_0, eps)`, with or without guidance.
 
-Every guidance extrapolates away from a worse prediction. Without `weak` that is the network's own prediction for
-`null`, the empty or the negative prompt (classifier-free guidance); all predictions come from one pass over a
-stacked batch. With `weak`, a smaller or less trained network, it is that network's prediction, and `null` holds
-the condition as that network encodes it (autoguidance, Karras et al. 2024, eq. 3). What is not needed, at scale 1
-and outside of the interval, is not computed.
+Every guidance extrapolates away from a worse prediction. Without `weak` that is the network's own prediction
+for `null`, the empty or the negative prompt (classifier-free guidance); all predictions come from one pass
+over a stacked batch. With `weak`, a smaller or less trained network, it is that network's prediction, and
+`null` holds the condition as that network encodes it (autoguidance, Karras et al. 2024, eq. 3). What is not
+needed, at scale 1 and outside of the interval, is not computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,9 @@ class Prediction:
         """Return the denoiser without guidance: y = y_cond."""
         return self._denoise(lambda inputs, time: self.network(inputs, time, self.cond).to(inputs.dtype))
 
-    def combine(self, conds: Sequence[Conditioning], mix: Callable[..., Tensor], weak: bool = True) -> Denoise:
+    def combine(
+        self, conds: Sequence[Conditioning], mix: Callable[..., Tensor], weak: bool = True
+    ) -> Denoise:
         """Return the denoiser of y = mix(y of conds[0], y of conds[1], ...), one pass per network.
 
         Args:
@@ -57,10 +59,11 @@ class Prediction:
         stacked, n = _stack(own), len(own)
 
         def predict(inputs: Tensor, time: Tensor) -> Tensor:
-            y = self.network(torch.cat([inputs] * n), torch.cat([time] * n), stacked).to(inputs.dtype).chunk(n)
+            y = self.network(torch.cat([inputs] * n), torch.cat([time] * n), stacked)
+            predictions = y.to(inputs.dtype).chunk(n)
             if weak_network is not None:
-                y = (*y, weak_network(inputs, time, conds[-1]).to(inputs.dtype))
-            return mix(*y)
+                predictions = (*predictions, weak_network(inputs, time, conds[-1]).to(inputs.dtype))
+            return mix(*predictions)
 
         return self._denoise(predict)
 
@@ -96,9 +99,10 @@ def classifier_free_guidance(prediction: Prediction, scale: float) -> Denoise:
 
 
 def rescaled_cfg(prediction: Prediction, scale: float, phi: float = 0.7) -> Denoise:
-    """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g, y_g of classifier-free guidance (Lin et al. 2023, eq. 15, 16).
+    """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g (Lin et al. 2023, eq. 15, 16).
 
-    Large scales spread the prediction more than any image is spread; std is taken over each image's y.
+    y_g is that of classifier-free guidance, which large scales spread more than any image is spread; std is
+    taken over each image's y.
     """
     if not 0 <= phi <= 1:
         raise InvalidValue(f"guidance needs a rescaling phi in 0..1, not {phi}")
@@ -163,9 +167,9 @@ def nested_cfg(
 ) -> Denoise:
     """y = y_null + sum_i s_i (y_{c1..ci} - y_{c1..c(i-1)}) (Brooks et al. 2023, eq. 3, has two conditions).
 
-    `intermediate` are the conditions c1, then c1 and c2, and so on, with their s_i in `scales`; `scale` is that
-    of the last step, to `cond`. Where two neighbours' scales agree, and where the first is 1, the prediction
-    between them cancels and is not computed.
+    `intermediate` are the conditions c1, then c1 and c2, and so on, with their s_i in `scales`; `scale` is
+    that of the last step, to `cond`. Where two neighbours' scales agree, and where the first is 1, the
+    prediction between them cancels and is not computed.
     """
     if len(intermediate) != len(scales):
         raise InvalidValue(f"{len(scales)} scales for {len(intermediate)} conditions between null and all")

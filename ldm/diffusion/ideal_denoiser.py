@@ -1,4 +1,4 @@
-"""A density whose denoiser is a closed form: to see what schedules and samplers do without a network."""
+"""The exact denoiser of a Gaussian mixture, to study schedules and samplers without a network."""
 
 import math
 
@@ -13,13 +13,13 @@ from ldm.errors import InvalidValue
 
 
 def gaussian_mixture_denoiser(schedule: Schedule, means: Float[Tensor, "k n"], std: float) -> Denoise:
-    """E[z_0 | z_t] of z_0 ~ mean_k N(means_k, std² I), with the eps that goes with it.
+    """E[z_0 | z_t] for z_0 ~ mean_k N(means_k, std² I), and the matching eps.
 
-    Given k, z_t ~ N(alpha m_k, v I), v = alpha² std² + sigma², and z_0 has the mean
+    Given k, z_t ~ N(alpha m_k, v I) with v = alpha² std² + sigma², and the mean of z_0 is
     (alpha std² z_t + sigma² m_k)/v; k has the weight softmax_k(-|z_t - alpha m_k|²/2v).
     """
     if std <= 0:
-        raise InvalidValue(f"a mixture's components need std > 0, not {std}")
+        raise InvalidValue(f"the components of a mixture need std > 0, not {std}")
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         (at,) = schedule_points(schedule, t.reshape(1))
@@ -33,7 +33,7 @@ def gaussian_mixture_denoiser(schedule: Schedule, means: Float[Tensor, "k n"], s
 
 
 def two_moons(k: int) -> Float[Tensor, "k 2"]:
-    """k points along two interleaved half circles, of mean 0 and variance 1 on each axis."""
+    """Return k points along two interleaved half circles, with mean 0 and variance 1 on each axis."""
     if k < 4:
         raise InvalidValue(f"two moons need k >= 4 points, not {k}")
     angle = torch.linspace(0, math.pi, k - k // 2, dtype=torch.float64)
@@ -47,15 +47,15 @@ def two_moons(k: int) -> Float[Tensor, "k 2"]:
 def sample_mixture(
     means: Float[Tensor, "k n"], std: float, n: int, generator: torch.Generator
 ) -> Float[Tensor, "b n"]:
-    """n samples of the mixture."""
+    """Sample n points of the mixture."""
     if n < 1:
-        raise InvalidValue(f"a mixture gives n >= 1 samples, not {n}")
+        raise InvalidValue(f"sampling a mixture needs n >= 1, not {n}")
     k = torch.randint(len(means), (n,), generator=generator)
     return means[k] + std * torch.randn(n, means.shape[1], generator=generator, dtype=means.dtype)
 
 
 def energy_distance(x: Float[Tensor, "a n"], y: Float[Tensor, "b n"]) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where x and y are of one density (Székely & Rizzo 2013)."""
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 for equal distributions (Székely & Rizzo 2013)."""
     if min(len(x), len(y)) < 2:
         raise InvalidValue(f"the energy distance needs >= 2 samples of each, not {len(x)} and {len(y)}")
     within = sum(torch.cdist(s, s).sum().item() / (len(s) * (len(s) - 1)) for s in (x, y))

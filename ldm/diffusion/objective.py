@@ -35,17 +35,17 @@ def diffusion_loss(
 ) -> Float[Tensor, " b"]:
     """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
 
-    Each sample's term, of which training takes the mean. Pure: the caller draws eps ~ N(0, I), u ~ U[0, 1).
+    One term per sample; training takes their mean. Pure: the caller samples eps ~ N(0, I) and u ~ U[0, 1).
 
     Args:
-        network: f_theta; the norm of its error is a mean over channels and pixels.
+        network: f_theta; its squared error is a mean over channels and pixels.
         weighting: w.
-        times: t of u.
-        jitter: noise in z_t of which y knows nothing (Ning et al. 2023, "input perturbation").
+        times: maps u to t.
+        input_noise: added to eps in z_t but not in y (Ning et al. 2023, "input perturbation").
     """
     t = times(u)  #                                                              b
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
-    z_t = alpha_t * z_0 + sigma_t * (eps + input_noise)  #                            b z h w
+    z_t = alpha_t * z_0 + sigma_t * (eps + input_noise)  #               b z h w
     target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w
     y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
     error = (y.float() - target).square().mean((1, 2, 3))  #                     b

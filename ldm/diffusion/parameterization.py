@@ -1,13 +1,12 @@
 """What the network predicts: y = a z_0 + b eps.
 
-With z_t = alpha z_0 + sigma eps it is one 2x2 system for every prediction type: for det = b alpha - a sigma,
+With z_t = alpha z_0 + sigma eps, every prediction type is one 2x2 system: for det = b alpha - a sigma,
 
     z_0 = (b z_t - sigma y) / det,      eps = (alpha y - a z_t) / det.
 
-Three things follow. det = 0 where a network that predicts eps would have to find z_0 in pure noise (zero
-terminal SNR), so that pair is refused. Guidance, being linear in y with weights that sum to 1, commutes with
-the solve. And an error in y is an error (sigma/det) times as large in z_0, which is all that a weighting
-needs to know.
+Three facts follow. At zero terminal SNR det = 0 for eps prediction, which would have to find z_0 in pure
+noise: that pair raises a ValueError. Guidance is linear in y with weights that sum to 1, so it commutes with
+the solve. An error in y is an error sigma/det times as large in z_0, which is all that a weighting needs.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +21,7 @@ Coefficient = Float[Tensor, "b 1 1 1"]
 
 
 class Parameterization(ABC):
-    """A prediction type is its (a, b)."""
+    """A prediction type, defined by (a, b)."""
 
     @abstractmethod
     def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:
@@ -51,16 +50,16 @@ class Parameterization(ABC):
         alpha_t: Coefficient,
         sigma_t: Coefficient,
     ) -> tuple[Float[Tensor, "b z h w"], Float[Tensor, "b z h w"]]:
-        """(z_0, eps) from the prediction y at z_t."""
+        """Return (z_0, eps) for the prediction y at z_t."""
         (a, b), det = self.coefficients(alpha_t, sigma_t), self.det(alpha_t, sigma_t)
         return (b * z_t - sigma_t * y) / det, (alpha_t * y - a * z_t) / det
 
     def input_scale(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
-        """What z_t is multiplied by before the network sees it."""
+        """Return the factor of z_t in the network's input."""
         return alpha_t.new_ones(()).expand_as(alpha_t)
 
     def check(self, schedule: Schedule) -> None:
-        """ValueError where some t in 1..T has no solution."""
+        """Raise ValueError if det = 0 at some t in 1..T."""
         return None
 
 
@@ -73,8 +72,8 @@ class Eps(Parameterization):
     def check(self, schedule: Schedule) -> None:
         if schedule.has_zero_terminal_snr:
             raise InvalidValue(
-                f"alpha_T = 0 at T = {schedule.num_steps}: a network that predicts eps cannot find z_0 in "
-                "pure noise; use v or x0 prediction with this schedule"
+                f"alpha_T = 0 at T = {schedule.num_steps}, and eps prediction cannot find z_0 in pure noise: "
+                "use parameterization=v or x0 with this schedule"
             )
 
 
@@ -100,7 +99,7 @@ class Flow(Parameterization):
 
 
 class EDM(Parameterization):
-    """z_0 = c_skip x + c_out y, x = z_0 + (sigma/alpha) eps, of a network that sees c_in x
+    """z_0 = c_skip x + c_out y, x = z_0 + (sigma/alpha) eps, for a network with the input c_in x
 
     (Karras et al. 2022, eq. 7). Here x = z_t / alpha. With the data's `std` (theirs: sigma_data) and
     n = sqrt(sigma² + alpha² std²), their table 1 reads c_skip x = alpha std²/n² z_t, c_out = sigma std/n and
@@ -108,12 +107,12 @@ class EDM(Parameterization):
 
         y = sigma/(std n) z_0 - alpha std/n eps,      det = -n/std,
 
-    which never vanishes: any schedule will do, zero terminal SNR included. With std 1 it is -v.
+    which is never 0, so any schedule works, also with zero terminal SNR. With std 1, y = -v.
     """
 
     def __init__(self, std: float = 0.5) -> None:
         if std <= 0:
-            raise InvalidValue(f"EDM's data have a std > 0, not {std}")
+            raise InvalidValue(f"EDM needs a data std > 0, not {std}")
         self.std = std
 
     def coefficients(self, alpha_t: Coefficient, sigma_t: Coefficient) -> tuple[Coefficient, Coefficient]:

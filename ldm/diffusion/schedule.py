@@ -13,22 +13,22 @@ from ldm.errors import InvalidValue
 class Schedule(nn.Module, ABC):
     """alpha and sigma at real t in [0, T], T = `num_steps`; t = 0 is exactly (1, 0), and lam falls strictly.
 
-    What comes out has the precision of what goes in: float64 times give float64 coefficients.
+    The coefficients have the dtype of the times.
     """
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         if num_steps < 1:
-            raise InvalidValue(f"a schedule needs num_steps >= 1, not {num_steps}")
+            raise InvalidValue(f"the schedule needs num_steps >= 1, not {num_steps}")
         self.num_steps = num_steps
 
     @abstractmethod
     def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        """The signal's coefficient at t in [0, T]."""
+        """Return the signal coefficient at t in [0, T]."""
 
     @abstractmethod
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        """The noise's coefficient at t in [0, T]."""
+        """Return the noise coefficient at t in [0, T]."""
 
     def lam(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         """lam_t = log(alpha_t / sigma_t), half the log-SNR; infinite at t = 0."""
@@ -36,11 +36,11 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def time(self, lam: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The t in [0, T] of each lam: the inverse of `lam`, and T for all that is noisier than z_T."""
+        """Return the t in [0, T] of each lam, the inverse of `lam`; T for more noise than z_T has."""
 
     @abstractmethod
     def network_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """What the network is told about t."""
+        """Return the time that the network receives."""
 
     @property
     @abstractmethod
@@ -49,14 +49,14 @@ class Schedule(nn.Module, ABC):
 
 
 class TableSchedule(Schedule):
-    """A table of t = 0..T, variance preserving: alpha² + sigma² = 1.
+    """A table for t = 0..T, variance preserving: alpha² + sigma² = 1.
 
-    Between whole t, lam is linear in t, as samplers that think in lam have it; next to a clean t = 0 and a T
-    of pure noise, where lam is infinite, the coefficient that vanishes there is linear.
+    Between whole t, lam is linear in t. Next to the clean t = 0, and to a T of pure noise, lam is infinite:
+    there the coefficient that vanishes is linear instead.
 
     Args:
         alpha_bars: the T products ᾱ_1..ᾱ_T of DDPM (Ho et al. 2020, section 2), strictly falling, in [0, 1).
-        zero_terminal_snr: rescale it to end in pure noise, see `rescale_zero_terminal_snr`.
+        zero_terminal_snr: rescale the table to end in pure noise, see `rescale_zero_terminal_snr`.
         shift: factor of sigma/alpha for another resolution, see `shift_snr`.
     """
 
@@ -66,38 +66,37 @@ class TableSchedule(Schedule):
         super().__init__(len(alpha_bars))
         if not 0 <= alpha_bars[-1] or not alpha_bars[0] < 1 or (alpha_bars.diff() >= 0).any():
             raise InvalidValue(
-                f"a table's alpha_bars fall strictly, in [0, 1), not {alpha_bars.tolist()[:10]}"
+                f"alpha_bars must decrease strictly within [0, 1), not {alpha_bars.tolist()[:10]}"
             )
         if shift != 1:
             alpha_bars = shift_snr(alpha_bars, shift)
         if zero_terminal_snr:
             alpha_bars = rescale_zero_terminal_snr(alpha_bars)
         alpha_bars = torch.cat([alpha_bars.new_ones(1), alpha_bars])
-        # No buffers: the configuration names the schedule, a checkpoint must not contradict it, and `half()`
-        # must not round it.
+        # No buffers: the config defines the schedule, which a checkpoint must not change, nor `half()` round.
         self.alphas, self.sigmas = alpha_bars.sqrt(), (1 - alpha_bars).sqrt()
         self.lams = (alpha_bars.log() - (1 - alpha_bars).log()) / 2
-        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
+        self._table_cache: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
     def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        """The signal's coefficient: the table's own value at whole t."""
+        """Return the signal coefficient, the table's exact value at whole t."""
         return self._coefficients(t)[0][:, None, None, None]
 
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        """The noise's coefficient: the table's own value at whole t."""
+        """Return the noise coefficient, the table's exact value at whole t."""
         return self._coefficients(t)[1][:, None, None, None]
 
     def time(self, lam: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """t from the cell of the table that holds lam."""
+        """Return t by inverse interpolation within the table's interval that contains lam."""
         alphas, sigmas, lams = self._tables(lam)
         cell = torch.searchsorted(-lams[1:], -lam).clamp(max=self.num_steps - 1)
         inner = (lams[cell] - lam) / (lams[cell] - lams[cell + 1])
         first = (-2 * lam).sigmoid().sqrt() / sigmas[1]
         last = 1 - (2 * lam).sigmoid().sqrt() / alphas[-2]
-        return cell + self._by_cell(cell, first, inner, last).clamp(0, 1)
+        return cell + self._select_by_cell(cell, first, inner, last).clamp(0, 1)
 
     def network_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """t - 1, since published networks count their steps from 0."""
+        """t - 1: published networks count from 0."""
         return t - 1
 
     @property
@@ -111,43 +110,46 @@ class TableSchedule(Schedule):
         up = t.ceil().long()
         alpha, sigma, lam = (torch.lerp(table[cell], table[up], part) for table in (alphas, sigmas, lams))
         between = (
-            self._by_cell(cell, (1 - sigma**2).sqrt(), (2 * lam).sigmoid().sqrt(), alpha),
-            self._by_cell(cell, sigma, (-2 * lam).sigmoid().sqrt(), (1 - alpha**2).sqrt()),
+            self._select_by_cell(cell, (1 - sigma**2).sqrt(), (2 * lam).sigmoid().sqrt(), alpha),
+            self._select_by_cell(cell, sigma, (-2 * lam).sigmoid().sqrt(), (1 - alpha**2).sqrt()),
         )
         return torch.where(part == 0, alphas[cell], between[0]), torch.where(
             part == 0, sigmas[cell], between[1]
         )
 
-    def _by_cell(self, cell: Tensor, first: Tensor, inner: Tensor, last: Tensor) -> Tensor:
-        """What holds in the cell [0, 1], in the last before a T of pure noise, and in the others."""
+    def _select_by_cell(self, cell: Tensor, first: Tensor, inner: Tensor, last: Tensor) -> Tensor:
+        """Return `first` in the interval [0, 1], `last` in one that ends in pure noise, `inner` elsewhere."""
         if self.has_zero_terminal_snr:
             inner = torch.where(cell == self.num_steps - 1, last, inner)
         return torch.where(cell == 0, first, inner)
 
     def _tables(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, sigma and lam on a tensor's device in its precision."""
+        """Return the tables of alpha, sigma and lam with the device and dtype of `like`."""
         key = (like.device, like.dtype)
-        if key not in self._copies:
-            with torch.inference_mode(False):  # validation may come first, and training uses them too
+        if key not in self._table_cache:
+            with torch.inference_mode(
+                False
+            ):  # the first call may be validation, but training uses the copies as well
                 alphas, sigmas, lams = (
                     table.to(like.dtype).to(like.device) for table in (self.alphas, self.sigmas, self.lams)
                 )
-            self._copies[key] = alphas, sigmas, lams
-        return self._copies[key]
+            self._table_cache[key] = alphas, sigmas, lams
+        return self._table_cache[key]
 
 
 def rescale_zero_terminal_snr(alpha_bars: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
     """sqrt ᾱ' = (sqrt ᾱ - sqrt ᾱ_T) sqrt ᾱ_1 / (sqrt ᾱ_1 - sqrt ᾱ_T), 0 at T (Lin et al. 2023, alg. 1)."""
     alphas = alpha_bars.sqrt()
     if len(alphas) < 2:
-        raise InvalidValue(f"zero terminal SNR needs a table of T >= 2, not {len(alphas)}")
+        raise InvalidValue(f"zero_terminal_snr needs num_steps >= 2, not {len(alphas)}")
     return ((alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))).square()
 
 
 def shift_snr(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor, " T"]:
     """sigma'/alpha' = shift sigma/alpha, so lam' = lam - log shift (Hoogeboom et al. 2023).
 
-    A image of n times the side shows, at the same noise, n times the signal: shift = n undoes that.
+    An image n times as wide and high, averaged over n x n pixels, has n times the alpha/sigma: shift = n
+    undoes that.
     """
     _check_shift(shift)
     return alpha_bars / (alpha_bars + shift**2 * (1 - alpha_bars))
@@ -155,13 +157,13 @@ def shift_snr(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor
 
 def _check_shift(shift: float) -> None:
     if shift <= 0:
-        raise InvalidValue(f"a resolution shift is a factor > 0 of sigma/alpha, not {shift}")
+        raise InvalidValue(f"shift must be a factor > 0 of sigma/alpha, not {shift}")
 
 
-def _check(num_steps: int, beta_start: float, beta_end: float) -> None:
+def _check_betas(num_steps: int, beta_start: float, beta_end: float) -> None:
     if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
         raise InvalidValue(
-            "a schedule needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, "
+            "the schedule needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, "
             f"not {num_steps}, {beta_start}, {beta_end}"
         )
 
@@ -177,13 +179,13 @@ class Linear(TableSchedule):
         zero_terminal_snr: bool = False,
         shift: float = 1.0,
     ) -> None:
-        _check(num_steps, beta_start, beta_end)
+        _check_betas(num_steps, beta_start, beta_end)
         betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64, device="cpu")
         super().__init__((1 - betas).cumprod(0), zero_terminal_snr, shift)
 
 
 class ScaledLinear(TableSchedule):
-    """sqrt(beta_t) in equal steps: latent diffusion's schedule ("linear" in its published configs).
+    """sqrt(beta_t) in equal steps: the schedule of latent diffusion ("linear" in its published configs).
 
     Stable Diffusion: .00085 to .012 (sigma/alpha ends at 14.615); LDM-4: .0015 to .0195 (83.8).
     """
@@ -196,7 +198,7 @@ class ScaledLinear(TableSchedule):
         zero_terminal_snr: bool = False,
         shift: float = 1.0,
     ) -> None:
-        _check(num_steps, beta_start, beta_end)
+        _check_betas(num_steps, beta_start, beta_end)
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float64, device="cpu")
         super().__init__((1 - roots.square()).cumprod(0), zero_terminal_snr, shift)
 
@@ -214,7 +216,8 @@ class Cosine(TableSchedule):
     ) -> None:
         if num_steps < 1 or offset < 0 or not 0 < max_beta < 1:
             raise InvalidValue(
-                f"cosine needs T >= 1, s >= 0, 0 < max_beta < 1, not {num_steps}, {offset}, {max_beta}"
+                "the cosine schedule needs num_steps >= 1, offset >= 0 and 0 < max_beta < 1, "
+                f"not {num_steps}, {offset}, {max_beta}"
             )
         t = torch.arange(num_steps + 1, dtype=torch.float64, device="cpu") / num_steps
         f = torch.cos((t + offset) / (1 + offset) * math.pi / 2).square()
@@ -225,7 +228,7 @@ class Cosine(TableSchedule):
 class RectifiedFlow(Schedule):
     """alpha = 1 - u, sigma = u, straight from data to noise; u = s r/(1 + (s - 1) r), r = t/T, `shift` s.
 
-    Liu et al. 2023, eq. 1. The shift, s times another resolution's sigma/alpha: Esser et al. 2024, eq. 23.
+    Liu et al. 2023, eq. 1. The shift of sigma/alpha by s for other resolutions: Esser et al. 2024, eq. 23.
     """
 
     has_zero_terminal_snr = True
@@ -248,7 +251,7 @@ class RectifiedFlow(Schedule):
         return self.num_steps * (-lam - math.log(self.shift)).sigmoid()
 
     def network_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """1000 sigma, as published flow networks are told."""
+        """1000 sigma, as in published flow networks."""
         return 1000 * self.sigma(t).flatten()
 
     def _denominator(self, t: Tensor) -> Tensor:
@@ -270,7 +273,7 @@ class Karras(Schedule):
         super().__init__(num_steps)
         if num_steps < 2 or not 0 < sigma_min < sigma_max or rho <= 0:
             raise InvalidValue(
-                "Karras needs T >= 2, 0 < sigma_min < sigma_max and rho > 0, "
+                "the Karras schedule needs num_steps >= 2, 0 < sigma_min < sigma_max and rho > 0, "
                 f"not {num_steps}, {sigma_min}, {sigma_max}, {rho}"
             )
         self.sigma_min, self.rho = sigma_min, rho

@@ -151,7 +151,9 @@ def test_a_file_that_is_overwritten_never_has_the_hash_of_another(tmp_path, monk
     monkeypatch.setattr(os, "replace", lambda *args: (intact.append(is_intact(path)), replace(*args)))
     monkeypatch.setattr(atomic, "sync", lambda file: (intact.append(is_intact(path)), sync(file)))
     AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, path)
-    assert intact == [True] * 3 and is_intact(path), "at the flush before the rename, at the rename, at the flush after it"
+    assert intact == [True] * 3 and is_intact(path), (
+        "at the flush before the rename, at the rename, at the flush after it"
+    )
 
 
 def test_a_failed_flush_keeps_the_older_file_and_its_hash(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The average: its formula, what it follows, and that it leaves no trace."""
+"""EMA: its formula, the parameters it averages, and that swapping weights has no side effects."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.support import tiny
 
 
 class History(torch.nn.Module):
-    """Keeps the trained parameters after every step."""
+    """Copies the trained parameters after every step."""
 
     def __init__(self, stage) -> None:
         super().__init__()
@@ -20,15 +20,15 @@ class History(torch.nn.Module):
         return {name: p.detach().clone() for name, p in stage.averaged_parameters().items()}
 
 
-def trained(steps: int = 5, decay: float = 0.5, start: int = 0):
+def train(steps: int = 5, decay: float = 0.5, start: int = 0):
     stage, ema = tiny.second_stage(), EMA(decay, start)
     history = History(stage)
     tiny.fit(stage, [tiny.batch(2)] * steps, [ema])
     return stage, ema, history.steps
 
 
-def test_equals_the_formula():
-    _, ema, history = trained(steps=5, decay=0.3)
+def test_equals_its_formula():
+    _, ema, history = train(steps=5, decay=0.3)
     expected = {name: p.double() for name, p in history[0].items()}
     decays = [min(0.3, (1 + n) / (10 + n)) for n in (1, 2, 3, 4, 5)]
     assert decays[0] < 0.3 and decays[-1] == 0.3, "both branches of the decay count"
@@ -39,10 +39,10 @@ def test_equals_the_formula():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_is_the_parameters_until_it_starts():
-    _, ema, history = trained(steps=2, start=2)
+def test_equals_the_parameters_until_it_starts():
+    _, ema, history = train(steps=2, start=2)
     assert all(torch.equal(value, history[2][name]) for name, value in ema.averages.items())
-    _, ema, history = trained(steps=4, decay=0.9, start=2)
+    _, ema, history = train(steps=4, decay=0.9, start=2)
     expected = {name: p.double() for name, p in history[2].items()}
     for decay, parameters in zip((2 / 11, 3 / 12), history[3:], strict=True):
         expected = {name: decay * e + (1 - decay) * parameters[name] for name, e in expected.items()}
@@ -52,8 +52,8 @@ def test_is_the_parameters_until_it_starts():
         EMA(0.5, start=-1)
 
 
-def test_follows_trainable_parameters_alone():
-    stage, ema, _ = trained(1)
+def test_averages_only_trainable_parameters():
+    stage, ema, _ = train(1)
     names = set(ema.averages)
     assert names == {name for name, p in stage.model.named_parameters() if p.requires_grad}
     assert names and not any(name.startswith("first_stage.") for name in names)
@@ -61,8 +61,8 @@ def test_follows_trainable_parameters_alone():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_swap_restores_bit_for_bit(fails):
-    stage, ema, history = trained()
+def test_parameters_are_restored_bit_for_bit(fails):
+    stage, ema, history = train()
     before = tiny.snapshot(stage)
     try:
         with ema.use_averages(stage):
@@ -77,8 +77,8 @@ def test_the_swap_restores_bit_for_bit(fails):
     assert all(torch.equal(p, history[-1][name]) for name, p in stage.averaged_parameters().items())
 
 
-def test_goes_on_from_its_state():
-    stage, ema, _ = trained()
+def test_continues_from_its_state():
+    stage, ema, _ = train()
     other = EMA(0.5)
     other.load_state_dict(ema.state_dict())
     other.on_fit_start(tiny.trainer(1), stage)
@@ -87,7 +87,7 @@ def test_goes_on_from_its_state():
     assert all(other.averages[name] is not value for name, value in ema.averages.items())
 
 
-def test_a_run_without_an_average_is_as_it_is():
+def test_a_run_without_ema_uses_its_parameters():
     stage = tiny.first_stage()
     trainer = tiny.trainer(1)
     before = tiny.snapshot(stage)
@@ -98,6 +98,6 @@ def test_a_run_without_an_average_is_as_it_is():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_a_decay_outside_its_range_is_refused(decay):
+def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=rf"\[0, 1\), not {decay}"):
         EMA(decay)

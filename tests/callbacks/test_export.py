@@ -1,4 +1,4 @@
-"""The file that a run leaves."""
+"""The model file of a run."""
 
 import torch
 
@@ -10,7 +10,7 @@ from tests.support import tiny
 CONFIG = {"_target_": "ldm.model.LatentDiffusion", "numbers": [1, 2.5, None]}
 
 
-def test_holds_averaged_weights_and_says_what_they_are(tmp_path):
+def test_holds_averaged_weights_config_and_step(tmp_path):
     stage, ema, path = tiny.second_stage(), EMA(0.9), tmp_path / "out.safetensors"
     trainer = tiny.trainer(3, [ema, Export(str(path), CONFIG, "latent_diffusion", 10)])
     trainer.fit(stage, tiny.data(tmp_path / "shards", 3))
@@ -18,10 +18,12 @@ def test_holds_averaged_weights_and_says_what_they_are(tmp_path):
     assert config == CONFIG and header["step"] == "3" and header["size"] == "16"
     for name, value in stage.model.state_dict().items():
         assert torch.equal(tensors[name], ema.averages.get(name, value)), name
-    assert tiny.changed(stage.model, tensors) == set(ema.averages), "the run itself goes on unaveraged"
+    assert tiny.changed(stage.model, tensors) == set(ema.averages), (
+        "the run itself continues with its own weights"
+    )
 
 
-def test_stage_1_leaves_the_latents_statistics(tmp_path):
+def test_stage_1_adds_the_latent_statistics(tmp_path):
     stage, ema, path = tiny.first_stage(), EMA(0.9), tmp_path / "out.safetensors"
     data = tiny.data(tmp_path / "shards", 3)
     tiny.trainer(3, [ema, Export(str(path), CONFIG, "autoencoder", 10)]).fit(stage, data)
@@ -33,14 +35,14 @@ def test_stage_1_leaves_the_latents_statistics(tmp_path):
     assert not torch.equal(tensors["latent_std"], torch.ones(4))
 
 
-def test_written_on_the_way_too(tmp_path):
+def test_written_during_training_too(tmp_path):
     path, steps = tmp_path / "out.safetensors", []
     stage = tiny.second_stage()
 
-    def look(*_) -> None:
+    def read_step(*_) -> None:
         steps.append(model_file.load(path, "latent_diffusion")[2]["step"] if path.exists() else None)
 
-    stage.on_train_batch_end = look
+    stage.on_train_batch_end = read_step
     trainer = tiny.trainer(5, [Export(str(path), CONFIG, "latent_diffusion", 2)])
     trainer.fit(stage, tiny.data(tmp_path / "shards", 5))
     assert steps == [None, "2", "2", "4", "4"]

@@ -1,4 +1,4 @@
-"""Told to stop in one process; tests/test_ddp.py has several."""
+"""Signals to stop in one process; tests/test_ddp.py has several."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.support import tiny
 
 
 class Scheduler(Callback):
-    """Sends a signal in the middle of a step."""
+    """Sends a signal during a step."""
 
     def __init__(self, step: int, name: str) -> None:
         self.step, self.name = step, name
@@ -36,51 +36,53 @@ def _signals():
         signal.signal(getattr(signal, name), handler)
 
 
-def listening(**more: int) -> Preemption:
-    made = Preemption(**more)
-    made.listen()
-    return made
+def listening_preemption(**options: int) -> Preemption:
+    preemption = Preemption(**options)
+    preemption.listen()
+    return preemption
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_saves_the_step_and_exits_for_requeueing(name, tmp_path, capsys):
-    callbacks = [Scheduler(2, name), listening(), Checkpoint(str(tmp_path), every_n_steps=100)]
-    with pytest.raises(SystemExit) as left:
+    callbacks = [Scheduler(2, name), listening_preemption(), Checkpoint(str(tmp_path), every_n_steps=100)]
+    with pytest.raises(SystemExit) as exit:
         tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 6, callbacks)
-    assert left.value.code == REQUEUE == 75
+    assert exit.value.code == REQUEUE == 75
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step00000003.ckpt"]
     assert torch.load(tmp_path / "step00000003.ckpt", weights_only=True)["global_step"] == 3
     assert "saved step 3, exit status 75" in capsys.readouterr().out
-    os.kill(os.getpid(), signal.SIGTERM)  # while it goes, it stays deaf
+    os.kill(os.getpid(), signal.SIGTERM)  # ignored while it exits
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGUSR1", REQUEUE)])
-def test_another_status_by_option_but_not_at_a_time_limit(name, status, tmp_path):
-    callbacks = [Scheduler(1, name), listening(status=0), Checkpoint(str(tmp_path))]
-    with pytest.raises(SystemExit) as left:
+def test_the_status_option_does_not_apply_to_the_time_limit(name, status, tmp_path):
+    callbacks = [Scheduler(1, name), listening_preemption(status=0), Checkpoint(str(tmp_path))]
+    with pytest.raises(SystemExit) as exit:
         tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, callbacks)
-    assert left.value.code == status
+    assert exit.value.code == status
 
 
-def test_without_checkpoints_nothing_is_said_to_be_saved(capsys):
-    with pytest.raises(UserError, match="at step 2, which is not saved .callbacks.checkpoint=null keeps no"):
-        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Scheduler(1, "SIGUSR1"), listening()])
+def test_without_checkpoints_the_run_fails_and_is_not_requeued(capsys):
+    with pytest.raises(UserError, match="at step 2, which could not be saved .callbacks.checkpoint=null"):
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Scheduler(1, "SIGUSR1"), listening_preemption()])
     assert "saved" not in capsys.readouterr().out
 
 
-def test_a_save_that_fails_is_no_reason_to_queue_again(tmp_path, monkeypatch, capsys):
+def test_after_a_failed_save_the_run_is_not_requeued(tmp_path, monkeypatch, capsys):
     def fails(*_, **__):
         raise CheckpointWriteError("no space left on device")
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fails)
-    callbacks = [Scheduler(1, "SIGUSR1"), listening(), Checkpoint(str(tmp_path))]
-    with pytest.raises(UserError, match="at step 2, which is not saved .no space left on device.: mend that"):
+    callbacks = [Scheduler(1, "SIGUSR1"), listening_preemption(), Checkpoint(str(tmp_path))]
+    with pytest.raises(
+        UserError, match="at step 2, which could not be saved .no space left on device.: fix that"
+    ):
         tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, callbacks)
     assert "saved" not in capsys.readouterr().out
 
 
-class InValidation(Callback):
-    """The scheduler's signal comes with the first batch of the first validation."""
+class SignalInValidation(Callback):
+    """Sends a signal in the first batch of the first validation."""
 
     def __init__(self) -> None:
         self.batches = []
@@ -91,22 +93,27 @@ class InValidation(Callback):
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def test_validation_does_not_outlast_the_time_limit(tmp_path):
-    """It ends after the batch, leaves no row, and the run goes on in the same bits."""
+def test_validation_ends_at_the_time_limit(tmp_path):
+    """After the current batch and without a log row, and the resumed run has the same bits."""
 
     def train(name, callbacks, checkpoint=None):
         torch.manual_seed(0)
         folder = tmp_path / name
-        callbacks = [EMA(0.9), *callbacks, listening(), Checkpoint(str(folder / "c"), every_n_steps=100)]
+        callbacks = [
+            EMA(0.9),
+            *callbacks,
+            listening_preemption(),
+            Checkpoint(str(folder / "c"), every_n_steps=100),
+        ]
         trainer = tiny.trainer(6, callbacks, folder / "metrics.csv", validate_every=2)
         trainer.fit(
             tiny.first_stage(), tiny.data(tmp_path / "shards", 6), ckpt_path=checkpoint, weights_only=True
         )
 
-    told = InValidation()
-    with pytest.raises(SystemExit) as left:
-        train("cut", [told])
-    assert left.value.code == REQUEUE and told.batches == [2], "of two batches one was seen"
+    sender = SignalInValidation()
+    with pytest.raises(SystemExit) as exit:
+        train("cut", [sender])
+    assert exit.value.code == REQUEUE and sender.batches == [2], "one of two batches"
     train("cut", [], tmp_path / "cut" / "c" / "step00000003.ckpt")
     train("straight", [])
     rows = [tiny.column(tmp_path / name / "metrics.csv", "val/nll") for name in ("cut", "straight")]
@@ -118,40 +125,42 @@ def test_validation_does_not_outlast_the_time_limit(tmp_path):
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
-def test_wandb_is_told_that_the_run_will_go_on(tmp_path):
+def test_wandb_marks_the_run_as_preempted(tmp_path):
     log, marked = WandbLogger(str(tmp_path), "ldm", "a run", offline=True), []
     log.run = SimpleNamespace(
-        mark_preempting=lambda: marked.append(True), log=print, on_export=lambda exit_code: None
+        mark_preempting=lambda: marked.append(True), log=print, finish=lambda exit_code: None
     )
-    trainer = tiny.trainer(4, [Scheduler(1, "SIGUSR1"), listening(), Checkpoint(str(tmp_path / "c"))])
+    trainer = tiny.trainer(
+        4, [Scheduler(1, "SIGUSR1"), listening_preemption(), Checkpoint(str(tmp_path / "c"))]
+    )
     trainer.loggers, trainer.limit_val_batches = [log], 0
     with pytest.raises(SystemExit):
         trainer.fit(tiny.first_stage(), DataLoader([tiny.batch(1)] * 4, batch_size=None))
     assert marked == [True]
 
 
-def test_a_signal_in_the_last_step_does_not_matter(tmp_path):
-    callbacks = [Scheduler(3, "SIGUSR1"), listening(), Checkpoint(str(tmp_path))]
+def test_a_signal_in_the_last_step_is_ignored(tmp_path):
+    callbacks = [Scheduler(3, "SIGUSR1"), listening_preemption(), Checkpoint(str(tmp_path))]
     trainer = tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, callbacks)
     assert trainer.global_step == 4 and (tmp_path / "step00000004.ckpt").is_file()
 
 
-def test_a_signal_before_the_first_step_is_not_lost(tmp_path):
-    preemption = listening()
+def test_a_signal_before_the_first_step_is_kept(tmp_path):
+    preemption = listening_preemption()
     os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(SystemExit):
         tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [preemption, Checkpoint(str(tmp_path))])
     assert (tmp_path / "step00000001.ckpt").is_file()
 
 
-def test_lightning_handles_no_signal_and_a_finished_run_gives_them_back(tmp_path):
+def test_lightning_handles_no_signal_and_a_finished_run_restores_the_handlers(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    seen = []
+    handlers = []
 
-    class Looks(Callback):
+    class RecordHandler(Callback):
         def on_train_batch_start(self, *_) -> None:
-            seen.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
-    preemption = listening()
-    tiny.fit(tiny.first_stage(), [tiny.batch(1)], [Looks(), preemption])
-    assert seen == [preemption._note] and signal.getsignal(signal.SIGTERM) == before
+    preemption = listening_preemption()
+    tiny.fit(tiny.first_stage(), [tiny.batch(1)], [RecordHandler(), preemption])
+    assert handlers == [preemption._handle_signal] and signal.getsignal(signal.SIGTERM) == before

@@ -1,4 +1,4 @@
-"""Speed, waiting and memory in the logged rows; latent statistics; the line in a job's log."""
+"""Speed, data wait and memory in the log rows; latent statistics; progress lines in a job's log."""
 
 import re
 import time
@@ -17,7 +17,7 @@ from tests.support import tiny
 
 
 class Clock:
-    """Time that passes only where it is told to."""
+    """A clock that advances only when a test advances it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -26,8 +26,8 @@ class Clock:
         return self.now
 
 
-class Takes(Callback):
-    """A step takes 0.3 s and a validation batch 5 s."""
+class Delay(Callback):
+    """Each step takes 0.3 s and each validation batch 5 s."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -39,8 +39,8 @@ class Takes(Callback):
         self.clock.now += 5.0
 
 
-class Comes(ImageField):
-    """A image takes 0.05 s to come."""
+class SlowImageField(ImageField):
+    """Loading an image takes 0.05 s."""
 
     def __call__(self, *args):
         clock.now += 0.05
@@ -50,14 +50,14 @@ class Comes(ImageField):
 clock = Clock()
 
 
-def test_images_a_second_and_waiting_without_validation(tmp_path, monkeypatch):
+def test_images_per_second_and_data_wait_exclude_validation(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", clock)
-    monkeypatch.setattr(datamodule, "Images", Comes)
-    stage, found = tiny.first_stage(log_every=2), []
-    stage.record = lambda values: found.append(dict(values))
-    trainer = tiny.trainer(6, [Throughput(), Takes(clock)], validate_every=2)
+    monkeypatch.setattr(datamodule, "ImageField", SlowImageField)
+    stage, recorded = tiny.first_stage(log_every=2), []
+    stage.record = lambda values: recorded.append(dict(values))
+    trainer = tiny.trainer(6, [Throughput(), Delay(clock)], validate_every=2)
     trainer.fit(stage, tiny.data(tmp_path, 6))
-    rows = [row for row in found if "train/loss" in row]
+    rows = [row for row in recorded if "train/loss" in row]
     assert len(rows) == 3
     for row in rows:
         assert row["speed/images_per_second"] == pytest.approx(4 / 0.5), "4 images in 0.3 s and 4 x 0.05 s"
@@ -66,27 +66,27 @@ def test_images_a_second_and_waiting_without_validation(tmp_path, monkeypatch):
     assert 2**26 < peak_memory() < 2**36
 
 
-def rows(stage, batches, callbacks) -> list[dict]:
-    """What the stage recorded."""
-    found = []
-    stage.record = lambda values: found.append({k: float(v) for k, v in values.items()})
+def log_rows(stage, batches, callbacks) -> list[dict]:
+    """Train and return the log rows."""
+    recorded = []
+    stage.record = lambda values: recorded.append({k: float(v) for k, v in values.items()})
     trainer = tiny.trainer(len(batches), callbacks)
     trainer.limit_val_batches = 0
     trainer.fit(stage, DataLoader(batches, batch_size=None))
-    return found
+    return recorded
 
 
-def test_latents_as_the_denoiser_sees_them():
+def test_statistics_of_the_normalised_latents():
     stage = tiny.second_stage(micro_batch_size=2)
     stage.model.first_stage.set_latent_statistics(torch.full((4,), 0.5), torch.full((4,), 2.0))
-    found = rows(stage, [tiny.batch(4, first=4 * i) for i in range(2)], [LatentStatistics()])
+    (first, _) = log_rows(stage, [tiny.batch(4, first=4 * i) for i in range(2)], [LatentStatistics()])
     part = {k: v[:2] for k, v in tiny.batch(4).items()}
     z_0 = stage.latents(part)
-    assert found[0]["train/latent_mean"] == pytest.approx(z_0.mean().item(), rel=1e-4)
-    assert found[0]["train/latent_std"] == pytest.approx(z_0.std().item(), rel=1e-4)
+    assert first["train/latent_mean"] == pytest.approx(z_0.mean().item(), rel=1e-4)
+    assert first["train/latent_std"] == pytest.approx(z_0.std().item(), rel=1e-4)
 
 
-def test_lines_where_there_is_no_terminal(capsys):
+def test_progress_lines_without_a_terminal(capsys):
     trainer = tiny.trainer(4, [Throughput()])
     trainer.callbacks.append(ProgressBar(seconds=0))  # the trainer of the tests is silent
     trainer.limit_val_batches = 0

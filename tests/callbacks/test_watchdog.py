@@ -1,4 +1,4 @@
-"""A step that hangs ends with a stack; one that does not leaves nothing."""
+"""A run that hangs ends with its stack; any other leaves no file."""
 
 import signal
 import subprocess
@@ -16,17 +16,17 @@ HANGS = """
 import sys, time
 from lightning import Callback, Trainer
 from ldm.callbacks.watchdog import Watchdog
-from tests import tiny
+from tests.support import tiny
 
-class Hangs(Callback):
+class Hang(Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 1:
-            stands_here()
+            hangs_here()
 
-def stands_here():
+def hangs_here():
     time.sleep(60)
 
-tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Watchdog(sys.argv[1], seconds=2, grace=1), Hangs()])
+tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [Watchdog(sys.argv[1], seconds=2, grace=1), Hang()])
 """
 
 
@@ -34,11 +34,11 @@ def test_a_step_that_hangs_ends_with_its_stack(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], cwd=root, timeout=55)
     assert done.returncode == -signal.SIGALRM
-    assert "stands_here" in (tmp_path / "rank0.txt").read_text()
+    assert "hangs_here" in (tmp_path / "rank0.txt").read_text()
 
 
-class Looks(Callback):
-    """Notes the time left in each step, and fails in one of them."""
+class RecordTimer(Callback):
+    """Records the time left in each step, and fails in one of them."""
 
     def __init__(self, fails: int) -> None:
         self.fails, self.left = fails, []
@@ -46,23 +46,23 @@ class Looks(Callback):
     def on_train_batch_start(self, trainer, *_) -> None:
         self.left.append(signal.getitimer(signal.ITIMER_REAL)[0])
         if trainer.global_step == self.fails:
-            raise RuntimeError("a fault of another kind")
+            raise RuntimeError("an unrelated error")
 
 
 @pytest.mark.parametrize("fails", [2, -1])
-def test_nobody_is_watched_when_the_run_is_over(fails, tmp_path):
-    looks = Looks(fails)
+def test_the_timer_stops_when_the_run_ends(fails, tmp_path):
+    timer = RecordTimer(fails)
     watchdog = Watchdog(str(tmp_path / "stacks"), seconds=100, grace=7)
     try:
-        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [watchdog, looks])
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, [watchdog, timer])
     except RuntimeError:
         assert fails == 2
-    assert len(looks.left) == (3 if fails == 2 else 4) and all(106 < left <= 107 for left in looks.left)
+    assert len(timer.left) == (3 if fails == 2 else 4) and all(106 < left <= 107 for left in timer.left)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and not (tmp_path / "stacks").exists()
 
 
-def test_ranks_that_end_at_once_do_not_trip_over_each_other(tmp_path, monkeypatch):
-    """One finds a file that is not its own; the other would remove the folder, and it is gone."""
+def test_ranks_that_end_at_once_can_both_remove_the_folder(tmp_path, monkeypatch):
+    """One finds another rank's file in it; the other finds it removed."""
     first, second = (Watchdog(str(tmp_path / "stacks")) for _ in range(2))
     first.on_train_start(create_autospec(Trainer, instance=True, global_rank=0), tiny.first_stage())
     second.on_train_start(create_autospec(Trainer, instance=True, global_rank=1), tiny.first_stage())
@@ -70,15 +70,15 @@ def test_ranks_that_end_at_once_do_not_trip_over_each_other(tmp_path, monkeypatc
     assert [path.name for path in (tmp_path / "stacks").iterdir()] == ["rank1.txt"]
     remove = Path.rmdir
 
-    def removed_before(folder: Path) -> None:
+    def remove_twice(folder: Path) -> None:
         remove(folder)
         remove(folder)
 
-    monkeypatch.setattr(Path, "rmdir", removed_before)
+    monkeypatch.setattr(Path, "rmdir", remove_twice)
     second.teardown()
     assert not (tmp_path / "stacks").exists()
 
 
-def test_a_watch_of_no_time_is_refused(tmp_path):
+def test_zero_seconds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="above 0, not 0"):
         Watchdog(str(tmp_path), seconds=0)

@@ -1,4 +1,4 @@
-"""Schedules and prediction types that the tests of the mathematics go through."""
+"""Schedules and prediction types for the tests of the mathematics."""
 
 from functools import partial
 
@@ -43,6 +43,6 @@ PAIRS = {
 
 @pytest.fixture(params=PAIRS.values(), ids=PAIRS)
 def pair(request: pytest.FixtureRequest) -> tuple[Schedule, Parameterization]:
-    """Every schedule with every prediction type but the pairs that are refused."""
+    """Every schedule with every prediction type, without the pairs that are refused."""
     schedule, parameterization = request.param
     return schedule(), parameterization()

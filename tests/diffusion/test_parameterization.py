@@ -8,19 +8,19 @@ from ldm.diffusion.parameterization import EDM, X0, Eps, Flow, Parameterization,
 from ldm.diffusion.schedule import Cosine, Karras, RectifiedFlow, ScaledLinear, Schedule, TableSchedule
 
 
-def test_solving_the_target_gives_back_signal_and_noise(
+def test_solving_the_target_returns_signal_and_noise(
     pair: tuple[Schedule, Parameterization],
 ) -> None:
-    """At every t in 1..T, and between."""
+    """At every whole t in 1..T, and between."""
     schedule, parameterization = pair
     g = torch.Generator().manual_seed(0)
     t = torch.arange(1, schedule.num_steps + 0.25, 0.5, dtype=torch.float64)
     z_0, eps = torch.randn(2, len(t), 1, 2, 2, dtype=torch.float64, generator=g)
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
     y = parameterization.target(z_0, eps, alpha_t, sigma_t)
-    got_z_0, got_eps = parameterization.solve(y, alpha_t * z_0 + sigma_t * eps, alpha_t, sigma_t)
-    torch.testing.assert_close(got_z_0, z_0, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(got_eps, eps, rtol=1e-9, atol=1e-9)
+    solved_z_0, solved_eps = parameterization.solve(y, alpha_t * z_0 + sigma_t * eps, alpha_t, sigma_t)
+    torch.testing.assert_close(solved_z_0, z_0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(solved_eps, eps, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=150, deadline=None)
@@ -40,26 +40,26 @@ def test_the_solve_is_the_inverse_for_any_coefficients(
     shape: tuple[int, int, int, int],
     seed: int,
 ) -> None:
-    """Variance preserving or not: alpha and sigma need lie on no circle and no line."""
+    """For any alpha and sigma, variance preserving or not."""
     g = torch.Generator().manual_seed(seed)
     z_0, eps = torch.randn(2, *shape, dtype=dtype, generator=g)
     ratio = torch.full((shape[0], 1, 1, 1), lam, dtype=dtype)
     alpha_t, sigma_t = scale * (2 * ratio).sigmoid().sqrt(), scale * (-2 * ratio).sigmoid().sqrt()
     y = parameterization.target(z_0, eps, alpha_t, sigma_t)
-    got = parameterization.solve(y, alpha_t * z_0 + sigma_t * eps, alpha_t, sigma_t)
+    solved = parameterization.solve(y, alpha_t * z_0 + sigma_t * eps, alpha_t, sigma_t)
     det = parameterization.det(alpha_t, sigma_t).abs()
     size = max(z_0.abs().max().item(), eps.abs().max().item(), 1e-6)
     a, b = parameterization.coefficients(alpha_t, sigma_t)
-    # A rounding error of z_t or y comes back divided by det.
-    reach = ((alpha_t + sigma_t) * (1 + a.abs() + b.abs()) / det).max().item()
-    for found, true in zip(got, (z_0, eps), strict=True):
-        assert found.dtype == dtype and found.shape == shape
+    # A rounding error in z_t or y is divided by det.
+    amplification = ((alpha_t + sigma_t) * (1 + a.abs() + b.abs()) / det).max().item()
+    for value, true in zip(solved, (z_0, eps), strict=True):
+        assert value.dtype == dtype and value.shape == shape
         torch.testing.assert_close(
-            found, true, rtol=0, atol=20 * torch.finfo(dtype).eps * max(reach, 1) * size
+            value, true, rtol=0, atol=20 * torch.finfo(dtype).eps * max(amplification, 1) * size
         )
 
 
-def test_velocity_is_the_peers() -> None:
+def test_velocity_equals_diffusers() -> None:
     peer, schedule = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2"), Cosine()
     g = torch.Generator().manual_seed(0)
     z_0, eps = torch.randn(2, 5, 4, 2, 2, generator=g)
@@ -72,8 +72,8 @@ def test_velocity_is_the_peers() -> None:
 
 
 @pytest.mark.parametrize("sign", ["epsilon", "v_prediction"])
-def test_edm_is_the_peers(sign: str) -> None:
-    """c_in, c_skip and c_out at x = z_t/alpha; the peer's v_prediction has y of the other sign."""
+def test_edm_equals_diffusers(sign: str) -> None:
+    """c_in, c_skip and c_out at x = z_t/alpha; the v_prediction of diffusers has the opposite sign of y."""
     peer, schedule = EDMEulerScheduler(prediction_type=sign), Karras()
     g = torch.Generator().manual_seed(0)
     z_t, y = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64, generator=g)
@@ -87,7 +87,7 @@ def test_edm_is_the_peers(sign: str) -> None:
 
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
 def test_edm_keeps_input_and_target_at_variance_one(std: float) -> None:
-    """Karras et al. (2022), appendix B.6, which is how they derive it; and y and z_t are not correlated."""
+    """As derived in Karras et al. (2022), appendix B.6; y and z_t are uncorrelated."""
     at = ScaledLinear().alpha(torch.arange(1, 1001.0)), ScaledLinear().sigma(torch.arange(1, 1001.0))
     a, b = EDM(std).coefficients(*at)
     ones = torch.ones_like(a)
@@ -99,7 +99,7 @@ def test_edm_keeps_input_and_target_at_variance_one(std: float) -> None:
         torch.testing.assert_close((a, b), (-v[0], -v[1]), rtol=1e-5, atol=1e-6)
 
 
-def test_flow_is_the_lines_slope() -> None:
+def test_flow_is_the_slope_of_the_line() -> None:
     """dz_t/du for z_t = (1 - u) z_0 + u eps, by a difference quotient."""
     schedule, (z_0, eps) = RectifiedFlow(1000), torch.randn(2, 1, 2, 2, 2, dtype=torch.float64)
     low, high = torch.tensor([[300.0], [301.0]], dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_eps_is_refused_at_zero_terminal_snr() -> None:
     X0().check(PureNoise())
 
 
-def test_eps_alone_is_refused_and_at_zero_terminal_snr_alone(
+def test_only_eps_at_zero_terminal_snr_is_refused(
     schedule: Schedule, parameterization: Parameterization
 ) -> None:
     if schedule.has_zero_terminal_snr and isinstance(parameterization, Eps):
@@ -138,11 +138,11 @@ def test_guidance_commutes_with_the_solve(parameterization: Parameterization) ->
     z_t, y, y_null = torch.randn(3, 1, 2, 2, 2, generator=g)
     at = schedule.alpha(t), schedule.sigma(t)
     mixed, _ = parameterization.solve(y_null + 3 * (y - y_null), z_t, *at)
-    each = [parameterization.solve(p, z_t, *at)[0] for p in (y, y_null)]
-    torch.testing.assert_close(mixed, each[1] + 3 * (each[0] - each[1]), rtol=1e-4, atol=1e-4)
+    separate = [parameterization.solve(p, z_t, *at)[0] for p in (y, y_null)]
+    torch.testing.assert_close(mixed, separate[1] + 3 * (separate[0] - separate[1]), rtol=1e-4, atol=1e-4)
 
 
-def test_a_prediction_type_must_say_its_coefficients() -> None:
+def test_a_prediction_type_must_define_its_coefficients() -> None:
     with pytest.raises(TypeError, match="coefficients"):
         Parameterization()
     with pytest.raises(ValueError, match="std > 0, not 0"):

@@ -1,4 +1,4 @@
-"""Every number of `ldm.diffusion` that has a range is refused outside of it, with the range and the value."""
+"""Every argument of `ldm.diffusion` is refused outside of its range, with the range and the value."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ from ldm.diffusion.schedule import (
     rescale_zero_terminal_snr,
     shift_snr,
 )
-from ldm.diffusion.tasks.img2img import img2img, remaining
+from ldm.diffusion.tasks.img2img import img2img, remaining_times
 from ldm.diffusion.tasks.inpaint import resample
 from ldm.diffusion.tasks.invert import invert
 from ldm.typing import Conditioning
@@ -34,12 +34,12 @@ SCHEDULE, Z = ScaledLinear(), torch.zeros(1, 1, 1, 1)
 ALPHA_BARS = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
 
 
-def nothing(z_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def identity(z_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return z_t, z_t
 
 
 def run(function: Callable[..., Any], at: tuple[float, ...] = (1000, 500, 0), /, **options: Any) -> None:
-    list(function(nothing, Z, torch.tensor(at).float(), SCHEDULE, lambda i: Z, **options))
+    list(function(identity, Z, torch.tensor(at).float(), SCHEDULE, lambda i: Z, **options))
 
 
 def guide(variant: Callable[..., Denoise], **options: Any) -> None:
@@ -51,26 +51,29 @@ REFUSED = {
     "Linear num_steps": (partial(Linear, 0), "num_steps >= 1 .* not 0,"),
     "Linear beta_start": (partial(Linear, beta_start=0.0), "0 < beta_start <= beta_end < 1, not 1000, 0.0"),
     "ScaledLinear beta_end": (partial(ScaledLinear, beta_end=1.0), "beta_end < 1, not 1000, 0.00085, 1.0"),
-    "Cosine num_steps": (partial(Cosine, 0), "T >= 1, .* not 0"),
-    "Cosine offset": (partial(Cosine, offset=-0.1), "s >= 0, .* not 1000, -0.1"),
+    "Cosine num_steps": (partial(Cosine, 0), "num_steps >= 1, .* not 0"),
+    "Cosine offset": (partial(Cosine, offset=-0.1), "offset >= 0 .* not 1000, -0.1"),
     "Cosine max_beta": (partial(Cosine, max_beta=1.5), "0 < max_beta < 1, .* 1.5"),
     "Cosine shift": (partial(Cosine, shift=0.0), "> 0 of sigma/alpha, not 0.0"),
     "RectifiedFlow num_steps": (partial(RectifiedFlow, -1), "num_steps >= 1, not -1"),
     "RectifiedFlow shift": (partial(RectifiedFlow, shift=-2.0), "> 0 of sigma/alpha, not -2.0"),
-    "Karras num_steps": (partial(Karras, 1), "T >= 2, .* not 1,"),
+    "Karras num_steps": (partial(Karras, 1), "num_steps >= 2, .* not 1,"),
     "Karras sigma_min": (partial(Karras, sigma_min=0.0), "0 < sigma_min < sigma_max .* not 1000, 0.0"),
     "Karras sigma_max": (partial(Karras, sigma_max=0.001), "sigma_min < sigma_max .* 0.001"),
     "Karras rho": (partial(Karras, rho=0.0), "rho > 0, .* 0.0"),
     "TableSchedule rising": (
         partial(TableSchedule, ALPHA_BARS.flip(0)),
-        r"fall strictly, in \[0, 1\), not \[0.1",
+        r"within \[0, 1\), not \[0.1",
     ),
     "TableSchedule of 1": (
         partial(TableSchedule, ALPHA_BARS / 0.9),
-        r"fall strictly, in \[0, 1\), not \[1.0",
+        r"within \[0, 1\), not \[1.0",
     ),
-    "rescaled": (partial(rescale_zero_terminal_snr, ALPHA_BARS[:1]), "T >= 2, not 1"),
-    "shifted": (partial(shift_snr, ALPHA_BARS, 0.0), "> 0 of sigma/alpha, not 0.0"),
+    "rescale_zero_terminal_snr": (
+        partial(rescale_zero_terminal_snr, ALPHA_BARS[:1]),
+        "num_steps >= 2, not 1",
+    ),
+    "shift_snr": (partial(shift_snr, ALPHA_BARS, 0.0), "> 0 of sigma/alpha, not 0.0"),
     "parameterization.EDM": (partial(parameterization.EDM, 0.0), "std > 0, not 0.0"),
     "weighting.EDM": (partial(weighting.EDM, V(), -1.0), "std > 0, not -1.0"),
     "MinSNR gamma": (partial(weighting.MinSNR, V(), 0.0), "gamma > 0 .* not 0.0"),
@@ -113,14 +116,14 @@ REFUSED = {
     "edm churn_max": (partial(run, edm, churn_max=0.01), "churn_min <= churn_max .* 0.01"),
     "edm inflation": (partial(run, edm, inflation=0.0), "inflation > 0, .* 0.0"),
     "img2img 0": (partial(run, img2img, sampler=ddim, z_0=Z, strength=0.0), r"\(0, 1\], not 0.0"),
-    "remaining": (partial(remaining, torch.arange(3.0), 1.5), r"\(0, 1\], not 1.5"),
+    "remaining_times": (partial(remaining_times, torch.arange(3.0), 1.5), r"\(0, 1\], not 1.5"),
     "resample repeats": (
         partial(run, resample, sampler=ddim, repeats=0, jump=1),
         "repeats >= 1 .* not 0 and 1",
     ),
     "resample jump": (partial(run, resample, sampler=ddim, repeats=1, jump=0), "jump >= 1, not 1 and 0"),
     "invert": (
-        lambda: list(invert(nothing, Z, torch.tensor([500.0, 0.0]), SCHEDULE, -1)),
+        lambda: list(invert(identity, Z, torch.tensor([500.0, 0.0]), SCHEDULE, -1)),
         "refinements >= 0, not -1",
     ),
     "mixture": (
@@ -128,9 +131,9 @@ REFUSED = {
         "std > 0, not 0.0",
     ),
     "two_moons": (partial(ideal_denoiser.two_moons, 3), "k >= 4 points, not 3"),
-    "draw": (
+    "sample_mixture": (
         partial(ideal_denoiser.sample_mixture, ideal_denoiser.two_moons(4), 0.1, 0, torch.Generator()),
-        "n >= 1 .* not 0",
+        "n >= 1, not 0",
     ),
     "energy_distance": (
         partial(ideal_denoiser.energy_distance, torch.zeros(1, 2), torch.zeros(3, 2)),
@@ -144,7 +147,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_out_of_range_is_refused_with_range_and_value(name: str) -> None:
-    call, sentence = REFUSED[name]
-    with pytest.raises(ValueError, match=sentence):
+def test_values_out_of_range_are_refused_with_range_and_value(name: str) -> None:
+    call, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
         call()

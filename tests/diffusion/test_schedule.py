@@ -24,14 +24,14 @@ EVERY = [
 ]  # fmt: skip
 
 
-def test_time_zero_is_clean_and_noise_only_grows(schedule: Schedule) -> None:
+def test_time_zero_is_clean_and_noise_increases(schedule: Schedule) -> None:
     t = torch.arange(schedule.num_steps + 1.0)
     alpha, sigma = schedule.alpha(t).flatten(), schedule.sigma(t).flatten()
     assert (alpha[0], sigma[0]) == (1, 0)
-    falls = (
+    decreases = (
         alpha.diff() <= 0 if isinstance(schedule, Karras) else alpha.diff() < 0
-    )  # Karras' starts 2e-6 below 1
-    assert falls.all() and (sigma.diff() >= 0).all()
+    )  # alpha of Karras starts 2e-6 below 1, where float32 has too few digits
+    assert decreases.all() and (sigma.diff() >= 0).all()
     assert (schedule.lam(t.double()).diff(dim=0) < 0).all()
     if isinstance(schedule, RectifiedFlow):
         torch.testing.assert_close(alpha + sigma, torch.ones_like(alpha))
@@ -40,8 +40,8 @@ def test_time_zero_is_clean_and_noise_only_grows(schedule: Schedule) -> None:
     assert schedule.has_zero_terminal_snr == (alpha[-1] == 0)
 
 
-def test_between_whole_times_it_is_as_good(schedule: Schedule) -> None:
-    """Monotonous, on the same circle or line, and continuous, down to the clean end and up to pure noise."""
+def test_it_is_monotonic_and_continuous_between_whole_times(schedule: Schedule) -> None:
+    """On the same circle or line as at whole times, from the clean end to pure noise."""
     t = torch.linspace(0, schedule.num_steps, 7 * schedule.num_steps + 1, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t).flatten(), schedule.sigma(t).flatten()
     power = 1 if isinstance(schedule, RectifiedFlow) else 2
@@ -49,7 +49,7 @@ def test_between_whole_times_it_is_as_good(schedule: Schedule) -> None:
     assert (schedule.lam(t).diff(dim=0) < 0).all()
     whole = torch.stack([alpha[::7], sigma[::7]])
     jump, step = torch.stack([alpha, sigma]).diff().abs(), whole.diff().abs().repeat_interleave(7, 1)
-    assert (jump <= 1.0000001 * step).all(), "no step within a cell is larger than the cell"
+    assert (jump <= 1.0000001 * step).all(), "no step within an interval is larger than the interval"
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,19 +61,19 @@ def test_between_whole_times_it_is_as_good(schedule: Schedule) -> None:
 )
 def test_time_is_the_inverse_of_lam(schedule: Schedule, share: float, dtype: torch.dtype, n: int) -> None:
     t = torch.full((n,), share * schedule.num_steps, dtype=dtype)
-    found = schedule.time(schedule.lam(t).flatten())
-    assert found.dtype == dtype
+    time = schedule.time(schedule.lam(t).flatten())
+    assert time.dtype == dtype
     tolerance = 1e-6 if dtype == torch.float64 else 2e-3
-    # Far below t = 1 sigma's square falls under the precision of alpha.
-    torch.testing.assert_close(found, t, rtol=tolerance, atol=tolerance)
+    # Far below t = 1, the square of sigma is below the precision of alpha.
+    torch.testing.assert_close(time, t, rtol=tolerance, atol=tolerance)
 
 
-def test_every_whole_time_has_its_lam(schedule: Schedule) -> None:
+def test_time_inverts_lam_at_every_whole_time(schedule: Schedule) -> None:
     t = torch.arange(schedule.num_steps + 1, dtype=torch.float64)
     torch.testing.assert_close(schedule.time(schedule.lam(t).flatten()), t, rtol=1e-9, atol=1e-9)
 
 
-def test_beyond_its_ends_time_stays_within(schedule: Schedule) -> None:
+def test_time_is_clamped_for_lam_out_of_range(schedule: Schedule) -> None:
     t = schedule.time(torch.tensor([-300.0, 300.0, -math.inf, math.inf], dtype=torch.float64))
     torch.testing.assert_close(t, torch.tensor([1.0, 0.0, 1.0, 0.0]).double() * schedule.num_steps)
 
@@ -97,7 +97,7 @@ def test_the_table_keeps_its_precision(change) -> None:  # noqa: ANN001
     assert torch.equal(schedule.alpha(t.float()).flatten(), alpha_bars.sqrt().float())
 
 
-def test_read_in_validation_first_it_can_still_train() -> None:
+def test_tables_first_used_in_inference_mode_can_train() -> None:
     schedule, t = ScaledLinear(), torch.tensor([10.0, 20.5])
     with torch.inference_mode():
         schedule.alpha(t)
@@ -106,11 +106,11 @@ def test_read_in_validation_first_it_can_still_train() -> None:
     torch.testing.assert_close(weight.grad, schedule.alpha(t))
 
 
-def test_is_built_under_the_meta_device(schedule: Schedule) -> None:
+def test_it_can_be_built_under_the_meta_device(schedule: Schedule) -> None:
     with torch.device("meta"):
-        built = [type(schedule)(), ScaledLinear(**ZERO)]
-    for made in built:
-        assert made.alpha(torch.tensor([1.0])).item() > 0
+        schedules = [type(schedule)(), ScaledLinear(**ZERO)]
+    for built in schedules:
+        assert built.alpha(torch.tensor([1.0])).item() > 0
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_is_built_under_the_meta_device(schedule: Schedule) -> None:
         (Cosine(), "squaredcos_cap_v2", 1e-4, 0.02),
     ],
 )
-def test_equals_the_peers_table(ours: Schedule, name: str, start: float, end: float) -> None:
+def test_the_table_equals_diffusers(ours: Schedule, name: str, start: float, end: float) -> None:
     peer = DDPMScheduler(1000, beta_start=start, beta_end=end, beta_schedule=name)
     t = torch.arange(1, 1001.0)
     torch.testing.assert_close(ours.alpha(t).flatten().square(), peer.alphas_cumprod, rtol=2e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [Linear, ScaledLinear, Cosine])
-def test_zero_terminal_snr_is_the_peers(kind: type[TableSchedule]) -> None:
+def test_zero_terminal_snr_equals_diffusers(kind: type[TableSchedule]) -> None:
     t = torch.arange(1001, dtype=torch.float64)
     alpha_bars = kind().alpha(t).flatten() ** 2
     theirs = (1 - rescale_zero_terminal_snr(1 - alpha_bars[1:] / alpha_bars[:-1])).cumprod(0)
@@ -140,14 +140,14 @@ def test_zero_terminal_snr_is_the_peers(kind: type[TableSchedule]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Linear, ScaledLinear, Cosine, RectifiedFlow])
-def test_a_shift_multiplies_the_noise_to_signal(kind) -> None:  # noqa: ANN001
+def test_a_shift_multiplies_sigma_over_alpha(kind) -> None:  # noqa: ANN001
     t = torch.arange(1, 1000, dtype=torch.float64)
     plain, shifted = kind().lam(t), kind(shift=2.5).lam(t)
     torch.testing.assert_close(shifted, plain - math.log(2.5), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_is_the_peers(shift: float) -> None:
+def test_flow_equals_diffusers(shift: float) -> None:
     peer, ours = FlowMatchEulerDiscreteScheduler(1000, shift=shift), RectifiedFlow(1000, shift)
     t = torch.arange(1000, 0, -1.0)
     torch.testing.assert_close(ours.sigma(t).flatten(), peer.sigmas, rtol=1e-6, atol=1e-6)
@@ -159,7 +159,7 @@ def test_flow_is_the_peers(shift: float) -> None:
     torch.testing.assert_close(ours.alpha(at) * z_0 + ours.sigma(at) * eps, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_edm_is_the_peers() -> None:
+def test_edm_equals_diffusers() -> None:
     peer, ours = EDMEulerScheduler(), Karras()
     peer.set_timesteps(1000)
     t = torch.arange(1000, 0, -1, dtype=torch.float64)
@@ -180,7 +180,7 @@ def test_published_networks_count_from_zero() -> None:
     assert ScaledLinear().network_time(torch.tensor([1.0, 1000.0])).tolist() == [0, 999]
 
 
-def test_refuses_what_is_no_schedule() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="0.02, 0.01"):
         Linear(1000, 0.02, 0.01)
     with pytest.raises(ValueError, match="max_beta"):
@@ -189,7 +189,7 @@ def test_refuses_what_is_no_schedule() -> None:
         RectifiedFlow(shift=-1)
     with pytest.raises(ValueError, match="> 0 of sigma/alpha, not 0"):
         ScaledLinear(shift=0)
-    with pytest.raises(ValueError, match="T >= 2, not 1"):
+    with pytest.raises(ValueError, match="num_steps >= 2, not 1"):
         ScaledLinear(1, 0.01, 0.01, zero_terminal_snr=True)
     with pytest.raises(ValueError, match="num_steps >= 1, not 0"):
         RectifiedFlow(0)
@@ -197,5 +197,5 @@ def test_refuses_what_is_no_schedule() -> None:
         Karras(1000, 80, 2)
 
 
-def test_is_no_weight(schedule: Schedule) -> None:
+def test_a_schedule_has_no_state(schedule: Schedule) -> None:
     assert not schedule.state_dict() and not list(schedule.buffers())

@@ -30,7 +30,7 @@ S = 0.5
 
 
 @pytest.mark.parametrize("spacing", [leading, trailing, linspace])
-def test_every_step_count_falls_strictly_to_zero(spacing) -> None:  # noqa: ANN001
+def test_times_decrease_strictly_to_zero_for_every_number_of_steps(spacing) -> None:  # noqa: ANN001
     for steps in range(1, 1001):
         times = spacing(1000, steps)
         assert len(times) == steps + 1 and times[-1] == 0
@@ -38,8 +38,8 @@ def test_every_step_count_falls_strictly_to_zero(spacing) -> None:  # noqa: ANN0
         assert 1000 * (1 - 1 / steps) <= times[0] <= 1000 and times[-2] >= 1
 
 
-def ddim_of_exact(schedule: Schedule, times: torch.Tensor) -> torch.Tensor:
-    """z_0/z_T of DDIM on data N(0, S²), whose exact denoiser is linear: the product of its steps' factors."""
+def ddim_factor(schedule: Schedule, times: torch.Tensor) -> torch.Tensor:
+    """Return z_0/z_T of DDIM on data N(0, S²), whose exact denoiser is linear: one factor per step."""
     alpha, sigma = schedule.alpha(times).flatten(), schedule.sigma(times).flatten()
     z_0 = alpha * S**2 / (alpha**2 * S**2 + sigma**2)
     eps = (1 - alpha * z_0) / sigma
@@ -58,19 +58,19 @@ EVERY = [("scaled_linear", s) for s in WHOLE] + [(kind, s) for kind in KINDS for
 
 
 @pytest.mark.parametrize(("kind", "spacing"), EVERY)
-def test_every_spacing_with_every_step_count_on_every_kind_of_schedule(kind, spacing) -> None:  # noqa: ANN001
-    """Whole times ask nothing of a schedule but T."""
+def test_every_spacing_with_every_number_of_steps_on_every_schedule(kind, spacing) -> None:  # noqa: ANN001
+    """Spacings of whole times use only T of the schedule, so one schedule is enough for them."""
     schedule = KINDS[kind]
     for steps in range(1, 1001):
         times = spacing(schedule, steps)
         numbers = times.tolist()
         assert len(times) == steps + 1 and numbers[-1] == 0 and (times.diff() < 0).all(), steps
         assert 1000 * (1 - 1 / steps) <= numbers[0] <= 1000 and numbers[-2] >= 1, steps
-        assert ddim_of_exact(schedule, times).isfinite(), steps
+        assert ddim_factor(schedule, times).isfinite(), steps
 
 
 def test_the_product_of_factors_is_ddim() -> None:
-    """So that the test above may stand for 15 million calls of the sampler."""
+    """The test above therefore replaces 15 million calls of the sampler."""
     schedule, times = ScaledLinear(), karras(ScaledLinear(), 7)
 
     def denoise(z_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +79,7 @@ def test_the_product_of_factors_is_ddim() -> None:
         return z_0, (z_t - alpha * z_0) / sigma
 
     *_, z = ddim(denoise, torch.ones(1, 1, 1, 1), times, schedule, lambda step: torch.zeros(1, 1, 1, 1))
-    assert z.item() == pytest.approx(ddim_of_exact(schedule, times).item(), rel=1e-5)
+    assert z.item() == pytest.approx(ddim_factor(schedule, times).item(), rel=1e-5)
 
 
 def test_published_spacings() -> None:
@@ -89,7 +89,7 @@ def test_published_spacings() -> None:
 
 
 @pytest.mark.parametrize("ours", ["karras", "exponential"])
-def test_spacings_in_lam_are_the_peers(ours: str) -> None:
+def test_spacings_in_lam_equal_diffusers(ours: str) -> None:
     kind = {f"use_{ours}_sigmas": True}
     peer = EulerDiscreteScheduler(1000, 0.00085, 0.012, "scaled_linear", timestep_spacing="linspace", **kind)
     schedule, spacing = ScaledLinear(), {"karras": karras, "exponential": exponential}[ours]
@@ -101,7 +101,7 @@ def test_spacings_in_lam_are_the_peers(ours: str) -> None:
         torch.testing.assert_close(ratio, peer.sigmas[:-1], rtol=1e-4, atol=0)
 
 
-def test_karras_levels_are_those_of_its_paper() -> None:
+def test_karras_levels_equal_the_paper() -> None:
     """sigma_i = (max^(1/rho) + i/(N-1) (min^(1/rho) - max^(1/rho)))^rho (Karras et al. 2022, eq. 5)."""
     schedule = Karras()
     ratio = (-schedule.lam(karras(schedule, 18)[:-1].double())).exp().flatten()
@@ -111,7 +111,7 @@ def test_karras_levels_are_those_of_its_paper() -> None:
     assert torch.equal(karras(schedule, 1000)[:-1], torch.arange(1000, 0, -1.0)), "its own times are whole"
 
 
-def test_a_list_of_times_is_used_as_it_is_or_interpolated_in_lam() -> None:
+def test_a_list_of_times_is_used_unchanged_or_interpolated_in_lam() -> None:
     schedule = ScaledLinear()
     assert AYS == [t + 1 for t in AysSchedules["StableDiffusionTimesteps"]]
     times = explicit(schedule, 10, AYS)
@@ -130,7 +130,7 @@ def test_a_list_of_times_is_used_as_it_is_or_interpolated_in_lam() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
-def test_refuses_step_counts_out_of_range(steps: int) -> None:
+def test_numbers_of_steps_out_of_range_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=rf"1..1000, not {steps}"):
         trailing(1000, steps)
     for spacing in (karras, exponential, partial(explicit, times=AYS)):
@@ -139,12 +139,12 @@ def test_refuses_step_counts_out_of_range(steps: int) -> None:
 
 
 @pytest.mark.parametrize("times", [[1000], [10, 20], [1001, 5], [5, 0.5]])
-def test_refuses_a_list_that_is_no_spacing(times: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"2 or more that fall, in 1\.\.1000, not"):
+def test_invalid_lists_of_times_are_refused(times: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"times .* 2 or more, .* 1\.\.1000, not"):
         explicit(ScaledLinear(), 2, times)
 
 
-def test_uniform_times_hit_every_step_equally() -> None:
+def test_uniform_times_are_uniform() -> None:
     t = UniformTimes(10)(torch.arange(1000) / 1000)
     assert torch.bincount(t.long()).tolist() == [0] + [100] * 10
 
@@ -168,8 +168,8 @@ def test_log_normal_noise_levels_have_the_stated_mean_and_spread(schedule: Sched
     assert extreme.min() >= 1 and extreme.max() <= 1000
 
 
-def test_shifted_times_multiply_the_noise_to_signal_of_a_flow() -> None:
-    """Esser et al. (2024), eq. 23, and what a shifted schedule does to times that are not."""
+def test_shifted_times_multiply_sigma_over_alpha_of_a_flow() -> None:
+    """Esser et al. (2024), eq. 23; a shifted schedule with unshifted times gives the same noise."""
     u = (torch.arange(1000) + 0.5) / 1000
     t, shifted = LogitNormalTimes(1000)(u), ShiftedTimes(LogitNormalTimes(1000), 1000, 3.0)(u)
     inner = t < 1000
@@ -177,8 +177,8 @@ def test_shifted_times_multiply_the_noise_to_signal_of_a_flow() -> None:
     torch.testing.assert_close(RectifiedFlow().lam(shifted[inner].double()), plain, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(RectifiedFlow(shift=3.0).sigma(t), RectifiedFlow().sigma(shifted))
     assert torch.equal(ShiftedTimes(UniformTimes(1000), 1000, 1.0)(u), UniformTimes(1000)(u))
-    towards_clean = ShiftedTimes(UniformTimes(1000), 1000, 0.1)(torch.tensor([0.0]))
-    assert towards_clean.item() == 1
+    clamped = ShiftedTimes(UniformTimes(1000), 1000, 0.1)(torch.tensor([0.0]))
+    assert clamped.item() == 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -187,14 +187,14 @@ def test_a_global_batch_has_one_u_in_every_stratum(batch: int, step: int, seed: 
     position = step * batch + torch.arange(batch)
     u = torch.rand(batch, generator=torch.Generator().manual_seed(seed))
     spread = stratified(u, position, batch)
-    place = spread.double() * batch - torch.arange(batch)
-    assert place.min() > -1e-4 and place.max() < 1 + 1e-4, "in its own stratum, but for fp32's rounding"
+    within = spread.double() * batch - torch.arange(batch)
+    assert within.min() > -1e-4 and within.max() < 1 + 1e-4, "in its own stratum, up to fp32 rounding"
     cut = batch // 2
     parts = [stratified(u[i], position[i], batch) for i in (slice(cut), slice(cut, None))]
-    assert torch.equal(torch.cat(parts), spread), "two ranks draw what one draws"
+    assert torch.equal(torch.cat(parts), spread), "two ranks have the same u as one"
 
 
-def test_strata_never_reach_1_and_one_of_them_is_no_change() -> None:
+def test_u_stays_below_1_and_one_stratum_changes_nothing() -> None:
     last = torch.tensor([1 - 2**-24])
     for batch in (1, 64, 2048, 4096):
         u = stratified(last, torch.tensor([batch - 1]), batch)
@@ -205,7 +205,7 @@ def test_strata_never_reach_1_and_one_of_them_is_no_change() -> None:
         stratified(u, torch.arange(1000), 0)
 
 
-def test_strata_lower_the_variance_of_a_batch_s_mean() -> None:
+def test_stratification_lowers_the_variance_of_a_batch_mean() -> None:
     u = torch.rand(2000, 64, generator=torch.Generator().manual_seed(0))
     spread = torch.stack([stratified(row, torch.arange(64), 64) for row in u])
     assert spread.mean(1).std() < u.mean(1).std() / 20
@@ -213,7 +213,7 @@ def test_strata_lower_the_variance_of_a_batch_s_mean() -> None:
 
 
 @pytest.mark.parametrize("n", [10, 25, 100, 256, 1000])
-def test_validation_s_levels_are_even_for_any_number_of_images(n: int) -> None:
+def test_validation_times_are_evenly_spread_for_any_number_of_images(n: int) -> None:
     for first in (0, 7, 1000):
         u = deterministic_u(torch.arange(first, first + n))
         assert u.min() >= 0 and u.max() < 1 and u.dtype == torch.float32
@@ -222,10 +222,10 @@ def test_validation_s_levels_are_even_for_any_number_of_images(n: int) -> None:
         assert u.mean().item() == pytest.approx(0.5, abs=1.5 / n + 0.01)
 
 
-def test_refuses_times_that_are_none() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="log-normal times need std > 0, not 0"):
         LogNormalTimes(ScaledLinear(), 0.0, 0)
-    with pytest.raises(ValueError, match="shifted by a factor > 0, not 0"):
+    with pytest.raises(ValueError, match="shift > 0, not 0"):
         ShiftedTimes(UniformTimes(10), 10, 0)
     with pytest.raises(ValueError, match="rho > 0, not -1"):
         karras(ScaledLinear(), 5, rho=-1)

@@ -14,13 +14,13 @@ from ldm.diffusion.weighting import EDM, SNR, LearnedUncertainty, MinSNR, SoftMi
 from ldm.typing import Conditioning
 
 TYPES = [p.Eps(), p.X0(), p.V(), p.Flow(), p.EDM(0.5)]
-ON_Z_0 = {
+Z_0_WEIGHTS = {
     "SNR": (SNR, lambda snr: snr),
     "min-SNR": (MinSNR, lambda snr: snr.clamp(max=5)),
     "soft-min-SNR": (SoftMinSNR, lambda snr: 1 / (1 / snr + 1 / 4)),
     "EDM": (EDM, lambda snr: (1 / snr + 0.25) / (0.25 / snr)),
 }
-"""Each as its paper writes it, on the error in z_0: SNR = 1/r², std 0.5, gamma 5 and 4."""
+"""The weights of the error in z_0, as in their papers: SNR = 1/r², std 0.5, gamma 5 and 4."""
 
 
 def at_lam(lam: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +28,7 @@ def at_lam(lam: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (2 * lam).sigmoid().sqrt(), (-2 * lam).sigmoid().sqrt()
 
 
-def test_min_snr_weighs_the_same_error_in_z_0_alike(parameterization: Parameterization) -> None:
+def test_min_snr_gives_equal_errors_in_z_0_equal_weight(parameterization: Parameterization) -> None:
     schedule, t = Cosine(), torch.arange(1, 1000.0)
     alpha_t, sigma_t = schedule.alpha(t).double(), schedule.sigma(t).double()
     weight = MinSNR(parameterization, gamma=5.0)(alpha_t, sigma_t)
@@ -38,29 +38,29 @@ def test_min_snr_weighs_the_same_error_in_z_0_alike(parameterization: Parameteri
     torch.testing.assert_close(weight / z_0_error.square(), snr.clamp(max=5), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("name", ON_Z_0)
+@pytest.mark.parametrize("name", Z_0_WEIGHTS)
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(TYPES), st.floats(-15, 15), st.integers(1, 4), st.integers(0, 2**31))
-def test_any_prediction_type_s_loss_is_the_weight_times_the_error_in_z_0(
+def test_the_loss_is_the_weighted_error_in_z_0_for_every_prediction_type(
     name: str, parameterization: Parameterization, lam: float, n: int, seed: int
 ) -> None:
-    """A wrong y, solved for z_0, is as wrong as the weight on y says."""
-    kind, weight = ON_Z_0[name]
+    """The weighted error in y equals the weighted error in the z_0 solved from it."""
+    kind, weight = Z_0_WEIGHTS[name]
     alpha_t, sigma_t = at_lam(torch.full((n,), lam, dtype=torch.float64))
     g = torch.Generator().manual_seed(seed)
     z_0, eps, wrong = torch.randn(3, n, 2, 3, 3, dtype=torch.float64, generator=g)
     y = parameterization.target(z_0, eps, alpha_t, sigma_t)
-    # An error in z_0 far below its own size is lost in the subtraction: solve for the error itself.
-    found, _ = parameterization.solve(wrong, torch.zeros_like(z_0), alpha_t, sigma_t)
-    on_y = kind(parameterization)(alpha_t, sigma_t) * ((y + wrong) - y).square().mean((1, 2, 3))
-    on_z_0 = weight((alpha_t / sigma_t).square()).flatten() * found.square().mean((1, 2, 3))
-    torch.testing.assert_close(on_y, on_z_0, rtol=1e-6, atol=0)
+    # A tiny error in z_0 would be lost in the subtraction of two z_0: solve for the error itself.
+    z_0_error, _ = parameterization.solve(wrong, torch.zeros_like(z_0), alpha_t, sigma_t)
+    loss = kind(parameterization)(alpha_t, sigma_t) * ((y + wrong) - y).square().mean((1, 2, 3))
+    expected = weight((alpha_t / sigma_t).square()).flatten() * z_0_error.square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", [MinSNR, SoftMinSNR, EDM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_limits_are_finite(kind, dtype: torch.dtype, parameterization: Parameterization) -> None:  # noqa: ANN001
-    """SNR from e^-40 to e^40; z_0 prediction under EDM alone grows with SNR, by its definition."""
+    """SNR from e^-40 to e^40; only EDM grows with SNR, by definition, for eps and z_0 prediction."""
     alpha_t, sigma_t = at_lam(torch.linspace(-20, 20, 81, dtype=dtype))
     weight = kind(parameterization)(alpha_t, sigma_t)
     assert weight.isfinite().all() and (weight >= 0).all() and weight.shape == (81,)
@@ -70,7 +70,7 @@ def test_limits_are_finite(kind, dtype: torch.dtype, parameterization: Parameter
 
 @pytest.mark.parametrize("kind", [SNR, MinSNR, SoftMinSNR, EDM])
 @pytest.mark.parametrize("parameterization", TYPES[1:], ids=lambda p: type(p).__name__)
-def test_pure_noise_has_a_weight(kind, parameterization: Parameterization) -> None:  # noqa: ANN001
+def test_pure_noise_has_a_finite_weight(kind, parameterization: Parameterization) -> None:  # noqa: ANN001
     """At alpha_T = 0 itself: 0 by SNR, min-SNR and soft-min-SNR, positive by EDM; never nan."""
     schedule, T = Cosine(zero_terminal_snr=True), torch.tensor([1000.0])
     weight = kind(parameterization)(schedule.alpha(T), schedule.sigma(T)).item()
@@ -80,7 +80,7 @@ def test_pure_noise_has_a_weight(kind, parameterization: Parameterization) -> No
 @pytest.mark.parametrize("kind", [SNR, MinSNR, SoftMinSNR])
 def test_a_weight_of_0_where_sampling_starts_is_refused(kind) -> None:  # noqa: ANN001
     zero = ScaledLinear(zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="alpha_T = 0 at T = 1000: .*the weight 0; .*weighting.least=0.005"):
+    with pytest.raises(ValueError, match="alpha_T = 0 at T = 1000: .*the weight 0: .*weighting.least=0.005"):
         kind(p.V()).check(zero)
     with pytest.raises(ValueError, match="the weight 0"):
         LearnedUncertainty(kind(p.V())).check(zero)
@@ -116,7 +116,7 @@ def test_uniform_is_one() -> None:
     assert Uniform()(one, one).tolist() == [1, 1, 1]
 
 
-def test_gamma_is_positive(parameterization: Parameterization) -> None:
+def test_invalid_arguments_are_refused(parameterization: Parameterization) -> None:
     with pytest.raises(ValueError, match="not 0"):
         MinSNR(parameterization, gamma=0)
     with pytest.raises(ValueError, match="0 <= least < gamma, not 1 and 2"):
@@ -130,8 +130,8 @@ def test_gamma_is_positive(parameterization: Parameterization) -> None:
 
 
 @pytest.mark.parametrize(("inner", "near"), [(Uniform(), 0.05), (MinSNR(p.V()), 0.15)])
-def test_the_uncertainty_starts_as_none_and_learns_the_log_of_the_loss(inner: Weighting, near: float) -> None:
-    """The minimum of E/exp(u) + u is u = log E at every noise level; min-SNR's corner is rounded off."""
+def test_the_uncertainty_starts_at_0_and_learns_the_log_of_the_loss(inner: Weighting, near: float) -> None:
+    """The minimum of E/exp(u) + u is u = log E at every noise level; the corner of min-SNR is smoothed."""
     learned, lam = LearnedUncertainty(inner), torch.linspace(-3, 3, 64)
     at, error = at_lam(lam), 0.3 + torch.sigmoid(lam)
     assert torch.equal(learned.loss(error, *at), inner.loss(error, *at))
@@ -161,14 +161,14 @@ def test_the_objective_is_the_weighted_error_of_each_sample() -> None:
     z_0, eps = torch.randn(2, 5, 4, 2, 2, generator=g)
     u, weighting, schedule = torch.rand(5, generator=g), MinSNR(p.V()), ScaledLinear()
     at = z_0, Conditioning(), eps, u, schedule, p.V(), weighting, UniformTimes(1000)
-    each = diffusion_loss(lambda z, t, c: 0 * z, *at)
+    losses = diffusion_loss(lambda z, t, c: 0 * z, *at)
     t = UniformTimes(1000)(u)
     target = p.V().target(z_0, eps, schedule.alpha(t), schedule.sigma(t))
     want = weighting(schedule.alpha(t), schedule.sigma(t)) * target.square().mean((1, 2, 3))
-    assert torch.equal(each, want)
+    assert torch.equal(losses, want)
 
 
-def test_jitter_reaches_the_network_and_not_the_target() -> None:
+def test_input_noise_reaches_the_network_but_not_the_target() -> None:
     g = torch.Generator().manual_seed(0)
     z_0, eps, input_noise = torch.randn(3, 2, 4, 2, 2, generator=g)
     schedule, u = ScaledLinear(), torch.tensor([0.2, 0.7])

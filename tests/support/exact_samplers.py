@@ -1,4 +1,4 @@
-"""Data of which the denoiser and the ODE's solution are closed forms: z_0 ~ N(MEAN, STD²)."""
+"""Exact denoiser, ODE solution and errors of samplers on z_0 ~ N(MEAN, STD²)."""
 
 import math
 from collections.abc import Callable
@@ -56,8 +56,8 @@ SDE: dict[str, Sampler] = {
 }
 
 
-def exact(schedule: Schedule) -> Denoise:
-    """E[z_0 | z_t] = mean + alpha std² (z_t - alpha mean) / (alpha² std² + sigma²), and its noise."""
+def exact_denoiser(schedule: Schedule) -> Denoise:
+    """E[z_0 | z_t] = mean + alpha std² (z_t - alpha mean) / (alpha² std² + sigma²), and the matching eps."""
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule.alpha(t.reshape(1)).to(z_t), schedule.sigma(t.reshape(1)).to(z_t)
@@ -68,71 +68,72 @@ def exact(schedule: Schedule) -> Denoise:
 
 
 def marginal(schedule: Schedule, t: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of z_t."""
+    """Return the mean and standard deviation of z_t."""
     alpha, sigma = schedule.alpha(t.double().reshape(1)).item(), schedule.sigma(t.double().reshape(1)).item()
     return alpha * MEAN, math.hypot(alpha * STD, sigma)
 
 
-def solution(schedule: Schedule, z_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The ODE's z_s: as many standard deviations from the mean as z_t."""
+def ode_solution(schedule: Schedule, z_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Return z_s of the ODE: as many standard deviations from the mean as z_t."""
     (mean_t, std_t), (mean_s, std_s) = marginal(schedule, t), marginal(schedule, s)
     return mean_s + std_s / std_t * (z_t - mean_t)
 
 
 def no_noise(step: int) -> Tensor:
-    raise AssertionError("an ODE sampler draws nothing")
+    raise AssertionError("an ODE sampler needs no noise")
 
 
-def even(schedule: Schedule, steps: int) -> Tensor:
-    """Real times of equal steps in lam from START to STOP."""
+def times_even_in_lam(schedule: Schedule, steps: int) -> Tensor:
+    """Return real times with equal steps in lam from START to STOP."""
     return schedule.time(torch.linspace(START, STOP, steps + 1, dtype=torch.float64))
 
 
-def error(sampler: Sampler, schedule: Schedule, steps: int, known: int = 0) -> float:
-    """How far the sampler ends from the solution, begun one std above the mean.
+def measure_error(sampler: Sampler, schedule: Schedule, steps: int, exact_steps: int = 0) -> float:
+    """Return the error at STOP of a trajectory that starts one std above the mean.
 
-    The first `known` steps start from the exact solution, whatever the sampler made of them: what a multistep
-    method can do once it has its history.
+    Args:
+        exact_steps: steps after which z_t is set to the exact solution. A multistep sampler then has an exact
+            history from its first steps, which are of lower order.
     """
-    times = even(schedule, steps)
+    times = times_even_in_lam(schedule, steps)
     mean, std = marginal(schedule, times[0])
     z_T = torch.full((1, 1, 1, 1), mean + std, dtype=torch.float64)
-    denoise, calls = exact(schedule), 0
+    denoise, calls = exact_denoiser(schedule), 0
 
-    def started(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_from_exact(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal calls
         calls += 1
-        return denoise(solution(schedule, z_T, times[0], t) if calls <= known + 1 else z_t, t)
+        return denoise(ode_solution(schedule, z_T, times[0], t) if calls <= exact_steps + 1 else z_t, t)
 
-    trajectory = sampler(started, z_T, times, schedule, no_noise)
+    trajectory = sampler(denoise_from_exact, z_T, times, schedule, no_noise)
     for step, z in enumerate(trajectory):
-        if step < known:
-            z.copy_(solution(schedule, z_T, times[0], times[step + 1]))
-    return (z - solution(schedule, z_T, times[0], times[-1])).abs().item()
+        if step < exact_steps:
+            z.copy_(ode_solution(schedule, z_T, times[0], times[step + 1]))
+    return (z - ode_solution(schedule, z_T, times[0], times[-1])).abs().item()
 
 
-def order(errors: dict[int, float]) -> float:
-    """The slope of log error against log of the steps' length, by least squares."""
+def fit_order(errors: dict[int, float]) -> float:
+    """Return the least-squares slope of log error over log step length."""
     x = torch.tensor([-math.log(n) for n in errors], dtype=torch.float64)
     y = torch.tensor([math.log(e) for e in errors.values()], dtype=torch.float64)
     x = x - x.mean()
     return ((x * y).sum() / x.square().sum()).item()
 
 
-def errors(
-    sampler: Sampler, schedule: Schedule, known: int = 0, steps: tuple[int, ...] = (10, 20, 40, 80, 160)
+def measure_errors(
+    sampler: Sampler, schedule: Schedule, exact_steps: int = 0, steps: tuple[int, ...] = (10, 20, 40, 80, 160)
 ) -> dict[int, float]:
-    """The error at each number of steps."""
-    return {n: error(sampler, schedule, n, known) for n in steps}
+    """Return the error for each number of steps."""
+    return {n: measure_error(sampler, schedule, n, exact_steps) for n in steps}
 
 
-def drawn(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Callable[[int], Tensor]:
-    """Noise keyed by the step."""
+def seeded_noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Callable[[int], Tensor]:
+    """Return a noise function that is seeded with the step."""
     return lambda step: torch.randn(shape, generator=torch.Generator().manual_seed(1000 + step), dtype=dtype)
 
 
-def halved(derivatives: Callable[..., Any]) -> Callable[..., Any]:
-    """DPM-Solver++(3M)'s derivatives as published: half of the second one."""
+def halve_second(derivatives: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the derivatives of DPM-Solver++(3M) as published: with half of the second one."""
 
     def published(history: object) -> tuple[Any, Any]:
         first, second = derivatives(history)

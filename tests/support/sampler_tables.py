@@ -7,13 +7,13 @@ from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, Schedule
 from tests.support.exact_samplers import (  # fmt: skip
     ODE,
     SDE,
-    drawn,
-    errors,
-    even,
-    exact,
-    halved,
+    seeded_noise,
+    measure_errors,
+    times_even_in_lam,
+    exact_denoiser,
+    halve_second,
     marginal,
-    order,
+    fit_order,
 )
 
 STEPS = (10, 20, 40, 80, 160)
@@ -22,10 +22,10 @@ MULTISTEP = [name for name in ODE if name.startswith(("plms", "dpmpp_2m", "dpmpp
 
 def row(name: str, sampler: Sampler, schedule: Schedule, known: int) -> str:
     """Errors at all numbers of steps, the slope through all, and that of the last doubling."""
-    found = errors(sampler, schedule, known, STEPS)
-    last = order({n: found[n] for n in STEPS[-2:]})
+    found = measure_errors(sampler, schedule, known, STEPS)
+    last = fit_order({n: found[n] for n in STEPS[-2:]})
     numbers = " | ".join(f"{error:.1e}" for error in found.values())
-    return f"| {name} | {numbers} | {order(found):.2f} | {last:.2f} |"
+    return f"| {name} | {numbers} | {fit_order(found):.2f} | {last:.2f} |"
 
 
 def ordinary(schedule: Schedule) -> list[str]:
@@ -35,7 +35,7 @@ def ordinary(schedule: Schedule) -> list[str]:
     lines += [row(name, sampler, schedule, 0) for name, sampler in ODE.items()]
     lines += [row(f"{name}, exact start", ODE[name], schedule, 2) for name in MULTISTEP]
     kept = dpmpp_3m._derivatives
-    dpmpp_3m._derivatives = halved(kept)
+    dpmpp_3m._derivatives = halve_second(kept)
     lines += [row("dpmpp_3m as published, exact start", dpmpp_3m.dpmpp_3m, schedule, 2)]
     dpmpp_3m._derivatives = kept
     return lines
@@ -49,10 +49,10 @@ def stochastic(schedule: Schedule, n: int = 20_000) -> list[str]:
     for name, sampler in SDE.items():
         cells = []
         for k in steps:
-            times = even(schedule, k)
+            times = times_even_in_lam(schedule, k)
             (mean, std), (mean_s, std_s) = marginal(schedule, times[0]), marginal(schedule, times[-1])
-            noise = drawn((n, 1, 1, 1))
-            *_, z = sampler(exact(schedule), mean + std * noise(-1), times, schedule, noise)
+            noise = seeded_noise((n, 1, 1, 1))
+            *_, z = sampler(exact_denoiser(schedule), mean + std * noise(-1), times, schedule, noise)
             off, spread = (z.mean().item() - mean_s) / std_s, z.std().item() / std_s - 1
             cells.append(f"{off:+.3f}, {100 * spread:+.1f} %")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

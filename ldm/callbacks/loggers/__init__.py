@@ -1,1 +1,1 @@
-"""Lightning loggers: CSV, TensorBoard and W&B."""
+"""Lightning loggers, with one run per folder: CSV, TensorBoard and W&B."""

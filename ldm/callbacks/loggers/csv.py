@@ -1,4 +1,9 @@
-"""The run's numbers as a table."""
+"""Metrics in one CSV file per run.
+
+Not Lightning's CSVLogger: that one starts a new folder `version_N` with every process and writes rows in
+blocks. Here a resumed run continues its file and replaces the rows that it trains again, and each row is on
+disk as soon as it is logged.
+"""
 
 import csv
 from collections.abc import Mapping
@@ -10,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class CSVLogger(Logger):
-    """`path`: one row a logged step. A resumed run goes on in it, in place of the rows after its step."""
+    """Write a row per logged step to `path`."""
 
     name = version = None
 
@@ -20,7 +25,7 @@ class CSVLogger(Logger):
         self.columns: list[str] = []
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """The configuration stands in the model file's header."""
+        """Do nothing: the config is in the run's folder and in the model file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
@@ -28,14 +33,14 @@ class CSVLogger(Logger):
         row = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]
         if not self.columns:
-            rows = [r for r in self._rows() if int(r["step"]) < step]
-            self._write([*dict.fromkeys([*(rows[0] if rows else ()), *row])], rows)
+            earlier = [r for r in self._read_rows() if int(r["step"]) < step]
+            self._write([*dict.fromkeys([*(earlier[0] if earlier else ()), *row])], earlier)
         elif new:
-            self._write([*self.columns, *new], self._rows())
+            self._write([*self.columns, *new], self._read_rows())
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _rows(self) -> list[dict[str, str]]:
+    def _read_rows(self) -> list[dict[str, str]]:
         if not self.path.is_file():
             return []
         with open(self.path, newline="") as file:

@@ -1,4 +1,9 @@
-"""The run in TensorBoard."""
+"""Metrics, images and config in TensorBoard.
+
+Not Lightning's TensorBoardLogger: that one starts a new folder `version_N` with every process, so that a
+resumed run appears as several runs with overlapping steps. Here a resumed run stays one run, and replaces the
+points that it trains again. This one also logs preview images.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class TensorBoardLogger(Logger):
-    """Numbers, images and the configuration in `folder`, by rank 0 alone, for `tensorboard --logdir runs`.
-
-    A resumed run takes the place of the rows after its step.
-    """
+    """Write to `folder`, on rank 0; show it by `tensorboard --logdir runs`."""
 
     name = version = None
 
@@ -25,32 +27,32 @@ class TensorBoardLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:  # type: ignore[override]
-        """The configuration, which goes out with the first row."""
+        """Keep the config, which is written with the first row."""
         import yaml
 
         self.config = yaml.safe_dump(dict(params), sort_keys=False)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
-        """One row."""
+        """Write the metrics of one step."""
         for name, value in metrics.items():
             self._open(step).add_scalar(name, value, step)
 
     @rank_zero_only
     def log_images(self, rows: Sequence[tuple[str, Sequence[PIL.Image.Image]]], step: int) -> None:
-        """One panel a label, its slider is the step."""
-        for label, preview_images in rows:
-            strip = np.concatenate([np.asarray(p.convert("RGB")) for p in preview_images], axis=1)
+        """Write one panel per label, with a slider over steps."""
+        for label, images in rows:
+            strip = np.concatenate([np.asarray(image.convert("RGB")) for image in images], axis=1)
             self._open(step).add_image(f"samples/{label}", strip, step, dataformats="HWC")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Everything onto the disk."""
+        """Flush and close the file."""
         if self.writer is not None:
             self.writer.close()
 
     def _open(self, step: int) -> Any:
-        """The writer; the file begins with the run's first row, for only that knows where it goes on."""
+        """Return the writer, created at the first row: its step is where a resumed run continues."""
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

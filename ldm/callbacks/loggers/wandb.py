@@ -1,4 +1,9 @@
-"""The run at Weights & Biases, which may fail at any time without stopping it."""
+"""Metrics, images, config and checkpoints at Weights & Biases, whose failures never stop a run.
+
+Not Lightning's WandbLogger: there an exception of the client or an unreachable server ends the training, a
+requeued job appears as a new run unless its id is given, and checkpoints are uploaded for `ModelCheckpoint`
+only. Here the run's folder keeps the id, and a failure is a warning after which only the CSV file continues.
+"""
 
 import os
 import warnings
@@ -16,13 +21,13 @@ from ldm.errors import UserError
 
 
 class WandbLogger(Logger):
-    """Numbers, images and the configuration, by rank 0 alone; docs/guide/metrics.md names the numbers.
+    """Log to one W&B run, on rank 0; docs/guide/metrics.md describes the metrics.
 
     Args:
-        folder: the run's. `wandb_id` in it keeps the run's id, so that a requeued job goes on in the same
-            run; `wandb/` holds what is sent.
-        project, name: where it appears.
-        offline: keep everything in `folder` until `wandb sync` is run. $WANDB_MODE=offline does the same.
+        folder: the run's folder. Its `wandb_id` holds the W&B run's id, so that a requeued job continues that
+            run; its `wandb/` holds the data to send.
+        project, name: W&B project and display name.
+        offline: keep everything in `folder` until `wandb sync` is run, as $WANDB_MODE=offline does.
         artifacts: upload each checkpoint.
         patience: seconds to wait for the server at the start and at the end.
     """
@@ -44,42 +49,42 @@ class WandbLogger(Logger):
         self.run: Any = None
 
     def check(self) -> None:
-        """UserError where an account is needed and none is known."""
+        """Raise UserError if W&B needs an account and none is logged in."""
         import wandb
 
         if self.offline or os.environ.get("WANDB_MODE", "online") != "online":
             return
         if not wandb.login(prompt=False, verify=False):
             raise UserError(
-                "logger=wandb needs an account: run `wandb login` once, set WANDB_API_KEY, or keep everything"
-                " here with logger.wandb.offline=true"
+                "logger=wandb needs an account: run `wandb login` once, set WANDB_API_KEY, or log only to the"
+                " run's folder with logger.wandb.offline=true"
             )
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:  # type: ignore[override]
-        """Begin or go on, with the configuration; offline where the server does not answer."""
+        """Start or resume the W&B run with this config; offline if the server does not answer."""
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {
             "project": self.project,
             "name": self.title,
-            "id": self.identity(),
+            "id": self.run_id(),
             "dir": str(self.folder),
             "config": dict(params),
             "settings": wandb.Settings(silent=True, init_timeout=self.patience, finish_timeout=self.patience),
         }
         try:
-            how: dict[str, Any] = {"mode": "offline"} if self.offline else {"resume": "allow"}
-            self.run = wandb.init(**options, **how)
-        except Exception as error:  # of whatever kind, as in _try
-            self._failed(error, "its data stay here for `wandb sync`")
-            self.run = _offline(options)
+            mode: dict[str, Any] = {"mode": "offline"} if self.offline else {"resume": "allow"}
+            self.run = wandb.init(**options, **mode)
+        except Exception as error:  # of any kind, as in _try
+            self._warn(error, "its data are kept in the run's folder for `wandb sync`")
+            self.run = _init_offline(options)
         self._try(lambda run: run.define_metric("step"))
         self._try(lambda run: run.define_metric("*", step_metric="step"))
 
-    def identity(self) -> str:
-        """The run's id: a sweep agent's, or the one that the run's folder keeps."""
+    def run_id(self) -> str:
+        """Return the W&B run's id: a sweep agent's, or the one kept in the run's folder."""
         if "WANDB_SWEEP_ID" in os.environ:
             return os.environ["WANDB_RUN_ID"]
         file = self.folder / "wandb_id"
@@ -89,22 +94,22 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
-        """One row; "step" is the x axis, so that a resumed run draws over its own tail."""
+        """Log one row; "step" is the x axis, so that a resumed run may repeat steps."""
         self._try(lambda run: run.log({"step": step, **metrics}))
 
     @rank_zero_only
     def log_images(self, rows: Sequence[tuple[str, Sequence[PIL.Image.Image]]], step: int) -> None:
-        """A gallery: one panel a label, its slider is the step."""
+        """Log a gallery: one panel per label, with a slider over steps."""
         import wandb
 
         panels: dict[str, list[Any]] = {}
-        for label, preview_images in rows:
-            panels.setdefault(f"samples/{label}", []).extend(wandb.Image(p) for p in preview_images)
+        for label, images in rows:
+            panels.setdefault(f"samples/{label}", []).extend(wandb.Image(image) for image in images)
         self._try(lambda run: run.log({"step": step, **panels}))
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Upload the newest checkpoint, where `artifacts` asks for it."""
+        """Upload the newest checkpoint if `artifacts` is set."""
         import wandb
 
         path = newest_checkpoint(checkpoint_callback.folder)
@@ -114,37 +119,40 @@ class WandbLogger(Logger):
             self._try(lambda run: run.log_artifact(artifact, aliases=["latest", path.stem]))
 
     @rank_zero_only
-    def preempted(self) -> None:
-        """Say that the run will go on: a sweep gives it to the next agent, with the same settings and id."""
+    def mark_preempted(self) -> None:
+        """Tell W&B that the run will resume: a sweep gives it to the next agent, with its settings and id."""
         self._try(lambda run: run.mark_preempting())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Send what is left, for at most `patience` seconds."""
-        self._try(lambda run: run.on_export(exit_code=int(status != "success")))
+        """Send the remaining data, for at most `patience` seconds."""
+        self._try(lambda run: run.finish(exit_code=int(status != "success")))
         self.run = None
 
     def _try(self, action: Callable[[Any], Any]) -> None:
-        """A service's failure, of whatever kind, is no reason to lose a run; the CSV has the numbers."""
+        """Run `action` on the W&B run; any exception ends logging to W&B, but not the training."""
         if self.run is None:
             return
         try:
             action(self.run)
         except Exception as error:
-            self._failed(error, "nothing more is sent there; metrics.csv goes on")
+            self._warn(error, "nothing more is sent to it, metrics.csv continues")
             self.run = None
 
-    def _failed(self, error: Exception, then: str) -> None:
-        warnings.warn(f"Weights & Biases failed ({error}): {then}", stacklevel=2)
+    def _warn(self, error: Exception, consequence: str) -> None:
+        warnings.warn(f"Weights & Biases failed ({error}): {consequence}", stacklevel=2)
 
 
-def _offline(options: Mapping[str, Any]) -> Any:
-    """A run that stays here; None where the client cannot write even that."""
+def _init_offline(options: Mapping[str, Any]) -> Any:
+    """Return an offline W&B run; None if the client cannot write that either."""
     import wandb
 
     try:
         wandb.teardown()
         return wandb.init(**options, mode="offline")
     except Exception as error:
-        warnings.warn(f"nor can Weights & Biases write here ({error}): metrics.csv goes on", stacklevel=3)
+        warnings.warn(
+            f"Weights & Biases cannot write offline either ({error}): only metrics.csv is written",
+            stacklevel=3,
+        )
         return None

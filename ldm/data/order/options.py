@@ -82,7 +82,7 @@ class OrderOptions:
                 f"data.order.lanes={self.lanes} needs a single source, but data.order.weights mixes "
                 f"{len(sources.parts)}: set data.order.lanes=1 or data.order.weights=null"
             )
-        if global_batch % self.lanes:
+        if self.lanes > 1 and global_batch % self.lanes:
             raise UserError(
                 f"data.order.lanes={self.lanes} does not divide data.global_batch_size={global_batch}: "
                 "change one of them"

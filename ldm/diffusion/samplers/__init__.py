@@ -1,13 +1,13 @@
 """Samplers are generators: `sampler(denoise, z_T, times, schedule, noise)` yields z at times[1], times[2]...
 
-`times` falls, may hold any real numbers, and ends in 0 for a image; the step into 0 returns the predicted
-z_0 itself. What a sampler draws comes from `noise(i)`, asked for at most once in step i, so that the caller
-decides how a image's noise is keyed. One file each: `from ldm.diffusion.samplers.ddim import ddim`.
+`times` falls, may hold any real numbers, and ends in 0 for a clean sample; the step into 0 returns the
+predicted z_0 itself. Random noise comes from `noise(i)`, called at most once in step i, so that the caller
+decides how the noise of an image is seeded. One file each: `from ldm.diffusion.samplers.ddim import ddim`.
 
 A step over an infinite distance in lam, from pure noise (alpha = 0) or into t = 0, is of first order in every
-sampler: alpha_s z_0 + sigma_s eps, for which no limit has to be taken.
+sampler: alpha_s z_0 + sigma_s eps, which needs no limit.
 
-| sampler            | order | `denoise` a step      | draws | of                              |
+| sampler            | order | `denoise` per step    | noise | source                          |
 |--------------------|-------|-----------------------|-------|---------------------------------|
 | `ddim`, `euler`    | 1     | 1                     | eta>0 | Song et al. 2021                |
 | `ddpm`             | 1     | 1                     | yes   | Ho et al. 2020                  |

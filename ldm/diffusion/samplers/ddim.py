@@ -24,7 +24,7 @@ def ddim(
     """z_s = alpha_s z_0 + sqrt(sigma_s² - tau²) eps + tau noise (Song et al. 2021, eq. 12),
 
     tau = eta sigma_s sqrt(1 - e^-2h), h = lam_s - lam_t: of a variance-preserving schedule that is eq. 16,
-    eta (sigma_s/sigma_t) sqrt(1 - (alpha_t/alpha_s)²). eta 0 follows the ODE; 1 draws from q(z_s | z_t, z_0),
+    eta (sigma_s/sigma_t) sqrt(1 - (alpha_t/alpha_s)²). eta 0 follows the ODE; 1 samples q(z_s | z_t, z_0),
     which is DDPM.
     """
     if not 0 <= eta <= 1:

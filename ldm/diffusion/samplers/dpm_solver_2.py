@@ -18,10 +18,10 @@ def dpm_solver_2(
     schedule: Schedule,
     noise: Callable[[int], Tensor],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """z_s = (alpha_s/alpha_t) z_t - sigma_s (e^h - 1) eps, eps from the middle of lam.
+    """z_s = (alpha_s/alpha_t) z_t - sigma_s (e^h - 1) eps, eps at the midpoint in lam.
 
-    Lu et al. 2022a, algorithm 1 (r_1 = 1/2). Evaluates `denoise` twice a step, once in the step into 0.
-    The middle is seldom a whole time.
+    Lu et al. 2022a, algorithm 1 (r_1 = 1/2). Evaluates `denoise` twice per step, once in the step into 0.
+    The midpoint is rarely a whole time.
     """
     z_t = z_T
     for t, s in pairwise(schedule_points(schedule, times)):

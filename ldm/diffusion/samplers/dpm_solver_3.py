@@ -21,8 +21,8 @@ def dpm_solver_3(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """DDIM's step and 3/2 sigma_s (1 - (e^h - 1)/h) (eps_2 - eps_t), eps_2 at two thirds of lam
 
-    (Lu et al. 2022a, algorithm 2). Evaluates `denoise` three times a step, once in the step into 0. The
-    thirds are seldom whole times.
+    (Lu et al. 2022a, algorithm 2). Evaluates `denoise` three times per step, once in the step into 0.
+    The thirds are rarely whole times.
     """
     z_t = z_T
     for t, s in pairwise(schedule_points(schedule, times)):
@@ -39,6 +39,6 @@ def dpm_solver_3(
 
 
 def _slope(t: Point, s: Point) -> float:
-    """sigma_s ((e^h - 1)/h - 1): how much a prediction that grows by 1 on the way moves z_s."""
+    """sigma_s ((e^h - 1)/h - 1): the change of z_s per unit by which the prediction grows over the step."""
     h = s.lam - t.lam
     return s.sigma * (math.expm1(h) / h - 1)

@@ -19,6 +19,6 @@ def dpmpp_2m_sde(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """z_s = (sigma_s/sigma_t) e^-h z_t + alpha_s (1 - e^-2h) d + sigma_s sqrt(1 - e^-2h) noise.
 
-    DPM-Solver++(2M) with eta = 1 (Lu et al. 2022b): the equation stands there.
+    DPM-Solver++(2M) with eta = 1 (Lu et al. 2022b), implemented there.
     """
     return dpmpp_2m(denoise, z_T, times, schedule, noise, eta=1.0)

@@ -18,10 +18,10 @@ def dpmpp_2s(
     schedule: Schedule,
     noise: Callable[[int], Tensor],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """z_s = (sigma_s/sigma_t) z_t + alpha_s (1 - e^-h) z_0, z_0 from the middle of lam.
+    """z_s = (sigma_s/sigma_t) z_t + alpha_s (1 - e^-h) z_0, z_0 at the midpoint in lam.
 
-    Lu et al. 2022b, algorithm 1 (r = 1/2). Evaluates `denoise` twice a step, once in the step into 0. The
-    middle is seldom a whole time.
+    Lu et al. 2022b, algorithm 1 (r = 1/2). Evaluates `denoise` twice per step, once in the step into 0.
+    The midpoint is rarely a whole time.
     """
     z_t = z_T
     for t, s in pairwise(schedule_points(schedule, times)):

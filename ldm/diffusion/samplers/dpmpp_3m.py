@@ -13,7 +13,7 @@ from ldm.diffusion.samplers.steps import Point, exp_step_z0, is_finite, schedule
 from ldm.diffusion.schedule import Schedule
 
 History: TypeAlias = list[tuple[Point, Tensor]]
-"""Where z_0 was predicted and what, the newest first."""
+"""Times and predictions of z_0 there, the newest first."""
 
 
 def dpmpp_3m(
@@ -25,11 +25,11 @@ def dpmpp_3m(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """z_s = (sigma_s/sigma_t) z_t + alpha_s [c_1 z_0 + c_2 z_0' + c_3 z_0''], c_1 = 1 - e^-h, c_2 = h - c_1,
 
-    c_3 = h²/2 - c_2: the integral of z_0's Taylor polynomial in lam (Lu et al. 2022b, section 4.1), its
-    derivatives taken through the last three predictions; the first steps have one and two.
+    c_3 = h²/2 - c_2: the integral of z_0's Taylor polynomial in lam (Lu et al. 2022b, section 4.1), with
+    derivatives from the last three predictions; the first two steps have one and two.
 
-    The published codes (dpm-solver, diffusers, k-diffusion) put h² z_0''/2 in the place of h² z_0'', by which
-    their third-order solver is of order 2 (measured: docs/guide/samplers.md). Here it is of order 3.
+    The published code (dpm-solver, diffusers, k-diffusion) has h² z_0''/2 in the place of h² z_0'', which
+    makes the solver second order (measured: docs/guide/samplers.md). This one is third order.
     """
     z_t, history = z_T, History()
     for t, s in pairwise(schedule_points(schedule, times)):
@@ -48,7 +48,7 @@ def dpmpp_3m(
 
 
 def _derivatives(history: History) -> tuple[Tensor | float, Tensor | float]:
-    """z_0' and z_0'' in lam at the newest prediction, 0 where there are too few, from divided differences."""
+    """Return z_0' and z_0'' in lam at the newest prediction, by divided differences; 0 with too few."""
     if len(history) == 1:
         return 0.0, 0.0
     (t, z), (r, z_r), *rest = history

@@ -26,16 +26,16 @@ def edm(
     churn_max: float = 50.0,
     inflation: float = 1.003,
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """Heun's step, each from a little more noise than there is (Karras et al. 2022, algorithm 2).
+    """Heun's steps, each after adding a little noise (Karras et al. 2022, algorithm 2).
 
-    Where r = sigma/alpha lies in churn_min..churn_max, r' = (1 + min(churn/N, sqrt 2 - 1)) r for N steps, at
-    most the schedule's largest, and z'/alpha' = z/alpha + sqrt(r'² - r²) inflation noise. The defaults are
+    For r = sigma/alpha in churn_min..churn_max, r' = (1 + min(churn/N, sqrt 2 - 1)) r for N steps, at
+    most the schedule's largest r, and z'/alpha' = z/alpha + sqrt(r'² - r²) inflation noise. The defaults are
     those of ImageNet at 64 pixels (table 5; S_churn, S_tmin, S_tmax, S_noise there). Evaluates `denoise` as
-    `heun` does.
+    often as `heun`.
     """
     if churn < 0 or not 0 <= churn_min <= churn_max or inflation <= 0:
         raise InvalidValue(
-            "EDM's sampler needs churn >= 0, 0 <= churn_min <= churn_max and inflation > 0, "
+            "sampler=edm needs churn >= 0, 0 <= churn_min <= churn_max and inflation > 0, "
             f"not {churn}, {churn_min}, {churn_max}, {inflation}"
         )
     z_t, grid = z_T, schedule_points(schedule, times)
@@ -44,9 +44,9 @@ def edm(
     for i, (t, s) in enumerate(pairwise(grid)):
         lam = max(t.lam - growth, last.lam)
         if lam < t.lam and churn_min <= math.exp(-t.lam) <= churn_max:
-            more = at_lam(schedule, lam, t)
-            spread = math.sqrt(max(0.0, math.exp(-2 * more.lam) - math.exp(-2 * t.lam)))
-            z_t = more.alpha * (z_t / t.alpha + spread * inflation * noise(i).to(z_t))
-            t = more
+            noisier = at_lam(schedule, lam, t)
+            spread = math.sqrt(max(0.0, math.exp(-2 * noisier.lam) - math.exp(-2 * t.lam)))
+            z_t = noisier.alpha * (z_t / t.alpha + spread * inflation * noise(i).to(z_t))
+            t = noisier
         z_t = heun_step(denoise, z_t, t, s)
         yield z_t

@@ -21,6 +21,6 @@ def euler_ancestral(
     """x_s = x_t + (down - x̄_t) eps + up noise, with x = z/alpha and x̄ = sigma/alpha,
 
     up = eta x̄_s sqrt(1 - (x̄_s/x̄_t)²), down = sqrt(x̄_s² - up²). Since x_t = z_0 + x̄_t eps and
-    x̄_s/x̄_t = e^-h, multiplying by alpha_s gives DDIM's step with that eta: the equation stands there.
+    x̄_s/x̄_t = e^-h, multiplying by alpha_s gives DDIM's step with that eta, implemented there.
     """
     return ddim(denoise, z_T, times, schedule, noise, eta)

@@ -20,8 +20,8 @@ def heun(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """Euler's step with the mean of eps at both its ends (Karras et al. 2022, algorithm 1).
 
-    Evaluates `denoise` twice a step, once in the step into 0. It follows sigma/alpha, so where that ends in
-    thousands (cosine) take times that grow with it (karras, exponential), or a DPM-Solver++.
+    Evaluates `denoise` twice per step, once in the step into 0. It integrates over sigma/alpha: for schedules
+    that end in thousands (cosine) use times that grow with it (karras, exponential), or DPM-Solver++.
     """
     z_t = z_T
     for t, s in pairwise(schedule_points(schedule, times)):

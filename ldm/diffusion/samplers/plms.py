@@ -28,9 +28,9 @@ def plms(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """DDIM's step with eps' = (55 eps_t - 59 eps_t+1 + 37 eps_t+2 - 9 eps_t+3) / 24.
 
-    Liu et al. 2022, section 3.3. Before there are four predictions a step uses as many as there are; the
-    first evaluates `denoise` at both its ends and takes the mean. The weights are those of equally spaced
-    times: `leading` or `linspace`.
+    Liu et al. 2022, section 3.3. The first steps use the predictions so far; the very first evaluates
+    `denoise` at both its ends and takes the mean. The weights assume equally spaced times:
+    `leading` or `linspace`.
     """
     z_t, history = z_T, list[Tensor]()
     for t, s in pairwise(schedule_points(schedule, times)):

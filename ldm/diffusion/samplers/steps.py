@@ -1,4 +1,4 @@
-"""What the samplers' steps are made of: a time's coefficients, and the steps for constant predictions."""
+"""Building blocks of samplers: the coefficients at a time, and steps for constant predictions."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from ldm.errors import InvalidValue
 
 
 class Point(NamedTuple):
-    """One time with its alpha, sigma and lam = log(alpha / sigma), numbers of double precision."""
+    """A time with its alpha, sigma and lam = log(alpha / sigma), in double precision."""
 
     time: Tensor
     alpha: float
@@ -21,31 +21,31 @@ class Point(NamedTuple):
 
 
 def schedule_points(schedule: Schedule, times: Float[Tensor, " s"]) -> list[Point]:
-    """The coefficients of all times, read from the schedule at once: no step then waits for the device.
+    """Return the coefficients at all times, computed at once so that no step waits for the device.
 
-    ValueError unless all times lie in 0..T.
+    Raises ValueError unless all times lie in 0..T.
     """
     t, T = times.double(), schedule.num_steps
     if t.min() < 0 or t.max() > T:
-        raise InvalidValue(f"a sampler's times must lie in 0..{T}, not {times.tolist()}")
+        raise InvalidValue(f"sampling times must lie in 0..{T}, not {times.tolist()}")
     alpha, sigma, lam = (f(t).flatten().tolist() for f in (schedule.alpha, schedule.sigma, schedule.lam))
     return [Point(*values) for values in zip(times, alpha, sigma, lam, strict=True)]
 
 
 def at_lam(schedule: Schedule, lam: float, like: Point) -> Point:
-    """The point where the schedule has `lam`, its time in the precision of another's."""
+    """Return the point of the schedule at `lam`; its time has the dtype of `like.time`."""
     time = schedule.time(torch.tensor([lam], dtype=torch.float64))
     (point,) = schedule_points(schedule, time.to(like.time.dtype))
     return point
 
 
 def lam_midpoint(schedule: Schedule, t: Point, s: Point, share: float) -> Point:
-    """The point that lies `share` of the way from t to s in lam."""
+    """Return the point at the fraction `share` of the way from t to s in lam."""
     return at_lam(schedule, t.lam + share * (s.lam - t.lam), t)
 
 
 def is_finite(t: Point, s: Point) -> bool:
-    """Whether lam is finite at both ends: t is not pure noise and s is not 0."""
+    """Return whether lam is finite at both ends: t is not pure noise and s is not 0."""
     return math.isfinite(t.lam) and math.isfinite(s.lam)
 
 
@@ -54,7 +54,7 @@ def exp_step_z0(
 ) -> Float[Tensor, "b z h w"]:
     """z_s = (sigma_s/sigma_t) z_t + alpha_s (1 - e^-h) z_0, h = lam_s - lam_t (Lu et al. 2022b, section 4.1).
 
-    The ODE's solution where the predicted z_0 does not change along the way.
+    The ODE's solution for a predicted z_0 that is constant over the step.
     """
     return s.sigma / t.sigma * z_t - s.alpha * math.expm1(t.lam - s.lam) * z_0
 
@@ -64,6 +64,6 @@ def exp_step_eps(
 ) -> Float[Tensor, "b z h w"]:
     """z_s = (alpha_s/alpha_t) z_t - sigma_s (e^h - 1) eps, h = lam_s - lam_t (Lu et al. 2022a, eq. 3.7).
 
-    The ODE's solution where the predicted eps does not change along the way.
+    The ODE's solution for a predicted eps that is constant over the step.
     """
     return s.alpha / t.alpha * (z_t - t.sigma * eps) + s.sigma * eps

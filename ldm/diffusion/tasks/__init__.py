@@ -1,6 +1,6 @@
-"""What is done with a sampler beside drawing from noise: functions over the same generators.
+"""Uses of a sampler other than sampling from noise.
 
-`img2img`, `inpaint`, `resample` and `blend` are samplers made from a sampler: with their own arguments bound
-(`partial(img2img, sampler=ddim, z_0=z_0, strength=0.6)`) they go wherever a sampler goes. `invert` leads the
-other way, from a latent to its noise.
+`img2img`, `inpaint`, `resample` and `slerp_noise` wrap a sampler: with their own arguments bound, as in
+`partial(img2img, sampler=ddim, z_0=z_0, strength=0.6)`, they are samplers. `invert` goes the other way,
+from a latent to its noise.
 """

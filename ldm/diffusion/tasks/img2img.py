@@ -1,4 +1,4 @@
-"""Images from images: SDEdit (Meng et al. 2022)."""
+"""Image to image: SDEdit (Meng et al. 2022)."""
 
 from collections.abc import Callable, Iterator
 
@@ -25,17 +25,17 @@ def img2img(
     """z_t = alpha_t z_0 + sigma_t z_T, and the sampler's steps from there (Meng et al. 2022, algorithm 1).
 
     Args:
-        z_0: what to begin from, one or one a image.
-        strength: the share of the steps that are made, in (0, 1], at least one: t is the time before them.
+        z_0: the latent to start from, one for all images or one per image.
+        strength: the proportion of the steps to take, in (0, 1], at least one; t is the first of their times.
     """
-    kept = remaining(times, strength)
-    (t,) = schedule_points(schedule, kept[:1])
-    yield from sampler(denoise, t.alpha * z_0 + t.sigma * z_T, kept, schedule, noise)
+    times = remaining_times(times, strength)
+    (t,) = schedule_points(schedule, times[:1])
+    yield from sampler(denoise, t.alpha * z_0 + t.sigma * z_T, times, schedule, noise)
 
 
-def remaining(times: Float[Tensor, " s"], strength: float) -> Float[Tensor, " r"]:
-    """The last `strength` of the steps."""
+def remaining_times(times: Float[Tensor, " s"], strength: float) -> Float[Tensor, " r"]:
+    """Return the times of the last `strength` of the steps."""
     if not 0 < strength <= 1:
-        raise InvalidValue(f"the strength must lie in (0, 1], not {strength}")
+        raise InvalidValue(f"strength must lie in (0, 1], not {strength}")
     steps = len(times) - 1
     return times[steps - max(1, round(strength * steps)) :]

@@ -1,4 +1,4 @@
-"""Images of which a part is known, by any model."""
+"""Inpainting with any model, and resampling."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -24,7 +24,7 @@ def inpaint(
     known: Float[Tensor, "#b z h w"],
     mask: Float[Tensor, "#b 1 h w"],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """The sampler's own steps with `replace_known(denoise)`: the known part ends exactly as it is known."""
+    """Run the sampler with `replace_known(denoise)`: the known part of the result is exactly `known`."""
     return sampler(replace_known(denoise, schedule, known, mask), z_T, times, schedule, noise)
 
 
@@ -36,18 +36,18 @@ def replace_known(
 ) -> Denoise:
     """z_0 <- mask z_0 + (1 - mask) known, eps <- (z_t - alpha_t z_0)/sigma_t.
 
-    A sampler then carries the known part from z_T to `known` along q(z_s | z_t, z_0 = known), as replacing it
-    by noisy copies does (Song et al. 2021b, appendix I.2; Lugmayr et al. 2022, eq. 8), but of one noise, so
-    that multistep samplers and those with steps in between work, too. `mask` is 1 where the image is drawn.
+    A sampler then moves the known part from z_T to `known` along q(z_s | z_t, z_0 = known), as replacing it
+    with noisy copies does (Song et al. 2021b, appendix I.2; Lugmayr et al. 2022, eq. 8). Here all copies have
+    the same noise, so that samplers of higher order work as well. `mask` is 1 where the image is unknown.
     """
 
-    def kept(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_unknown(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         z_0, _ = denoise(z_t, t)
         z_0 = torch.lerp(known.to(z_0).expand_as(z_0), z_0, mask.to(z_0))
         (at,) = schedule_points(schedule, t.reshape(1))
         return z_0, (z_t - at.alpha * z_0) / at.sigma
 
-    return kept
+    return denoise_unknown
 
 
 def resample(
@@ -60,26 +60,26 @@ def resample(
     repeats: int,
     jump: int,
 ) -> Iterator[Float[Tensor, "b z h w"]]:
-    """Every `jump` steps are made `repeats` times, with the noise put back in between.
+    """Run every `jump` steps `repeats` times, adding their noise again in between.
 
-    What is drawn has then seen what is known, and fits it better, at `repeats` times the cost (Lugmayr et al.
-    2022, section 4.2). Draws are numbered in their order, over all repetitions: `noise(0), noise(1), ...`. A
-    multistep sampler begins anew with every stretch of `jump` steps.
+    The unknown part then fits the known part better, at `repeats` times the cost (Lugmayr et al. 2022,
+    section 4.2). The noise is numbered in order over all repetitions: `noise(0), noise(1), ...`. A multistep
+    sampler restarts with every segment of `jump` steps.
     """
     if repeats < 1 or jump < 1:
         raise InvalidValue(f"resampling needs repeats >= 1 and jump >= 1, not {repeats} and {jump}")
     z_t, numbers = z_T, count()
 
-    def draw(_: int) -> Tensor:
+    def next_noise(_: int) -> Tensor:
         return noise(next(numbers))
 
     for first in range(0, len(times) - 1, jump):
-        stretch = times[first : first + jump + 1]
-        start, *_, end = schedule_points(schedule, stretch)
-        for again in reversed(range(repeats)):
-            for z_s in sampler(denoise, z_t, stretch, schedule, draw):
+        segment = times[first : first + jump + 1]
+        start, *_, end = schedule_points(schedule, segment)
+        for repeats_left in reversed(range(repeats)):
+            for z_s in sampler(denoise, z_t, segment, schedule, next_noise):
                 yield z_s
-            z_t = add_noise(z_s, end, start, draw(0).to(z_s)) if again else z_s
+            z_t = add_noise(z_s, end, start, next_noise(0).to(z_s)) if repeats_left else z_s
 
 
 def add_noise(z_s: Tensor, s: Point, t: Point, noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a latent to the noise that it comes from (Song et al. 2021)."""
+"""DDIM inversion: from a latent to the noise that gives it (Song et al. 2021)."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -22,36 +22,36 @@ def invert(
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """The z_t from which DDIM's step leads to z_s: z_t = (alpha_t/alpha_s) (z_s - sigma_s eps) + sigma_t eps.
 
-    It yields z at times[-2], ..., times[0]; `ddim` on the same times leads back. eps is that of z_t, which is
-    sought: with that of z_s it is DDIM's own inversion (Song et al. 2021, section 4.3), and each of the
-    `refinements`, one evaluation a step, takes it where the last one led (Pan et al. 2023, section 3.1), so
-    that the way back ends nearer to z_0. Nothing is evaluated at t = 0.
+    Yields z at times[-2], ..., times[0]; `ddim` on the same times inverts it. eps is the prediction at z_t,
+    which is unknown; with that at z_s this is DDIM's own inversion (Song et al. 2021, section 4.3). Each of
+    the `refinements`, one evaluation per step, predicts eps at the last estimate of z_t (Pan et al. 2023,
+    section 3.1), so that `ddim` ends closer to z_0. Nothing is evaluated at t = 0.
     """
     if refinements < 0:
         raise InvalidValue(f"inversion needs refinements >= 0, not {refinements}")
     z_s = z_0
     for s, t in pairwise(reversed(schedule_points(schedule, times))):
         if s.sigma == t.alpha == 0:
-            raise InvalidValue("one step from pure noise into 0 cannot be inverted: give at least 2 steps")
-        z_s = _fixed_point(_back(denoise, z_s, s, t), z_s, refinements)
+            raise InvalidValue("a single step from pure noise to 0 cannot be inverted: use at least 2 steps")
+        z_s = _find_fixed_point(_inverse_step(denoise, z_s, s, t), z_s, refinements)
         yield z_s
 
 
-def _back(denoise: Denoise, z_s: Tensor, s: Point, t: Point) -> Callable[[Tensor], Tensor]:
-    """DDIM's step from s to the noisier t, by the prediction at z_t."""
+def _inverse_step(denoise: Denoise, z_s: Tensor, s: Point, t: Point) -> Callable[[Tensor], Tensor]:
+    """Return the map from a guess of z_t to DDIM's step from s to the noisier t with the prediction there."""
 
-    def back(z_t: Tensor) -> Tensor:
+    def step(z_t: Tensor) -> Tensor:
         z_0, eps = denoise(z_t, t.time)
         if s.sigma == 0 or is_finite(t, s):
             return exp_step_eps(z_s, eps, s, t)
-        # In pure noise eps is z_t, whatever it is: z_0 alone says something.
+        # In pure noise eps is z_t whatever the network predicts: only z_0 carries information.
         return t.sigma / s.sigma * (z_s - s.alpha * z_0)
 
-    return back
+    return step
 
 
-def _fixed_point(function: Callable[[Tensor], Tensor], z: Tensor, refinements: int) -> Tensor:
-    """z = f(z) by f alone, then by Anderson's (1965) mixture of the last two, for each image by itself."""
+def _find_fixed_point(function: Callable[[Tensor], Tensor], z: Tensor, refinements: int) -> Tensor:
+    """Solve z = f(z): apply f, then Anderson mixing of the last two iterates (1965), per image."""
     before, image_before = z, function(z)
     z = image_before
     for _ in range(refinements):

@@ -1,9 +1,9 @@
-"""The table of a run's numbers."""
+"""Metrics of a run as one CSV file."""
 
 from ldm.callbacks.loggers.csv import CSVLogger
 
 
-def test_one_row_a_step_and_a_column_a_name(tmp_path):
+def test_a_row_per_call_and_a_column_per_name(tmp_path):
     log = CSVLogger(str(tmp_path / "run" / "metrics.csv"))
     log.log_metrics({"loss": 0.1}, 5)
     log.log_metrics({"loss": 1 / 3, "rate": 2.0}, 10)
@@ -16,7 +16,7 @@ def test_one_row_a_step_and_a_column_a_name(tmp_path):
     ]
 
 
-def test_a_resumed_run_writes_over_what_it_repeats(tmp_path):
+def test_a_resumed_run_replaces_the_rows_it_repeats(tmp_path):
     path = tmp_path / "metrics.csv"
     before = CSVLogger(str(path))
     for step in (1, 2, 3, 4):
@@ -33,7 +33,7 @@ def test_a_resumed_run_writes_over_what_it_repeats(tmp_path):
     ]
 
 
-def test_making_a_log_touches_nothing(tmp_path):
+def test_the_constructor_writes_nothing(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n1,2.0\n")
     CSVLogger(str(path)).log_hyperparams({"lr": 1})

@@ -1,4 +1,4 @@
-"""What TensorBoard's own reader finds."""
+"""Checked with TensorBoard's own reader."""
 
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,21 +10,21 @@ def read(folder) -> EventAccumulator:
     return EventAccumulator(str(folder)).Reload()
 
 
-def test_numbers_images_and_configuration(tmp_path):
+def test_metrics_images_and_config(tmp_path):
     log = TensorBoardLogger(str(tmp_path))
     log.log_hyperparams({"optimizer": {"lr": 0.5}})
     log.log_metrics({"train/loss": 0.5}, 7)
     log.log_images([("a red circle", [Image.new("RGB", (4, 6))] * 2)], 7)
     log.log_metrics({"train/loss": 0.25}, 8)
     log.finalize("success")
-    found = read(tmp_path)
-    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(7, 0.5), (8, 0.25)]
-    (panel,) = found.Images("samples/a red circle")
+    events = read(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(7, 0.5), (8, 0.25)]
+    (panel,) = events.Images("samples/a red circle")
     assert (panel.step, panel.width, panel.height) == (7, 8, 6)
-    assert b"lr: 0.5" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert b"lr: 0.5" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
-def test_a_resumed_run_takes_the_place_of_what_it_repeats(tmp_path):
+def test_a_resumed_run_replaces_the_points_it_repeats(tmp_path):
     for begin, value in ((1, 1.0), (3, 9.0)):
         log = TensorBoardLogger(str(tmp_path))
         for step in range(begin, 5):
@@ -34,7 +34,7 @@ def test_a_resumed_run_takes_the_place_of_what_it_repeats(tmp_path):
     assert points == [(1, 1.0), (2, 1.0), (3, 9.0), (4, 9.0)]
 
 
-def test_making_a_log_touches_nothing(tmp_path):
+def test_without_rows_nothing_is_written(tmp_path):
     log = TensorBoardLogger(str(tmp_path / "run"))
     log.log_hyperparams({"lr": 1})
     log.finalize("success")

@@ -1,4 +1,4 @@
-"""W&B with its own client, offline, and with a server that is not there."""
+"""W&B with its own client, offline, and with a server that does not answer."""
 
 import pytest
 import wandb
@@ -14,13 +14,13 @@ from tests.support import tiny
 @pytest.fixture
 def log(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
-    return lambda **more: WandbLogger(
-        str(tmp_path), "ldm", "a run", **{"offline": True, "patience": 20.0, **more}
+    return lambda **options: WandbLogger(
+        str(tmp_path), "ldm", "a run", **{"offline": True, "patience": 20.0, **options}
     )
 
 
-class Fake:
-    """Stands for a run of the client."""
+class FakeRun:
+    """A stand-in for the client's run."""
 
     id = "abc"
 
@@ -36,74 +36,74 @@ class Fake:
     def log_artifact(self, artifact, aliases) -> None:
         self.artifacts.append((artifact.name, aliases, sorted(artifact.manifest.entries)))
 
-    def on_export(self, exit_code) -> None:
+    def finish(self, exit_code) -> None:
         self.rows.append(exit_code)
 
 
-def test_a_requeued_run_goes_on_under_its_id(log, tmp_path):
+def test_a_requeued_run_keeps_its_id(log, tmp_path):
     for step in (1, 2):
-        made = log()
-        made.log_hyperparams({"optimizer": {"lr": 0.5}})
-        assert made.run.config["optimizer"] == {"lr": 0.5} and made.run.settings.run_name == "a run"
-        made.log_metrics({"train/loss": 1 / step}, step)
-        made.finalize("success")
-    identity = (tmp_path / "wandb_id").read_text().strip()
+        logger = log()
+        logger.log_hyperparams({"optimizer": {"lr": 0.5}})
+        assert logger.run.config["optimizer"] == {"lr": 0.5} and logger.run.settings.run_name == "a run"
+        logger.log_metrics({"train/loss": 1 / step}, step)
+        logger.finalize("success")
+    run_id = (tmp_path / "wandb_id").read_text().strip()
     fragments = [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")]
-    assert fragments and set(fragments) == {f"run-{identity}.wandb"}
+    assert fragments and set(fragments) == {f"run-{run_id}.wandb"}
 
 
-def test_a_sweep_names_the_run(log, monkeypatch):
+def test_a_sweep_sets_the_run_id(log, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "point7")
-    assert log().identity() == "point7"
+    assert log().run_id() == "point7"
 
 
-def test_names_steps_and_galleries(log):
-    made, run = log(), Fake()
-    made.run = run
-    made.log_metrics({"train/loss": 0.5}, 7)
+def test_metric_names_steps_and_galleries(log):
+    logger, run = log(), FakeRun()
+    logger.run = run
+    logger.log_metrics({"train/loss": 0.5}, 7)
     image = Image.new("RGB", (4, 4))
-    made.log_images([("a red circle", [image] * 2), ("rows", [image]), ("rows", [image])], 8)
-    made.finalize("failed")
+    logger.log_images([("a red circle", [image] * 2), ("rows", [image]), ("rows", [image])], 8)
+    logger.finalize("failed")
     first, second, status = run.rows
     assert first == {"step": 7, "train/loss": 0.5} and status == 1
     assert second["step"] == 8 and [len(second[f"samples/{k}"]) for k in ("a red circle", "rows")] == [2, 2]
-    assert made.run is None
+    assert logger.run is None
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_checkpoints_as_artifacts_by_option(asked, log, tmp_path):
-    made, run = log(artifacts=asked), Fake()
-    made.run = run
+@pytest.mark.parametrize("artifacts", [False, True])
+def test_checkpoints_are_artifacts_by_option(artifacts, log, tmp_path):
+    logger, run = log(artifacts=artifacts), FakeRun()
+    logger.run = run
     trainer = tiny.trainer(2, [Checkpoint(str(tmp_path / "checkpoints"))])
-    trainer.loggers = [made]
+    trainer.loggers = [logger]
     trainer.limit_val_batches = 0
     trainer.fit(tiny.first_stage(), DataLoader([tiny.batch(1)] * 2, batch_size=None))
     expected = [("checkpoint-abc", ["latest", "step00000002"], ["step00000002.ckpt"])]
-    assert run.artifacts == (expected if asked else [])
+    assert run.artifacts == (expected if artifacts else [])
 
 
-def test_a_client_that_breaks_is_left_alone(log):
-    class Broken(Fake):
+def test_after_a_failure_the_client_is_not_used_again(log):
+    class Broken(FakeRun):
         def log(self, row) -> None:
             raise ConnectionError("gone")
 
-    made = log()
-    made.run = Broken()
-    with pytest.warns(UserWarning, match="Weights & Biases failed .gone.: .*metrics.csv goes on"):
-        made.log_metrics({"train/loss": 0.5}, 1)
-    made.log_metrics({"train/loss": 0.5}, 2)
-    made.finalize("success")
+    logger = log()
+    logger.run = Broken()
+    with pytest.warns(UserWarning, match="Weights & Biases failed .gone.: .*metrics.csv"):
+        logger.log_metrics({"train/loss": 0.5}, 1)
+    logger.log_metrics({"train/loss": 0.5}, 2)
+    logger.finalize("success")
 
 
-def test_a_server_that_does_not_answer_is_waited_for_and_then_done_without(log, tmp_path, monkeypatch):
+def test_after_waiting_for_a_server_the_run_is_offline(log, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    made = log(offline=False, patience=5.0)
-    with pytest.warns(UserWarning, match="its data stay here for `wandb sync`"):
-        made.log_hyperparams({})
-    made.log_metrics({"train/loss": 0.5}, 1)
-    made.finalize("success")
+    logger = log(offline=False, patience=5.0)
+    with pytest.warns(UserWarning, match="kept in the run's folder for `wandb sync`"):
+        logger.log_hyperparams({})
+    logger.log_metrics({"train/loss": 0.5}, 1)
+    logger.finalize("success")
     assert any(path.name.startswith("offline-run-") for path in (tmp_path / "wandb").iterdir())
 
 
@@ -112,18 +112,18 @@ def test_a_client_that_cannot_write_does_not_stop_training(log, monkeypatch, twi
     def fails(**options):
         if twice or "mode" not in options:
             raise OSError(30, "Read-only file system")
-        return Fake()
+        return FakeRun()
 
     monkeypatch.setattr(wandb, "init", fails)
-    made = log(offline=False)
+    logger = log(offline=False)
     with pytest.warns(UserWarning, match="Weights & Biases failed .*Read-only"):
-        made.log_hyperparams({})
-    assert (made.run is None) == twice
-    made.log_metrics({"train/loss": 0.5}, 1)
-    made.finalize("success")
+        logger.log_hyperparams({})
+    assert (logger.run is None) == twice
+    logger.log_metrics({"train/loss": 0.5}, 1)
+    logger.finalize("success")
 
 
-def test_an_account_is_asked_for_before_training(log, monkeypatch):
+def test_a_missing_account_is_reported_before_training(log, monkeypatch):
     monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
     log().check()
     with pytest.raises(UserError, match="wandb login.*logger.wandb.offline=true"):

@@ -188,7 +188,7 @@ def test_a_number_out_of_range_below_main(shell):
     def main(cfg: DictConfig) -> None:
         trailing(1000, cfg.steps)
 
-    assert shell(main, "steps=1001") == (2, "", "error: sampling steps must lie in 1..1000, not 1001\n")
+    assert shell(main, "steps=1001") == (2, "", "error: steps must lie in 1..1000, not 1001\n")
 
 
 def test_a_fault_of_ours_keeps_its_trace(shell):

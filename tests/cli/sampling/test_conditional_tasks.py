@@ -276,17 +276,25 @@ MISTAKES = [
     (
         "class",
         ["task=class", "task.labels=[12]"],
-        "task.labels=12 is out of range: this model has the classes 0 to 11",
+        "task.labels=12 is out of range",
     ),
     ("class", ["task=class", "task.labels=[]"], "task.labels=[]: expected class indices"),
-    ("class", ["task=class", "task.labels=12"], "task.labels=12 is out of range: this model has the classes 0 to 11"),
+    (
+        "class",
+        ["task=class", "task.labels=12"],
+        "task.labels=12 is out of range",
+    ),
     ("class", ["task=class", "task.labels=circle"], "task.labels=circle: expected class indices"),
     (
         "class",
         ["task=class", "task.labels=3", "negative=a"],
         "negative: this model has no condition that uses caption",
     ),
-    ("unconditional", ["task=unconditional", "size=36"], "must be multiples of 16 for this model, for example size=[32,32]"),
+    (
+        "unconditional",
+        ["task=unconditional", "size=36"],
+        "multiples of 16 for this model, for example size=[32,32]",
+    ),
     (
         "five_bands",
         ["task=img2img", "task.image={colours}"],
@@ -314,9 +322,17 @@ MISTAKES = [
         "is 64x32 (width x height), but the images",
     ),
     ("semantic", ["task=semantic", "task.map={colours}"], "has mode RGB, but a semantic map is grey"),
-    ("semantic", ["task=semantic", "task.map={bad}"], "has the label 95, but this model has the labels 0 to 12"),
+    (
+        "semantic",
+        ["task=semantic", "task.map={bad}"],
+        "has the label 95, but this model has",
+    ),
     ("semantic", ["task=semantic", "task.map=/no.png"], "no map task.map=/no.png"),
-    ("depth", ["task=depth", "task.map={colours}"], "has mode RGB, but this map must be grey of 8 or 16 bits"),
+    (
+        "depth",
+        ["task=depth", "task.map={colours}"],
+        "has mode RGB, but this map must be grey",
+    ),
     ("depth", ["task=edges", "task.map={grey}"], "it has no condition that uses edges"),
     ("layout", ["task=layout", "task.boxes=/no.json"], "no file task.boxes=/no.json"),
     ("layout", ["task=layout", "task.boxes={grey}"], "cannot read task.boxes="),
@@ -334,13 +350,17 @@ MISTAKES = [
     (
         "super_resolution",
         ["task=super_resolution", "task.image={odd}"],
-        "is 24x9, but its width and height must be multiples of 4 for this model: crop it, for example to 24x8",
+        "multiples of 4 for this model: crop it, for example to 24x8",
     ),
     ("class", ["prompts=[a square]"], "this model does not use prompts, its conditions are label, coord"),
     ("class", ["task=unconditional", "prompts=[a square]"], "this task does not use prompts: remove prompts"),
     ("class", ["crop=[1,0]", "task=unconditional"], "this model has no size conditions"),
     ("class", [], "its conditions are label, coordinates: give the task=..."),
-    ("inpaint_model_sd", ["task=img2img", "task.image={colours}"], "prompts is required: give a list of prompts"),
+    (
+        "inpaint_model_sd",
+        ["task=img2img", "task.image={colours}"],
+        "prompts is required",
+    ),
     (
         "super_resolution",
         ["task=super_resolution", "task.image={grey}", "task.noise_level=5"],

@@ -188,7 +188,9 @@ def test_another_sampler_goes_with_conditions(shell, words) -> None:
     if "task=invert" in words:  # which gives the image back, whatever leads to its noise and from it
         return
     other = [w.replace("{depth}", "{mask}") for w in DEPTH]
-    assert not near(drawn, np.stack(list(shell("fixed", *words, *other)[2].values()))), "the map changes the images"
+    assert not near(drawn, np.stack(list(shell("fixed", *words, *other)[2].values()))), (
+        "the map changes the images"
+    )
 
 
 def test_guidance_of_each_condition(shell) -> None:

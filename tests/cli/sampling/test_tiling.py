@@ -8,7 +8,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from tests.cli.sampling.test_load import TINY
 
 import sample
 from ldm.cli import encode_latents
@@ -21,6 +20,7 @@ from ldm.data.shards.reader import open_shards
 from ldm.errors import UserError
 from ldm.interop import model_file
 from ldm.networks import tiling
+from tests.cli.sampling.test_load import TINY
 from tests.support import tiny
 
 

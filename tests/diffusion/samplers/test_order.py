@@ -8,14 +8,14 @@ from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, Schedule
 from tests.support.exact_samplers import (  # fmt: skip
     ODE,
     SDE,
-    drawn,
-    errors,
-    even,
-    exact,
-    halved,
+    seeded_noise,
+    measure_errors,
+    times_even_in_lam,
+    exact_denoiser,
+    halve_second,
     marginal,
-    order,
-    solution,
+    fit_order,
+    ode_solution,
 )
 
 EXPECTED = {
@@ -33,27 +33,27 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_error_falls_with_the_order(name: str, schedule: Schedule) -> None:
     """3M from exact starting values: its first two steps are of lower order."""
-    found = errors(ODE[name], schedule, known=2 if name == "dpmpp_3m" else 0)
+    found = measure_errors(ODE[name], schedule, known=2 if name == "dpmpp_3m" else 0)
     assert list(found.values()) == sorted(found.values(), reverse=True)
-    assert order({n: found[n] for n in (80, 160)}) == pytest.approx(EXPECTED[name], abs=0.12)
+    assert fit_order({n: found[n] for n in (80, 160)}) == pytest.approx(EXPECTED[name], abs=0.12)
 
 
 def test_3m_as_published_is_of_order_2(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
     """With h² z_0''/2 in the place of h² z_0'', which is what diffusers does (test_parity.py)."""
-    monkeypatch.setattr(dpmpp_3m, "_derivatives", halved(dpmpp_3m._derivatives))
-    measured = order(errors(dpmpp_3m.dpmpp_3m, schedule, known=2, steps=(80, 160)))
+    monkeypatch.setattr(dpmpp_3m, "_derivatives", halve_second(dpmpp_3m._derivatives))
+    measured = fit_order(measure_errors(dpmpp_3m.dpmpp_3m, schedule, known=2, steps=(80, 160)))
     assert measured == pytest.approx(2, abs=0.12)
 
 
 @pytest.mark.parametrize("name", SDE)
 def test_stochastic_samplers_draw_the_marginal(name: str, schedule: Schedule) -> None:
     """Mean and variance of 20,000 samples at a time above 0."""
-    n, times = 20_000, even(schedule, 200)
+    n, times = 20_000, times_even_in_lam(schedule, 200)
     (mean, std), (mean_s, std_s) = marginal(schedule, times[0]), marginal(schedule, times[-1])
     z_T = mean + std * torch.randn(
         n, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    *_, z = SDE[name](exact(schedule), z_T, times, schedule, drawn((n, 1, 1, 1)))
+    *_, z = SDE[name](exact_denoiser(schedule), z_T, times, schedule, seeded_noise((n, 1, 1, 1)))
     assert z.mean().item() == pytest.approx(mean_s, abs=4 * std_s / n**0.5)
     assert z.var().item() == pytest.approx(std_s**2, rel=4 * (2 / n) ** 0.5 + 0.01)
 
@@ -62,7 +62,7 @@ def test_the_solution_solves_the_ode(schedule: Schedule) -> None:
     """What the errors are measured against: dz = (alpha' z_0 + sigma' eps) dt, by differences."""
     t = torch.tensor([300.0, 300.001], dtype=torch.float64)
     z = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64)
-    z_0, eps = exact(schedule)(z, t[:1])
+    z_0, eps = exact_denoiser(schedule)(z, t[:1])
     d_alpha, d_sigma = (f(t).diff(dim=0) for f in (schedule.alpha, schedule.sigma))
-    moved = solution(schedule, z, t[0], t[1]) - z
+    moved = ode_solution(schedule, z, t[0], t[1]) - z
     torch.testing.assert_close(moved, d_alpha * z_0 + d_sigma * eps, rtol=1e-3, atol=0)

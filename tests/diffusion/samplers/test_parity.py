@@ -31,7 +31,7 @@ from ldm.diffusion.samplers.plms import plms
 from ldm.diffusion.samplers.unipc import bh1, bh2, unipc
 from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.times import leading
-from tests.support.exact_samplers import drawn, halved, no_noise
+from tests.support.exact_samplers import drawn, halve_second, no_noise
 
 SHAPE = (2, 3, 4, 4)
 VP = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}
@@ -112,8 +112,8 @@ def compare(
 def test_ddim(kind: str, eta: float) -> None:
     schedule = ScaledLinear()
     peer = diffusers.DDIMScheduler(**TABLE, clip_sample=False, steps_offset=0, prediction_type=kind)
-    steps = ddim(predicting(VP[kind], schedule), start(), TIMES, schedule, drawn(SHAPE), eta)
-    noise = drawn(SHAPE)
+    steps = ddim(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE), eta)
+    noise = seeded_noise(SHAPE)
     options = {"eta": lambda i: eta, "variance_noise": (lambda i: noise(i)) if eta else (lambda i: None)}
     compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, **options)
 
@@ -122,7 +122,7 @@ def test_ddim(kind: str, eta: float) -> None:
 def test_ddpm(kind: str) -> None:
     schedule = ScaledLinear()
     peer = diffusers.DDPMScheduler(**TABLE, clip_sample=False, steps_offset=0, prediction_type=kind)
-    steps = ddpm(predicting(VP[kind], schedule), start(), TIMES, schedule, drawn(SHAPE))
+    steps = ddpm(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
     compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, generator=generator)
 
 
@@ -138,7 +138,7 @@ def test_euler(kind: str) -> None:
 def test_euler_ancestral(kind: str) -> None:
     schedule = ScaledLinear()
     peer = diffusers.EulerAncestralDiscreteScheduler(**TABLE, steps_offset=0, prediction_type=kind)
-    steps = euler_ancestral(predicting(VP[kind], schedule), start(), TIMES, schedule, drawn(SHAPE))
+    steps = euler_ancestral(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
     compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, scaled=True, generator=generator)
 
 
@@ -194,15 +194,15 @@ def test_2m_sde(kind: str) -> None:
     peer = diffusers.DPMSolverMultistepScheduler(
         **TABLE, algorithm_type="sde-dpmsolver++", prediction_type=kind
     )
-    steps = dpmpp_2m_sde(predicting(VP[kind], schedule), start(), TIMES, schedule, drawn(SHAPE))
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, variance_noise=drawn(SHAPE))
+    steps = dpmpp_2m_sde(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
+    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, variance_noise=seeded_noise(SHAPE))
 
 
 @pytest.mark.parametrize("kind", VP)
 def test_3m_but_for_its_second_derivative(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On purpose different: the peer's D2 is h² z_0''/2 in the place of h² z_0'' (see test_order.py)."""
     schedule = ScaledLinear()
-    monkeypatch.setattr(dpmpp_3m, "_derivatives", halved(dpmpp_3m._derivatives))
+    monkeypatch.setattr(dpmpp_3m, "_derivatives", halve_second(dpmpp_3m._derivatives))
     # Its second step is of the kind "heun", by the Taylor series as the third, and not "midpoint".
     peer = diffusers.DPMSolverMultistepScheduler(
         **TABLE, solver_order=3, solver_type="heun", prediction_type=kind
@@ -324,8 +324,8 @@ def test_edm_s_churn() -> None:
     """Algorithm 2 of Karras et al. (2022), line by line; the peer has its churn with Euler's step alone."""
     schedule, times = VarianceExploding(1000), SIGMAS * 1000 / 80
     churn, low, high, inflation = 3.5, 0.1, 50.0, 1.003
-    steps = edm(edm_denoise, SIGMAS[0] * start(), times, schedule, drawn(SHAPE), churn, low, high, inflation)
-    x, noise = SIGMAS[0] * start(), drawn(SHAPE)
+    steps = edm(edm_denoise, SIGMAS[0] * start(), times, schedule, seeded_noise(SHAPE), churn, low, high, inflation)
+    x, noise = SIGMAS[0] * start(), seeded_noise(SHAPE)
 
     def d(x: Tensor, sigma: float) -> Tensor:
         return (x - edm_denoise(x, torch.tensor(sigma * 1000 / 80, dtype=torch.float64))[0]) / sigma
@@ -343,10 +343,10 @@ def test_edm_s_churn() -> None:
         close(x_s, ahead)
         x = ahead
     peer = on_our_grid(diffusers.EDMEulerScheduler(), schedule, times[-2:])
-    (ours,) = edm(edm_denoise, start(), times[-2:], schedule, drawn(SHAPE), 0.3, 0.0, high, inflation)
+    (ours,) = edm(edm_denoise, start(), times[-2:], schedule, seeded_noise(SHAPE), 0.3, 0.0, high, inflation)
     peer.scale_model_input(start(), times[-2])
     sigma_hat = SIGMAS[-2] * 1.3
-    given = start() + (sigma_hat**2 - SIGMAS[-2] ** 2).sqrt() * inflation * drawn(SHAPE)(0)
+    given = start() + (sigma_hat**2 - SIGMAS[-2] ** 2).sqrt() * inflation * seeded_noise(SHAPE)(0)
     theirs = peer.step(
         network(given),
         times[-2],

@@ -16,7 +16,7 @@ from ldm.diffusion.samplers.euler_ancestral import euler_ancestral
 from ldm.diffusion.samplers.unipc import bh2, unipc
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.times import trailing
-from tests.support.exact_samplers import MEAN, ODE, SDE, STD, drawn, exact
+from tests.support.exact_samplers import MEAN, ODE, SDE, STD, seeded_noise, exact_denoiser
 
 ALL = ODE | SDE
 SHAPE = (3, 5, 7)
@@ -32,7 +32,7 @@ def test_batch_1_and_batch_7_in_any_order_bit_for_bit(name: str) -> None:
 
     def draw(seeds: list[int]) -> Tensor:
         z_T = rng.normal(0, seeds, "z_T", SHAPE)
-        *_, z_0 = ALL[name](exact(schedule), z_T, times, schedule, of(seeds))
+        *_, z_0 = ALL[name](exact_denoiser(schedule), z_T, times, schedule, of(seeds))
         return z_0
 
     order = [6, 2, 5, 0, 3, 1, 4]
@@ -48,7 +48,7 @@ def test_batch_1_and_batch_7_in_any_order_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_ends_in_the_predicted_z_0(name: str, schedule: Schedule) -> None:
     """From pure noise, too, where sigma/alpha is infinite."""
-    ideal, predicted = exact(schedule), list[Tensor]()
+    ideal, predicted = exact_denoiser(schedule), list[Tensor]()
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         assert 0 < t <= 1000, "t = 0 is never a point of evaluation"
@@ -57,7 +57,7 @@ def test_ends_in_the_predicted_z_0(name: str, schedule: Schedule) -> None:
         return z_0, eps
 
     z_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    noise = drawn(z_T.shape, z_T.dtype)
+    noise = seeded_noise(z_T.shape, z_T.dtype)
     for steps in (1, 2, 3, 4, 5, 8):
         trajectory = list(ALL[name](denoise, z_T, trailing(1000, steps), schedule, noise))
         assert len(trajectory) == steps
@@ -70,7 +70,7 @@ def test_fifty_steps_give_the_data(name: str) -> None:
     """From times far apart and pure noise, on a flow; z_T's own mean and spread are the measure."""
     schedule, g = RectifiedFlow(1000), torch.Generator().manual_seed(0)
     z_T = torch.randn(20_000, 1, 1, 1, generator=g, dtype=torch.float64)
-    *_, z_0 = ALL[name](exact(schedule), z_T, trailing(1000, 50), schedule, drawn(z_T.shape))
+    *_, z_0 = ALL[name](exact_denoiser(schedule), z_T, trailing(1000, 50), schedule, seeded_noise(z_T.shape))
     assert z_0.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert z_0.std().item() == pytest.approx(STD, rel=0.08 if name in SDE else 0.03)
 
@@ -89,4 +89,4 @@ def test_fifty_steps_give_the_data(name: str) -> None:
 def test_what_is_out_of_range_is_refused(sampler: Sampler, sentence: str) -> None:
     schedule, z_T = ScaledLinear(), torch.zeros(1, 1, 1, 1)
     with pytest.raises(ValueError, match=sentence):
-        next(iter(sampler(exact(schedule), z_T, trailing(1000, 2), schedule, drawn(z_T.shape))))
+        next(iter(sampler(exact_denoiser(schedule), z_T, trailing(1000, 2), schedule, seeded_noise(z_T.shape))))

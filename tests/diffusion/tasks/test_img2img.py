@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
-from ldm.diffusion.tasks.img2img import img2img, remaining
+from ldm.diffusion.tasks.img2img import img2img, remaining_times
 from ldm.diffusion.times import trailing
-from tests.support.exact_samplers import exact, no_noise
+from tests.support.exact_samplers import exact_denoiser, no_noise
 
 SCHEDULES = [ScaledLinear(), Cosine(), RectifiedFlow(1000)]
 IDS = ["vp", "cosine", "flow"]
@@ -27,7 +27,7 @@ def test_img2img_begins_at_its_strength(schedule: Schedule) -> None:
         begun.append((z, times))
         return ddim(denoise, z, times, schedule, noise)
 
-    steps = list(img2img(exact(schedule), z_T, times, schedule, no_noise, sampler, z_0, 0.25))
+    steps = list(img2img(exact_denoiser(schedule), z_T, times, schedule, no_noise, sampler, z_0, 0.25))
     assert len(steps) == 5
     ((z, left),) = begun
     assert torch.equal(left, times[-6:])
@@ -39,7 +39,7 @@ def test_img2img_keeps_more_with_less_strength() -> None:
     schedule, times, z_0 = ScaledLinear(), trailing(1000, 50), torch.full((1, 1, 8, 8), 1.5).double()
     distance = []
     for strength in (0.02, 0.2, 0.6, 1.0):
-        *_, z = img2img(exact(schedule), normal(4, 1, 8, 8), times, schedule, no_noise, ddim, z_0, strength)
+        *_, z = img2img(exact_denoiser(schedule), normal(4, 1, 8, 8), times, schedule, no_noise, ddim, z_0, strength)
         distance.append((z - z_0).square().mean().item())
     assert distance == sorted(distance) and distance[0] < 0.05 * distance[-1]
 
@@ -47,8 +47,8 @@ def test_img2img_keeps_more_with_less_strength() -> None:
 @pytest.mark.parametrize("strength", [0.0, 1.01, -1.0])
 def test_a_strength_outside_its_range_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match=rf"\(0, 1\], not {strength}"):
-        remaining(trailing(1000, 5), strength)
+        remaining_times(trailing(1000, 5), strength)
 
 
 def test_at_least_one_step_is_made() -> None:
-    assert [len(remaining(trailing(1000, 10), s)) - 1 for s in (0.001, 0.1, 0.55, 1.0)] == [1, 1, 6, 10]
+    assert [len(remaining_times(trailing(1000, 10), s)) - 1 for s in (0.001, 0.1, 0.55, 1.0)] == [1, 1, 6, 10]

@@ -11,7 +11,7 @@ from ldm.diffusion.samplers.steps import schedule_points
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.tasks.inpaint import add_noise, inpaint, resample
 from ldm.diffusion.times import trailing
-from tests.support.exact_samplers import ODE, SDE, drawn, exact, no_noise
+from tests.support.exact_samplers import ODE, SDE, seeded_noise, exact_denoiser, no_noise
 
 SCHEDULES = [ScaledLinear(), Cosine(), RectifiedFlow(1000)]
 IDS = ["vp", "cosine", "flow"]
@@ -28,7 +28,7 @@ def test_what_is_known_stays_as_it_is(name: str, schedule: Schedule) -> None:
     mask[..., :2] = 1
     z_T, sampler = normal(3, 2, 4, 4), (ODE | SDE)[name]
     *_, z = inpaint(
-        exact(schedule), z_T, trailing(1000, 6), schedule, drawn((3, 2, 4, 4)), sampler, known, mask
+        exact_denoiser(schedule), z_T, trailing(1000, 6), schedule, seeded_noise((3, 2, 4, 4)), sampler, known, mask
     )
     torch.testing.assert_close(z[..., 2:], known.expand_as(z)[..., 2:], rtol=1e-9, atol=1e-9)
     assert not torch.isclose(z[..., :2], known[..., :2]).any()
@@ -38,7 +38,7 @@ def test_the_known_part_is_its_own_noisy_copy_all_the_way() -> None:
     schedule, times, known = ScaledLinear(), trailing(1000, 6), normal(1, 1, 2, 2, seed=1)
     z_T = schedule.alpha(times[:1].double()) * known + schedule.sigma(times[:1].double()) * normal(1, 1, 2, 2)
     steps = inpaint(
-        exact(schedule), z_T, times, schedule, no_noise, ddim, known, torch.zeros(1, 1, 2, 2).double()
+        exact_denoiser(schedule), z_T, times, schedule, no_noise, ddim, known, torch.zeros(1, 1, 2, 2).double()
     )
     for t, z in zip(times[1:, None].double(), steps, strict=True):
         torch.testing.assert_close(z, schedule.alpha(t) * known + schedule.sigma(t) * normal(1, 1, 2, 2))
@@ -66,7 +66,7 @@ def test_resampling_brings_the_drawn_part_to_the_known_one() -> None:
         sampler = partial(inpaint, sampler=(SDE["ddpm"]), known=known, mask=mask)
         *_, z = resample(
             correlated(schedule, rho), normal(n, 1, 1, 2), trailing(1000, 20), schedule,
-            drawn((n, 1, 1, 2)), sampler, repeats, 1,
+            seeded_noise((n, 1, 1, 2)), sampler, repeats, 1,
         )  # fmt: skip
         x, y = known[..., 1].flatten(), z[..., 0].flatten()
         slopes.append(((x * y).mean() / x.square().mean()).item())
@@ -78,18 +78,18 @@ def test_resampling_numbers_its_draws() -> None:
 
     def noise(i: int) -> Tensor:
         asked.append(i)
-        return drawn((1, 1, 2, 2))(i)
+        return seeded_noise((1, 1, 2, 2))(i)
 
     times, z_T = trailing(1000, 5), normal(1, 1, 2, 2)
-    steps = list(resample(exact(schedule), z_T, times, schedule, noise, SDE["ddpm"], repeats=2, jump=2))
+    steps = list(resample(exact_denoiser(schedule), z_T, times, schedule, noise, SDE["ddpm"], repeats=2, jump=2))
     assert len(steps) == 10
     assert asked == list(range(len(asked)))
     assert len(asked) == 8 + 3, "one a step but those into 0, and one for each of three stretches"
-    once = list(resample(exact(schedule), z_T, times, schedule, no_noise, ODE["ddim"], repeats=1, jump=99))
-    straight = list(ddim(exact(schedule), z_T, times, schedule, no_noise))
+    once = list(resample(exact_denoiser(schedule), z_T, times, schedule, no_noise, ODE["ddim"], repeats=1, jump=99))
+    straight = list(ddim(exact_denoiser(schedule), z_T, times, schedule, no_noise))
     assert all(map(torch.equal, once, straight))
     with pytest.raises(ValueError, match="repeats >= 1 and jump >= 1, not 0 and 1"):
-        next(resample(exact(schedule), z_T, times, schedule, noise, ddim, 0, 1))
+        next(resample(exact_denoiser(schedule), z_T, times, schedule, noise, ddim, 0, 1))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)

@@ -9,7 +9,7 @@ from ldm.diffusion.schedule import ScaledLinear
 from ldm.diffusion.tasks.interpolate import interpolate_conditions, slerp, slerp_noise
 from ldm.diffusion.times import trailing
 from ldm.typing import Conditioning
-from tests.support.exact_samplers import exact, no_noise
+from tests.support.exact_samplers import exact_denoiser, no_noise
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -57,9 +57,9 @@ def test_conditions_are_mixed_slot_by_slot() -> None:
 def test_a_blend_begins_between_its_noises() -> None:
     schedule, times, a, b = ScaledLinear(), trailing(1000, 5), normal(3, 1, 4, 4), normal(3, 1, 4, 4, seed=1)
     share = torch.tensor([0.0, 0.5, 1.0]).double()
-    *_, z = slerp_noise(exact(schedule), a, times, schedule, no_noise, ddim, b, share)
-    *_, from_a = ddim(exact(schedule), a, times, schedule, no_noise)
-    *_, from_b = ddim(exact(schedule), b, times, schedule, no_noise)
+    *_, z = slerp_noise(exact_denoiser(schedule), a, times, schedule, no_noise, ddim, b, share)
+    *_, from_a = ddim(exact_denoiser(schedule), a, times, schedule, no_noise)
+    *_, from_b = ddim(exact_denoiser(schedule), b, times, schedule, no_noise)
     torch.testing.assert_close(z[0], from_a[0])
     torch.testing.assert_close(z[2], from_b[2])
     assert (z[1] - from_a[1]).norm() > 0.1 and (z[1] - from_b[1]).norm() > 0.1

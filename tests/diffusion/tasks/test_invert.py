@@ -8,7 +8,7 @@ from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.tasks.invert import invert
 from ldm.diffusion.times import trailing
-from tests.support.exact_samplers import MEAN, STD, exact, no_noise
+from tests.support.exact_samplers import MEAN, STD, exact_denoiser, no_noise
 
 SCHEDULES = [ScaledLinear(), Cosine(), RectifiedFlow(1000)]
 IDS = ["vp", "cosine", "flow"]
@@ -23,23 +23,23 @@ def test_inversion_leads_back(schedule: Schedule) -> None:
     times, z_0 = trailing(1000, 25).double(), MEAN + STD * normal(2, 3, 4, 4)
     gaps = []
     for refinements in (0, 3, 40):
-        *_, z_T = invert(exact(schedule), z_0, times, schedule, refinements)
-        *_, back = ddim(exact(schedule), z_T, times, schedule, no_noise)
+        *_, z_T = invert(exact_denoiser(schedule), z_0, times, schedule, refinements)
+        *_, back = ddim(exact_denoiser(schedule), z_T, times, schedule, no_noise)
         gaps.append((back - z_0).abs().max().item())
     assert gaps[1] < 0.2 * gaps[0] and gaps[2] < 1e-9, gaps
 
 
 def test_inversion_s_arguments() -> None:
     with pytest.raises(ValueError, match="refinements >= 0, not -1"):
-        next(invert(exact(ScaledLinear()), normal(1, 1, 2, 2), trailing(1000, 5), ScaledLinear(), -1))
+        next(invert(exact_denoiser(ScaledLinear()), normal(1, 1, 2, 2), trailing(1000, 5), ScaledLinear(), -1))
     flow = RectifiedFlow(1000)
     with pytest.raises(ValueError, match="at least 2 steps"):
-        next(invert(exact(flow), normal(1, 1, 2, 2), trailing(1000, 1), flow, 0))
+        next(invert(exact_denoiser(flow), normal(1, 1, 2, 2), trailing(1000, 1), flow, 0))
 
 
 def test_inversion_visits_the_times_backwards() -> None:
     schedule, times, seen = ScaledLinear(), trailing(1000, 4), list[float]()
-    ideal = exact(schedule)
+    ideal = exact_denoiser(schedule)
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(t.item())

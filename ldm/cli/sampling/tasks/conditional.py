@@ -34,33 +34,35 @@ C = TypeVar("C", bound=Conditioner)
 D = TypeVar("D", bound=Conditioner)
 
 
-def find_conditioner(model: LatentDiffusion, key: str) -> Conditioner:
+def find_conditioner(model: LatentDiffusion, batch_key: str) -> Conditioner:
     """Return the model's conditioner for a batch key; UserError if it has none."""
     conditioners = model.conditioner.conditioners
     for conditioner in conditioners.values():
-        if isinstance(conditioner, Conditioner) and key in conditioner.batch_keys:
+        if isinstance(conditioner, Conditioner) and batch_key in conditioner.batch_keys:
             return conditioner
     raise UserError(
-        f"this model was not trained for this task: it has no condition that uses {key}, only "
+        f"this model was not trained for this task: it has no condition that uses {batch_key}, only "
         f"{', '.join(conditioners) or 'none'}; choose another ckpt=... or task=..."
     )
 
 
 @overload
-def require_conditioner(model: LatentDiffusion, key: str, kind: type[C], /) -> C: ...
+def require_conditioner(model: LatentDiffusion, batch_key: str, kind: type[C], /) -> C: ...
 
 
 @overload
-def require_conditioner(model: LatentDiffusion, key: str, kind: type[C], other: type[D], /) -> C | D: ...
+def require_conditioner(
+    model: LatentDiffusion, batch_key: str, kind: type[C], other: type[D], /
+) -> C | D: ...
 
 
-def require_conditioner(model: LatentDiffusion, key: str, *kinds: type[Conditioner]) -> Conditioner:
+def require_conditioner(model: LatentDiffusion, batch_key: str, *kinds: type[Conditioner]) -> Conditioner:
     """Return the model's conditioner for a batch key; UserError unless it is of one of these classes."""
-    conditioner = find_conditioner(model, key)
+    conditioner = find_conditioner(model, batch_key)
     if not isinstance(conditioner, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(
-            f"this model encodes {key} with {type(conditioner).__name__}, but this task supports {names} "
+            f"this model encodes {batch_key} with {type(conditioner).__name__}, but this task supports {names} "
             f"only: write a task for {type(conditioner).__name__}"
         )
     return conditioner
@@ -145,15 +147,15 @@ class FromMap(Conditional):
 
     Args:
         map: path of a grey PNG of the images' size, 8 or 16 bits, white is 1 and black -1.
-        key: the batch key of the map, for example edges.
+        batch_key: what kind of map it is, for example edges.
     """
 
-    def __init__(self, map: str, key: str) -> None:
-        self.map, self.key = map, key
+    def __init__(self, map: str, batch_key: str) -> None:
+        self.map, self.batch_key = map, batch_key
 
     def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
-        find_conditioner(model, self.key)
-        return repeat_rows(specs, **{self.key: read_scalar_map(self.map, "map", size)})
+        find_conditioner(model, self.batch_key)
+        return repeat_rows(specs, **{self.batch_key: read_scalar_map(self.map, "map", size)})
 
 
 class InpaintingModel(Conditional):

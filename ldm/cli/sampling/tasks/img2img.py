@@ -7,7 +7,7 @@ from torch import Tensor
 from ldm.cli.sampling.tasks.base import SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import read_image
 from ldm.diffusion.samplers import Sampler
-from ldm.diffusion.tasks.img2img import img2img, remaining
+from ldm.diffusion.tasks.img2img import img2img, remaining_times
 from ldm.errors import UserError
 
 
@@ -28,5 +28,5 @@ class Img2Img(Txt2Img):
         self, context: SamplingContext, sampler: Sampler, times: Tensor
     ) -> tuple[Sampler, Tensor, int]:
         x = read_image(self.image, context.size, image_channels(context.model))
-        z_0, times = encode_image(context.model, x), remaining(times, self.strength)
+        z_0, times = encode_image(context.model, x), remaining_times(times, self.strength)
         return partial(img2img, sampler=sampler, z_0=z_0, strength=1.0), times, len(times) - 1

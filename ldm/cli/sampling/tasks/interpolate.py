@@ -50,7 +50,7 @@ class Interpolate(Txt2Img):
             n = len(weight)
             denoise = interpolated_denoise(context, [context.conditions([end] * n) for end in ends], weight)
             between: Sampler = partial(
-                slerp_noise, sampler=sampler, other=other.expand(n, -1, -1, -1), share=weight
+                slerp_noise, sampler=sampler, other=other.expand(n, -1, -1, -1), weight=weight
             )
             return model.trajectory(denoise, [options.seed] * n, size, between, times)
 
