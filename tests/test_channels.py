@@ -62,7 +62,7 @@ def test_from_a_folder_to_latents(shell, tmp_path, capsys, channels, bands):
     settings = [f"data.channels={channels}", f"perceptual.bands={bands}", *sizes, *SHORT, *ADVERSARY]
     data = [f"data.shards={shards}", f"data.val_shards={shards}", f"run={run}"]
     shell(train.main, "experiment=debug/ae", *data, *settings)
-    assert len(tiny.column(run / "metrics.csv", "train/loss")) == 2
+    assert len(tiny.read_column(run / "metrics.csv", "train/loss")) == 2
     image = Image.open(run / "images" / "step00000002.png")
     assert image.mode == "RGB"
     first = f"first_stage={run / 'autoencoder.safetensors'}"

@@ -32,8 +32,8 @@ def trained(name: str, scenes: Path, run: Path, monkeypatch: pytest.MonkeyPatch,
 def test_most_of_a_codebook_is_used(scenes, tmp_path, monkeypatch):
     words = ("trainer.max_steps=400", "trainer.val_check_interval=400", "stage.statistics_batches=1")
     run = trained("demo/ae_vq_f8", scenes, tmp_path / "vq", monkeypatch, *words)
-    assert tiny.column(run / "metrics.csv", "train/codes_used")[400] > 0.5
-    assert tiny.column(run / "metrics.csv", "val/codes_used")[400] > 0.5
+    assert tiny.read_column(run / "metrics.csv", "train/codes_used")[400] > 0.5
+    assert tiny.read_column(run / "metrics.csv", "val/codes_used")[400] > 0.5
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_discriminators_onset_costs_little_and_not_for_long(scenes, tmp_path, 
     times = ("adversary.start=200", "adversary.warmup=40", "adversary.ramp_steps=80")
     words = ("trainer.max_steps=500", "trainer.val_check_interval=20", "data.val_batches=2")
     run = trained("demo/ae_gan", scenes, tmp_path / "gan", monkeypatch, *words, *times)
-    heard = tiny.column(run / "metrics.csv", "train/lambda")
+    heard = tiny.read_column(run / "metrics.csv", "train/lambda")
     assert min(heard) == 250 and heard[500] > 0, "from the onset on"
     onset = training_log.summarize(run).psnr_drop
     assert onset is not None and onset.steps_below <= 200, onset

@@ -18,8 +18,9 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 NETWORKS, CLUSTER, SAMPLING = (GUIDE / f"{name}.md" for name in ("networks", "cluster", "sampling"))
 PAGES = [README, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG"))]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PROSE = [README, ROOT / "CONTRIBUTING.md", ARCHITECTURE, *sorted(GUIDE.glob("*.md"))]
-"""Pages whose paths and names in backticks are checked."""
+GENERATED = GUIDE / "error_messages.md"
+PROSE = [README, ROOT / "CONTRIBUTING.md", ARCHITECTURE, *sorted({*GUIDE.glob("*.md")} - {GENERATED})]
+"""Pages whose paths, names and commands are checked."""
 FOLDERS = ("ldm/", "configs/", "docs/", "tests/", "slurm/", "studies/", ".ci/")
 
 

@@ -69,7 +69,7 @@ def run(stage, folder: Path, max_steps: int, checkpoint: Path | None = None) -> 
     trainer = tiny.trainer(max_steps, callbacks, folder / "metrics.csv", validate_every=3)
     data = tiny.data(folder.parent / "shards", max_steps)
     trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
-    return tiny.column(folder / "metrics.csv", "train/loss")
+    return tiny.read_column(folder / "metrics.csv", "train/loss")
 
 
 @pytest.mark.parametrize("build", [stage_1, stage_2, stage_2_with_uncertainty])
@@ -214,16 +214,16 @@ def test_two_processes_train_as_one(shell, images, tmp_path):
     assert "batch 4 over 2 process(es)" in done.stdout and done.stdout.count("wrote") == 1
     assert shell(train.main, *words, f"run={one}")[0] == 0
     for name in ("train/loss", "train/lambda", "train/gradient_norm", "train/logits_fake", "val/psnr"):
-        ours, theirs = (tiny.column(folder / "metrics.csv", name) for folder in (one, two))
+        ours, theirs = (tiny.read_column(folder / "metrics.csv", name) for folder in (one, two))
         assert ours.keys() == theirs.keys()
         assert theirs == pytest.approx(ours, rel=1e-4), name
     for name in ("speed/images_per_second", "speed/data_wait"):
         of_0, least, largest = (
-            tiny.column(two / "metrics.csv", f"{name}{of}") for of in ("", "_least", "_largest")
+            tiny.read_column(two / "metrics.csv", f"{name}{of}") for of in ("", "_least", "_largest")
         )
         assert least.keys() == of_0.keys() and len(least) > 5
         assert all(least[k] <= of_0[k] * 1.001 and of_0[k] <= largest[k] * 1.001 for k in least)
-        assert any(least[k] < largest[k] for k in least) and tiny.column(one / "metrics.csv", name)
+        assert any(least[k] < largest[k] for k in least) and tiny.read_column(one / "metrics.csv", name)
     assert "_least" not in (one / "metrics.csv").read_text()
 
 
@@ -247,7 +247,7 @@ def test_killed_and_gone_on_with_resume_auto(shell, images, tmp_path):
     last = [f"trainer.max_steps={step + 3}"]
     assert shell(train.main, *words, *last, f"run={killed}", "resume=auto")[0] == 0
     assert shell(train.main, *words, *last, f"run={straight}")[0] == 0
-    losses = [tiny.column(folder / "metrics.csv", "train/loss") for folder in (straight, killed)]
+    losses = [tiny.read_column(folder / "metrics.csv", "train/loss") for folder in (straight, killed)]
     assert losses[0] == losses[1] and max(losses[0]) == step + 3
     assert equal(state(straight, step + 3), state(killed, step + 3))
     ours, theirs = (

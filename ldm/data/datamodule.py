@@ -74,8 +74,7 @@ class ShardDataModule(LightningDataModule):
         self.size, self.channels = size, channels
         self.seed = seed
         self.num_workers = num_workers
-        self.random_crop = random_crop
-        self.flip = flip
+        self.random_crop, self.flip = random_crop, flip
         self.val_batches = val_batches
         self.order = order or OrderOptions()
         self.captions = captions

@@ -113,8 +113,9 @@ class TableSchedule(Schedule):
             self._select_by_cell(cell, (1 - sigma**2).sqrt(), (2 * lam).sigmoid().sqrt(), alpha),
             self._select_by_cell(cell, sigma, (-2 * lam).sigmoid().sqrt(), (1 - alpha**2).sqrt()),
         )
-        return torch.where(part == 0, alphas[cell], between[0]), torch.where(
-            part == 0, sigmas[cell], between[1]
+        at_table = part == 0
+        return torch.where(at_table, alphas[cell], between[0]), torch.where(
+            at_table, sigmas[cell], between[1]
         )
 
     def _select_by_cell(self, cell: Tensor, first: Tensor, inner: Tensor, last: Tensor) -> Tensor:
@@ -127,9 +128,7 @@ class TableSchedule(Schedule):
         """Return the tables of alpha, sigma and lam with the device and dtype of `like`."""
         key = (like.device, like.dtype)
         if key not in self._table_cache:
-            with torch.inference_mode(
-                False
-            ):  # the first call may be validation, but training uses the copies as well
+            with torch.inference_mode(False):  # the first call may be validation, training uses them, too
                 alphas, sigmas, lams = (
                     table.to(like.dtype).to(like.device) for table in (self.alphas, self.sigmas, self.lams)
                 )
@@ -259,10 +258,10 @@ class RectifiedFlow(Schedule):
 
 
 class Karras(Schedule):
-    """r^(1/rho) in equal steps from sigma_min at t = 1 to sigma_max at T, r = sigma/alpha
+    """r = sigma/alpha, r^(1/rho) in equal steps from sigma_min (t = 1) to sigma_max (T).
 
-    (Karras et al. 2022, eq. 5). EDM's x = z_0 + r eps, here divided by sqrt(1 + r²) to preserve variance:
-    alpha = 1/sqrt(1 + r²). From t = 1 to the clean t = 0, r is linear.
+    Karras et al. 2022, eq. 5. EDM's x = z_0 + r eps is divided by sqrt(1 + r²) to preserve variance: alpha =
+    1/sqrt(1 + r²). Between t = 0 and 1, r is linear.
     """
 
     has_zero_terminal_snr = False

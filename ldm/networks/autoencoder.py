@@ -23,8 +23,7 @@ class EncoderBase(nn.Module):
 
     in_channels: int
     out_channels: int
-    downsampling: int
-    """Downsampling factor per side: pixels per latent position."""
+    downsampling: int  # factor per side: pixels per latent position
 
 
 class DecoderBase(nn.Module):

@@ -116,7 +116,7 @@ def test_validation_ends_at_the_time_limit(tmp_path):
     assert exit.value.code == REQUEUE and sender.batches == [2], "one of two batches"
     train("cut", [], tmp_path / "cut" / "c" / "step00000003.ckpt")
     train("straight", [])
-    rows = [tiny.column(tmp_path / name / "metrics.csv", "val/nll") for name in ("cut", "straight")]
+    rows = [tiny.read_column(tmp_path / name / "metrics.csv", "val/nll") for name in ("cut", "straight")]
     assert list(rows[0]) == [4, 6] and rows[1] == {2: rows[1][2], **rows[0]}
     ours, theirs = (
         torch.load(tmp_path / name / "c" / "step00000006.ckpt", weights_only=True)["state_dict"]

@@ -40,7 +40,7 @@ class PoisonAndRecord(Poison):
 
 
 def stage_with_lecam_and_codebook():
-    """A stage 1 whose regularizer and codebook change outside the optimizers; codes are revived every step."""
+    """A stage 1 whose regularizer and codebook change outside the optimizers; codes revive every step."""
     encoder = PatchEncoder(patch=4, channels=16, num_res_blocks=1, out_channels=4)
     decoder = PatchDecoder(patch=4, channels=16, num_res_blocks=1, in_channels=4)
     model = Autoencoder(encoder, decoder, VQBottleneck(4, 64, revive_after=1))

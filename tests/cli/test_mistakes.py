@@ -1,4 +1,4 @@
-"""A user's mistakes: one line on stderr, exit status 2, before work starts, as docs/guide/error_messages.md says.
+"""A user's mistakes: one line on stderr and exit status 2 before work starts, as docs/guide lists them.
 
 The table is `tests.support.mistakes`; `python -m tests.support.error_messages` writes the page.
 """

@@ -44,7 +44,7 @@ def run(function: Callable[..., Any], at: tuple[float, ...] = (1000, 500, 0), /,
 
 def guide(variant: Callable[..., Denoise], **options: Any) -> None:
     network = lambda z, t, c: z  # noqa: E731
-    variant(network, SCHEDULE, V(), Conditioning(), Conditioning(), 2.0, **options)
+    variant(guidance.Prediction(network, SCHEDULE, V(), Conditioning(), Conditioning()), 2.0, **options)
 
 
 REFUSED = {
@@ -103,9 +103,9 @@ REFUSED = {
     },
     "karras rho": (partial(times.karras, SCHEDULE, 5, rho=0.0), "rho > 0, not 0.0"),
     "explicit": (partial(times.explicit, SCHEDULE, 2, [1001, 5]), r"in 1\.\.1000, not \[1001, 5\]"),
-    "guidance.rescaled": (partial(guide, guidance.rescaled, phi=-0.1), r"phi in 0\.\.1, not -0.1"),
-    "guidance.interval low": (partial(guide, guidance.interval, low=-1.0), "0 <= low < high, not -1.0"),
-    "guidance.interval high": (partial(guide, guidance.interval, high=0.1), "low < high, not 0.28, 0.1"),
+    "rescaled_cfg": (partial(guide, guidance.rescaled_cfg, phi=-0.1), r"phi in 0\.\.1, not -0.1"),
+    "interval_cfg low": (partial(guide, guidance.interval_cfg, low=-1.0), "0 <= low < high, not -1.0"),
+    "interval_cfg high": (partial(guide, guidance.interval_cfg, high=0.1), "low < high, not 0.28, 0.1"),
     "ddim eta": (partial(run, ddim, eta=1.5), r"0\.\.1, not 1.5"),
     "ddim times beyond T": (partial(run, ddim, (1001, 500, 0)), r"in 0\.\.1000, not \[1001"),
     "ddim times below 0": (partial(run, ddim, (500, 0, -1)), r"in 0\.\.1000, not \[500.0, 0.0, -1.0\]"),

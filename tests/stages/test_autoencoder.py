@@ -49,7 +49,7 @@ def test_each_optimizer_changes_only_its_own_weights(part):
     before = tiny.snapshot(stage)
     tiny.fit(stage, [tiny.batch(4)] * 2)
     trained = {f"{part}.{name}" for name, p in getattr(stage, part).named_parameters() if p.requires_grad}
-    moved = tiny.changed(stage, before)
+    moved = tiny.changed_names(stage, before)
     assert moved <= trained
     assert {name for name in trained if name.endswith("weight")} <= moved, "a norm cancels some biases"
 
@@ -58,7 +58,7 @@ def test_before_its_warm_up_the_discriminator_is_not_trained():
     stage = tiny.first_stage(adversary=tiny.adversary(start=9, warmup=6))
     before = tiny.snapshot(stage.adversary)
     tiny.fit(stage, [tiny.batch(4)] * 3)
-    assert tiny.changed(stage.adversary, before) == set()
+    assert tiny.changed_names(stage.adversary, before) == set()
 
 
 def test_the_discriminator_trains_before_the_generator_uses_it():
@@ -72,7 +72,7 @@ def test_the_discriminator_trains_before_the_generator_uses_it():
     adversary = tiny.adversary(start=3, warmup=2)
     fresh = tiny.snapshot(adversary)
     before, without = train(3, adversary), train(3, None)
-    assert tiny.changed(adversary, fresh), "trained for two steps"
+    assert tiny.changed_names(adversary, fresh), "trained for two steps"
     assert all(torch.equal(before[name], without[name]) for name in without), "unused before its start"
     after, without = train(4, tiny.adversary(start=3, warmup=2)), train(4, None)
     assert not torch.equal(after["decoder.conv_out.weight"], without["decoder.conv_out.weight"])
@@ -83,7 +83,7 @@ def test_decoder_only_does_not_change_the_latents(tmp_path):
     before = tiny.snapshot(stage.model)
     tiny.fit(stage, [tiny.batch(4)] * 2)
     stage.on_export(tiny.data(tmp_path, 4))
-    moved = tiny.changed(stage.model, before)
+    moved = tiny.changed_names(stage.model, before)
     assert moved and all(name.startswith("decoder.") for name in moved)
 
 
@@ -152,7 +152,7 @@ def test_starts_from_a_model_file(tmp_path):
     model_file.save(path, other.state_dict(), {}, "autoencoder", {})
     stage = tiny.first_stage(init=path)
     stage.load_pretrained()
-    assert not tiny.changed(stage.model, tiny.snapshot(other))
+    assert not tiny.changed_names(stage.model, tiny.snapshot(other))
 
 
 def test_validation_logs_psnr():
@@ -179,7 +179,7 @@ def test_a_codebook_is_trained_and_its_usage_logged():
     stage.record = rows.append
     before = tiny.snapshot(stage.model)
     tiny.fit(stage, [tiny.batch(4)] * 2)
-    assert "bottleneck.codebook.weight" in tiny.changed(stage.model, before)
+    assert "bottleneck.codebook.weight" in tiny.changed_names(stage.model, before)
     assert 0 < rows[0]["train/codes_used"] <= 1 <= rows[0]["train/perplexity"] <= 8.001
     total = rows[0]["train/nll"] + rows[0]["train/codebook"]
     assert float(rows[0]["train/loss"]) == pytest.approx(float(total))
@@ -193,7 +193,7 @@ def log_codebook_usage(run: Path, checkpoint: Path | None = None) -> dict:
     trainer = tiny.trainer(6, [saver], run / "metrics.csv", validate_every=2)
     trainer.fit(stage, tiny.data(run.parent / "shards", 6), ckpt_path=checkpoint, weights_only=True)
     names = ("train/codes_used", "train/perplexity", "val/codes_used", "val/perplexity")
-    return {name: tiny.column(run / "metrics.csv", name) for name in names}
+    return {name: tiny.read_column(run / "metrics.csv", name) for name in names}
 
 
 def test_usage_covers_all_steps_since_the_last_row_also_in_a_resumed_run(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_denoiser_and_conditioner_are_trained_and_the_first_stage_is_not():
     stage = tiny.second_stage()
     before = tiny.snapshot(stage)
     tiny.fit(stage, [tiny.batch(4)] * 4)
-    moved = tiny.changed(stage, before)
+    moved = tiny.changed_names(stage, before)
     assert moved == {name for name in before if name.startswith(("model.denoiser.", "model.conditioner."))}
     assert not stage.model.first_stage.training and stage.model.denoiser.training
     assert all(p.grad is None for p in stage.model.first_stage.parameters())
@@ -105,7 +105,7 @@ def test_the_first_stage_is_loaded_from_its_file(weights):
     stage = tiny.second_stage(first_stage_weights=weights)
     stage.load_pretrained()
     tensors, _, _ = model_file.load(weights, "autoencoder")
-    assert not tiny.changed(stage.model.first_stage, tensors)
+    assert not tiny.changed_names(stage.model.first_stage, tensors)
     other = tiny.autoencoder()
     other.load_state_dict(tensors)
     assert stage.first_stage_hash() == model_file.content_hash(other)
@@ -133,7 +133,7 @@ def test_starts_from_a_model_file(weights, tmp_path):
     model_file.save(path, other.state_dict(), {}, "latent_diffusion", {})
     stage = tiny.second_stage(first_stage_weights=weights, init=path)
     stage.load_pretrained()
-    assert not tiny.changed(stage.model, tiny.snapshot(other))
+    assert not tiny.changed_names(stage.model, tiny.snapshot(other))
 
 
 def test_validation_measures_the_averaged_weights(tmp_path):
@@ -141,7 +141,7 @@ def test_validation_measures_the_averaged_weights(tmp_path):
     trainer = tiny.trainer(3, [ema], tmp_path / "metrics.csv", validate_every=3)
     data = tiny.data(tmp_path / "shards", 3)
     trainer.fit(stage, data)
-    logged = tiny.column(tmp_path / "metrics.csv", "val/loss")
+    logged = tiny.read_column(tmp_path / "metrics.csv", "val/loss")
     batches = list(data.val_dataloader())
 
     def loss() -> float:
@@ -206,7 +206,7 @@ def test_image_conditions_are_latents_of_the_frozen_first_stage():
     conds = []
     model.denoiser.register_forward_pre_hook(lambda _, args: conds.append(args[2]))
     tiny.fit(stage, [batch_with_masks(8)] * 3)
-    moved = tiny.changed(stage, before)
+    moved = tiny.changed_names(stage, before)
     assert {name.split(".")[1] for name in moved} == {"denoiser", "conditioner"}
     assert all(p.grad is None for p in model.first_stage.parameters())
     mask, latent = conds[0].concat[:, :1], conds[0].concat[:, 1:5]

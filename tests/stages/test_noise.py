@@ -101,7 +101,7 @@ def test_validation_logs_every_noise_level_for_averaged_and_raw_weights(tmp_path
     assert len(raw) > 5 and raw["loss"] != averaged["loss"]
     for prefix, expected in (("val", averaged), ("val/raw", raw)):
         for name, value in expected.items():
-            assert tiny.column(log, f"{prefix}/{name}") == {3: pytest.approx(value, rel=1e-5)}
+            assert tiny.read_column(log, f"{prefix}/{name}") == {3: pytest.approx(value, rel=1e-5)}
     columns = next(csv.reader(log.open()))
     assert sum(c.startswith("val/raw/") for c in columns) == len(raw)
     assert sum(c.startswith("val/") for c in columns) == len(raw) + len(averaged)
@@ -112,7 +112,7 @@ def test_validation_without_ema_measures_the_raw_weights(tmp_path):
     data = tiny.data(tmp_path / "shards", 1)
     tiny.trainer(1, [], log, validate_every=1).fit(stage, data)
     stage.eval()
-    assert tiny.column(log, "val/loss")[1] == pytest.approx(
+    assert tiny.read_column(log, "val/loss")[1] == pytest.approx(
         expected_losses(stage, list(data.val_dataloader()))["loss"], rel=1e-5
     )
     assert not any(c.startswith("val/raw") for c in next(csv.reader(log.open())))
@@ -157,7 +157,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
         c for c in next(csv.reader(logs[1].open())) if c.startswith("val/")
     ]
     for name in columns:
-        single, double = (tiny.column(log, name) for log in logs)
+        single, double = (tiny.read_column(log, name) for log in logs)
         assert single.keys() == double.keys() == {1, 2}, name
         assert double == pytest.approx(single, rel=1e-4), name
 
@@ -169,7 +169,7 @@ def test_a_learned_uncertainty_is_trained_and_neither_averaged_nor_exported():
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert optimized == {id(p) for p in [*stage.averaged_parameters().values(), stage.weighting.weight]}
     tiny.fit(stage, [tiny.batch(4)] * 3, [ema])
-    assert "weighting.weight" in tiny.changed(stage, before), "and so a checkpoint has it"
+    assert "weighting.weight" in tiny.changed_names(stage, before), "and so a checkpoint has it"
     assert not any("weighting" in name for name in [*ema.averages, *stage.exported_tensors()])
 
 

@@ -1,7 +1,7 @@
 """A user's mistakes: what is typed, and the config keys and numbers that the error message must contain.
 
-In words and phrases, {files} is a folder of prepared files (`tests.support.error_messages.prepare_files`). Where
-no word says otherwise, train.py and `submit` write into a new folder {run}.
+In words and phrases, {files} is a folder of prepared files (`tests.support.error_messages.prepare_files`) and
+{run} a new folder, into which train.py and `submit` write unless the words choose another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ class Mistake:
     words: Sequence[str]
     phrases: Sequence[str]
     command: str = "train.py"
+    machine: str = ""
+    """What the page says of the machine or of the process."""
     gpus: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     free_bytes: int | None = None
@@ -122,6 +124,7 @@ FOLDERS = [
         "a run folder in use by another job",
         AE,
         ["run={run}", "in use", "process"],
+        machine="while another job trains there",
         locked=True,
         hidden=[r"(?<=process )\d+ on [^:]+(?=:)"],
     ),
@@ -220,6 +223,7 @@ MACHINE = [
         "more devices than GPUs",
         [*AE, "trainer=gpu", "trainer.devices=4"],
         ["trainer.devices=4", "2 GPU", "trainer.devices=auto"],
+        machine="on a machine with 2 GPUs",
         gpus=2,
     ),
     Mistake(
@@ -236,24 +240,28 @@ MACHINE = [
         "python instead of srun in a SLURM job",
         AE,
         ["4 tasks", "`srun python train.py", "--ntasks=1"],
+        machine="in a SLURM job of 4 tasks",
         environment={"SLURM_NTASKS": "4", "SLURM_NNODES": "1"},
     ),
     Mistake(
         "tasks that do not divide over the nodes",
         AE,
         ["3 tasks", "2 nodes", "--ntasks-per-node"],
+        machine="by srun in a SLURM job of 3 tasks on 2 nodes",
         environment={"SLURM_NTASKS": "3", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0"},
     ),
     Mistake(
         "devices that contradict torchrun",
         [*AE, "trainer.devices=3"],
         ["trainer.devices=3", "torchrun", "2 processes"],
+        machine="by torchrun --nproc-per-node=2",
         environment={"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
     ),
     Mistake(
         "one GPU per process",
-        AE,
+        [*AE, "trainer=ddp"],
         ["8 processes", "1 GPU", "--gpus-per-node", "not --gpus-per-task"],
+        machine="by torchrun --nproc-per-node=8, each process with 1 GPU",
         gpus=1,
         environment={"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "8"},
     ),
@@ -349,14 +357,16 @@ OTHER_COMMANDS = [
 
 OVERRIDES = [
     Mistake("a misspelt key", [*AE, "optimzer.lr=1"], ["'optimzer.lr'", "optimizer.lr"]),
-    Mistake("a misspelt option", ["experiment=debug/tex"], ["debug/tex", "debug/text"]),
+    Mistake(
+        "a misspelt option", ["experiment=debug/tex"], ["debug/tex", "debug/text"], hidden=[r"(?<=all: ).*"]
+    ),
     Mistake("a group that the config lacks", [*AE, "sampler=ddim"], ["'sampler'"]),
     Mistake("a key without a value", [*AE, "seed"], ["'seed'", "seed=..."]),
-    Mistake("an override with dashes", [*AE, "--seed=3"], ["--seed=3", "key=value"]),
+    Mistake("an override with dashes", ["prompts=[a]", "--steps=3"], ["--steps=3", "key=value"], "sample.py"),
     Mistake("a text for a number", [*AE, "seed=abc"], ["seed must be a number", "'abc'"]),
     Mistake("no for false", [*AE, "data.flip=no"], ["data.flip must be true or false", "'no'"]),
     Mistake("a sweep without -m", [*AE, "seed=1,2"], ["seed=1,2", "seed=[1,2]", "-m"]),
-    Mistake("a required key without a value", ["experiment=debug/ae"], ["data.shards", "data.shards=..."]),
+    Mistake("a required key without a value", ["prompts=[a]"], ["ckpt is required", "ckpt=..."], "sample.py"),
     Mistake(
         "an unclosed quote", ["prompts=['a red"], ["['a red", "prompts=['a red circle, left']"], "sample.py"
     ),

@@ -1,4 +1,4 @@
-"""Starting train.py on several ranks, and what its tests put among its callbacks."""
+"""Start train.py on several ranks, and callbacks that disturb it."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Slow(Callback):
-    """Every step takes `seconds` more, so that a signal comes in the middle of training."""
+    """Delay every step by `seconds`, so that a signal arrives during training."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -29,7 +29,7 @@ class Slow(Callback):
 
 
 class Hang(Callback):
-    """The last rank never comes to the end of one step."""
+    """Hang the last rank in one step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -40,22 +40,22 @@ class Hang(Callback):
 
 
 class Poison(Callback):
-    """The last rank's images are NaN in one step."""
+    """Make the last rank's images NaN in one step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
         if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
-            clean = type(stage).pixels
-            stage.pixels = lambda batch: clean(stage, batch) * torch.nan  # type: ignore[method-assign]
+            pixels = type(stage).pixels
+            stage.pixels = lambda batch: pixels(stage, batch) * torch.nan  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
         vars(stage).pop("pixels", None)
 
 
 def srun(world: int, *words: str) -> list[subprocess.Popen]:
-    """`train.py WORDS` as a step of a SLURM job of one node, each rank in a process group of its own."""
+    """Start `train.py WORDS` as a step of a SLURM job on one node, each rank in its own process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,18 +75,18 @@ def srun(world: int, *words: str) -> list[subprocess.Popen]:
     ]
 
 
-def wait(ranks: list[subprocess.Popen], until: Callable[[], bool], seconds: float = 240) -> None:
-    """Until something has happened, while all ranks live."""
+def wait_until(ranks: list[subprocess.Popen], condition: Callable[[], bool], seconds: float = 240) -> None:
+    """Wait until `condition` holds, while all ranks run."""
     end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "nothing happened"
+    while not condition():
+        assert time.monotonic() < end, "timed out"
         for rank in ranks:
             assert rank.poll() is None, rank.communicate()[0]
         time.sleep(0.05)
 
 
-def ended(ranks: list[subprocess.Popen], seconds: float) -> list[int]:
-    """The exit statuses; all must have ended by then, and none is left behind."""
+def wait_for_exit(ranks: list[subprocess.Popen], seconds: float) -> list[int]:
+    """Return the exit statuses; all ranks must exit within `seconds`, and any other is killed."""
     try:
         end = time.monotonic() + seconds
         return [rank.wait(max(end - time.monotonic(), 0.1)) for rank in ranks]
@@ -95,7 +95,7 @@ def ended(ranks: list[subprocess.Popen], seconds: float) -> list[int]:
             rank.kill()
 
 
-def passed(run: Path, step: int) -> Callable[[], bool]:
-    """Whether the run has logged a step."""
+def has_logged(run: Path, step: int) -> Callable[[], bool]:
+    """Return a function that tells whether the run has logged this step."""
     table = run / "metrics.csv"
-    return lambda: table.is_file() and max(tiny.column(table, "train/loss"), default=0) >= step
+    return lambda: table.is_file() and max(tiny.read_column(table, "train/loss"), default=0) >= step

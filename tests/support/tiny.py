@@ -1,4 +1,4 @@
-"""The smallest networks, shards and trainers with which the tests of training train."""
+"""The smallest networks, shards and trainers, for tests that train."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ ADAM = partial(torch.optim.Adam, lr=3e-3)
 
 
 def autoencoder() -> Autoencoder:
-    """16x16 pixels to 4x4 places of 4 channels; 10,000 parameters."""
+    """16x16 pixels to 4x4 latents of 4 channels; 10,000 parameters."""
     encoder = PatchEncoder(patch=4, channels=16, num_res_blocks=1, out_channels=8)
     decoder = PatchDecoder(patch=4, channels=16, num_res_blocks=1, in_channels=4)
     return Autoencoder(encoder, decoder, KLBottleneck(4))
@@ -83,7 +83,7 @@ def first_stage(
 
 
 def diffusion(dropout: float = 0.0) -> LatentDiffusion:
-    """Text to images; `dropout` is the U-Net's, the caption's is 0.3."""
+    """Text to images; `dropout` is the U-Net's, that of the caption is 0.3."""
     text = TransformerText(ClipTokenizer(6, 49407, WORDS), 8, 1, 2, pooled=True, dropout=0.3)
     unet = UNet(4, 4, 16, (1, 2), 1, (1,), 2, None, 8, 8, dropout=dropout)
     return LatentDiffusion(unet, autoencoder(), Compose({"text": text}), Cosine(100, 0.008, 0.999), V())
@@ -120,7 +120,7 @@ def second_stage(
 
 
 def batch(n: int, first: int = 0) -> Batch:
-    """n squares, each elsewhere, with captions."""
+    """n images of coloured squares at different positions, with captions."""
     images = torch.full((n, 3, SIZE, SIZE), 20, dtype=torch.uint8)
     captions = []
     for i, position in enumerate(range(first, first + n)):
@@ -133,10 +133,10 @@ def batch(n: int, first: int = 0) -> Batch:
 
 
 def shards(folder: Path, n: int = 12) -> str:
-    """The images of `batch(n)` as one shard."""
-    pictures = batch(n)
+    """Write the images of `batch(n)` as one shard; return its folder."""
+    images = batch(n)
     samples = []
-    for i, (image, caption) in enumerate(zip(pictures["image"], pictures["caption"], strict=True)):
+    for i, (image, caption) in enumerate(zip(images["image"], images["caption"], strict=True)):
         file = BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
         samples.append((f"{i:09d}", {"png": file.getvalue(), "txt": caption.encode()}))
@@ -159,7 +159,7 @@ def trainer(
     processes: int = 1,
     precision: Any = "32-true",
 ) -> Trainer:
-    """As configs/trainer/cpu.yaml, in fp32 and silent."""
+    """As configs/trainer/cpu.yaml, in fp32 and without output."""
     return Trainer(
         accelerator="cpu",
         devices=processes,
@@ -184,24 +184,24 @@ def trainer(
 def fit(
     stage: Any, batches: list[Batch], callbacks: Sequence[Callback] = (), max_steps: int | None = None
 ) -> Trainer:
-    """Train one step a batch, without validation."""
-    made = trainer(max_steps or len(batches), callbacks)
-    made.limit_val_batches = 0
-    made.fit(stage, DataLoader(batches, batch_size=None))
-    return made
+    """Train one step per batch, without validation."""
+    trainer_ = trainer(max_steps or len(batches), callbacks)
+    trainer_.limit_val_batches = 0
+    trainer_.fit(stage, DataLoader(batches, batch_size=None))
+    return trainer_
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer."""
+    """Return a copy of every parameter and buffer."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
-    """Names of what is no longer bit for bit as before."""
+def changed_names(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Return the names of the tensors that have changed by any bit."""
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def column(log: Path, name: str) -> dict[int, float]:
-    """Step to value, of the rows that have one."""
+def read_column(log: Path, name: str) -> dict[int, float]:
+    """Return step -> value of one column of metrics.csv, for the rows that have a value."""
     with open(log, newline="") as file:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}

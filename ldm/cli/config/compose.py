@@ -1,8 +1,7 @@
 """Compose configs/ with a command line's overrides; every mistake in them becomes one sentence."""
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.cli.config.messages import hint, nearest, one_line
 from ldm.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -77,15 +77,6 @@ def with_search_path(overrides: Sequence[str], configs: Path) -> list[str]:
     return [*overrides, f"hydra.searchpath=['file://{CONFIGS}']"]
 
 
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most three of `names` that resemble `name`, as a whole or in the last part of a path."""
-    names = list(dict.fromkeys(names))
-    whole = difflib.get_close_matches(name, names, n=3)
-    leaf = name.rpartition(".")[2]
-    leaves = difflib.get_close_matches(leaf, {n.rpartition(".")[2] for n in names}, n=3, cutoff=0.75)
-    return list(dict.fromkeys(whole + [n for x in leaves for n in names if n.rpartition(".")[2] == x]))[:3]
-
-
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Return the overrides as Hydra parses them; Hydra must be initialized."""
     for text in overrides:
@@ -119,7 +110,7 @@ def _load(name: str, parsed: Sequence[Override], skip_missing: bool = False) -> 
     except ConfigCompositionException as error:
         raise UserError(_explain(error, name, parsed)) from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"cannot read a config file: {_one_line(error)}") from error
+        raise UserError(f"cannot read a config file: {one_line(error)}") from error
     except ValueError as error:
         if (message := _number_for_group(parsed)) is None:
             raise
@@ -131,9 +122,9 @@ def _missing_option(error: MissingConfigException) -> str:
     groups = [str(parent) for parent in PurePosixPath(path).parents][:-1]
     group = next((g for g in reversed(groups) if _options(g)), groups[0] if groups else "")
     if not group:
-        return f"no config '{path}': {_one_line(error)}"
+        return f"no config '{path}': {one_line(error)}"
     name, names = path.removeprefix(f"{group}/"), _options(group)
-    return f"no {group} '{name}';{_hint(name, names)} all: {', '.join(names) or 'none'}"
+    return f"no {group} '{name}';{hint(name, names)} all: {', '.join(names) or 'none'}"
 
 
 def _number_for_group(parsed: Sequence[Override]) -> str | None:
@@ -162,8 +153,8 @@ def _explain(error: ConfigCompositionException, name: str, parsed: Sequence[Over
             return _incompatible(match[1], parsed)
         return _unknown(match[1], name, parsed)
     if isinstance(error.__cause__, OmegaConfBaseException):
-        return f"{_one_line(error)}: {_one_line(error.__cause__)}".removeprefix(": ")
-    return _one_line(error)
+        return f"{one_line(error)}: {one_line(error.__cause__)}".removeprefix(": ")
+    return one_line(error)
 
 
 def _incompatible(group: str, parsed: Sequence[Override]) -> str:
@@ -184,13 +175,13 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
     base = _load(name, [o for o in parsed if _options(o.key_or_group) and o.key_or_group != key])
     groups = sorted(_choices(base))
     if _options(key) or "/" in key:
-        near = _hint(key, groups)
+        near = hint(key, groups)
         return f"no config group '{key}' in this command's config;{near} its groups: {', '.join(groups)}"
     known = [*(path for path, _ in _flat(base)), *groups]
     parent, _, leaf = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if parent and k.rpartition(".")[0] == parent}
     if not siblings:
-        near = _hint(key, known)
+        near = hint(key, known)
     elif alike := nearest(leaf, siblings):  # whole paths would resemble each other by their common parent
         near = f" nearest: {', '.join(siblings[k] for k in alike)};"
     else:
@@ -232,7 +223,7 @@ def _finish(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
         if not missing:
             OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"cannot resolve the config's key '{error.full_key}': {_one_line(error)}") from error
+        raise UserError(f"cannot resolve the config's key '{error.full_key}': {one_line(error)}") from error
     finally:
         HydraConfig.instance().cfg = None
     return cfg
@@ -294,14 +285,3 @@ def _flat(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
                 yield from walk(value, f"{prefix}{key}.")
 
     yield from walk(plain, "")
-
-
-def _hint(name: str, names: Iterable[str]) -> str:
-    near = nearest(name, names)
-    return f" nearest: {', '.join(near)};" if near else ""
-
-
-def _one_line(error: BaseException) -> str:
-    """Return an exception's text as one line, without OmegaConf's appendix."""
-    text = re.split(r"\n\s*(?:full_key|object_type|reference_type):", str(error))[0]
-    return " ".join(text.split()).rstrip(".")

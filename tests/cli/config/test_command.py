@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.cli.config.command import command
-from ldm.cli.config.compose import compose, nearest, options
+from ldm.cli.config.compose import compose, options
 from ldm.cli.config.instantiate import instantiate
+from ldm.cli.config.messages import nearest
 from ldm.diffusion.times import trailing
 from ldm.errors import UserError
 

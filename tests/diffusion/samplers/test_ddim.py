@@ -1,4 +1,4 @@
-"""On z_0 ~ N(0, s²) the exact denoiser is a closed form, and so is the ODE's solution."""
+"""DDIM and DDPM on z_0 ~ N(0, s²), whose exact denoiser and ODE solution are closed forms."""
 
 import math
 
@@ -16,8 +16,8 @@ from ldm.diffusion.times import leading, trailing
 S = 0.5
 
 
-def exact(schedule):  # noqa: ANN001, ANN201
-    """E[z_0 | z_t] = alpha s² z_t / (alpha² s² + sigma²), and the noise that goes with it."""
+def exact_denoiser(schedule):  # noqa: ANN001, ANN201
+    """E[z_0 | z_t] = alpha s² z_t / (alpha² s² + sigma²), and the matching eps."""
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.expand(1)
@@ -29,7 +29,7 @@ def exact(schedule):  # noqa: ANN001, ANN201
 
 
 def no_noise(step: int) -> Tensor:
-    raise AssertionError("an ODE sampler draws nothing")
+    raise AssertionError("an ODE sampler needs no noise")
 
 
 def marginal_std(schedule, t: Tensor) -> Tensor:  # noqa: ANN001
@@ -42,7 +42,7 @@ def test_first_order_on_the_exact_denoiser() -> None:
     start, stop, errors = 80_000, 20_000, []
     for n in (10, 20, 40, 80):
         times = torch.linspace(start, stop, n + 1, dtype=torch.float64).round()
-        *_, z = ddim(exact(schedule), z_T, times, schedule, no_noise)
+        *_, z = ddim(exact_denoiser(schedule), z_T, times, schedule, no_noise)
         truth = marginal_std(schedule, times[-1:]) / marginal_std(schedule, times[:1])
         errors.append((z - truth).abs().item())
     slope = math.log(errors[0] / errors[-1]) / math.log(8)
@@ -50,7 +50,7 @@ def test_first_order_on_the_exact_denoiser() -> None:
 
 
 @pytest.mark.parametrize("parameterization", [Eps(), V()])
-def test_equals_the_peer_step_for_step(parameterization) -> None:  # noqa: ANN001
+def test_every_step_equals_diffusers(parameterization) -> None:  # noqa: ANN001
     schedule = ScaledLinear()
     kind = "epsilon" if isinstance(parameterization, Eps) else "v_prediction"
     peer = DDIMScheduler(
@@ -78,21 +78,21 @@ def test_equals_the_peer_step_for_step(parameterization) -> None:  # noqa: ANN00
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_samples_have_the_data_s_variance(eta: float) -> None:
+def test_samples_have_the_variance_of_the_data(eta: float) -> None:
     schedule, g = Cosine(), torch.Generator().manual_seed(0)
     z_T = torch.randn(20_000, 1, 1, 1, generator=g)
 
     def noise(step: int) -> Tensor:
         return torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(step))
 
-    *_, z = ddim(exact(schedule), z_T, trailing(1000, 250), schedule, noise, eta)
-    # The step into 0 returns the mean of z_0 given z_1, whose spread is all but the data's.
+    *_, z = ddim(exact_denoiser(schedule), z_T, trailing(1000, 250), schedule, noise, eta)
+    # The step into 0 returns the mean of z_0 given z_1, whose spread is almost that of the data.
     assert z.mean().item() == pytest.approx(0, abs=4 * S / 20_000**0.5)
     assert z.std().item() == pytest.approx(S, rel=0.03)
 
 
-def test_ddpm_is_the_posterior_of_its_paper() -> None:
-    """mean and variance of q(z_{t-1} | z_t, z_0) as Ho et al. (2020) write them, eq. 7."""
+def test_ddpm_samples_the_posterior_of_its_paper() -> None:
+    """Mean and variance of q(z_{t-1} | z_t, z_0) (Ho et al. 2020, eq. 7)."""
     schedule, t = ScaledLinear(), 700
     bars = schedule.alphas.double() ** 2
     beta = 1 - bars[t] / bars[t - 1]
@@ -100,12 +100,21 @@ def test_ddpm_is_the_posterior_of_its_paper() -> None:
     z_0, eps, n = torch.randn(3, 1, 1, 2, 2, generator=g, dtype=torch.float64)
     z_t = bars[t].sqrt() * z_0 + (1 - bars[t]).sqrt() * eps
     times = torch.tensor([t, t - 1.0])
-    (got,) = ddpm(lambda z, _: (z_0, eps), z_t, times, schedule, lambda step: n)
+    (z_s,) = ddpm(lambda z, _: (z_0, eps), z_t, times, schedule, lambda step: n)
     mean = (bars[t - 1].sqrt() * beta * z_0 + (1 - beta).sqrt() * (1 - bars[t - 1]) * z_t) / (1 - bars[t])
     variance = (1 - bars[t - 1]) / (1 - bars[t]) * beta
-    torch.testing.assert_close(got, mean + variance.sqrt() * n, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(z_s, mean + variance.sqrt() * n, rtol=1e-4, atol=1e-4)
 
 
-def test_eta_is_a_share() -> None:
+def test_eta_is_at_most_1() -> None:
     with pytest.raises(ValueError, match="0..1, not 2"):
-        next(ddim(exact(Cosine()), torch.zeros(1, 1, 1, 1), trailing(1000, 2), Cosine(), no_noise, eta=2))
+        next(
+            ddim(
+                exact_denoiser(Cosine()),
+                torch.zeros(1, 1, 1, 1),
+                trailing(1000, 2),
+                Cosine(),
+                no_noise,
+                eta=2,
+            )
+        )

@@ -1,7 +1,7 @@
-"""Step for step the same as `diffusers`, in double precision, from the peer's own grid and noise.
+"""Step-by-step parity with the schedulers of `diffusers`, in double precision.
 
-The peer gets our z_t before every step, so that one float32 step is what separates the two: some of its
-schedulers round the sample to float32, and no more than that is left over.
+Both sides use the same times and noise, and the scheduler ("peer") gets our z_t before every step: some
+schedulers round to float32, so that the difference is that of a single step in float32.
 """
 
 import math
@@ -31,7 +31,7 @@ from ldm.diffusion.samplers.plms import plms
 from ldm.diffusion.samplers.unipc import bh1, bh2, unipc
 from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.times import leading
-from tests.support.exact_samplers import drawn, halve_second, no_noise
+from tests.support.exact_samplers import halve_second, no_noise, seeded_noise
 
 SHAPE = (2, 3, 4, 4)
 VP = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}
@@ -42,11 +42,11 @@ close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
 
 
 def network(z_t: Tensor) -> Tensor:
-    """Whatever it predicts, both sides are given the same."""
+    """Any function will do: both sides use the same."""
     return 0.7 * torch.tanh(z_t)
 
 
-def predicting(parameterization: Parameterization, schedule: Schedule) -> Denoise:
+def denoiser(parameterization: Parameterization, schedule: Schedule) -> Denoise:
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.double().expand(len(z_t))
         return parameterization.solve(network(z_t), z_t, schedule.alpha(t), schedule.sigma(t))
@@ -55,7 +55,7 @@ def predicting(parameterization: Parameterization, schedule: Schedule) -> Denois
 
 
 def ratio(schedule: Schedule, times: Tensor) -> Tensor:
-    """sigma/alpha, the peer's sigma."""
+    """Return sigma/alpha, the sigma of diffusers."""
     return (schedule.sigma(times) / schedule.alpha(times)).flatten()
 
 
@@ -67,8 +67,8 @@ def start() -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def on_our_grid(peer: Any, schedule: Schedule, times: Tensor, sigmas: Tensor | None = None) -> Any:
-    """The peer on `times`, from the same table in double precision."""
+def set_times(peer: Any, schedule: Schedule, times: Tensor, sigmas: Tensor | None = None) -> Any:
+    """Give the peer our times, and our table in double precision."""
     peer.set_timesteps(len(times) - 1)
     peer.timesteps = times[:-1] - 1 if hasattr(peer, "sigmas") else (times[:-1] - 1).long()
     if hasattr(peer, "sigmas"):
@@ -81,7 +81,7 @@ def on_our_grid(peer: Any, schedule: Schedule, times: Tensor, sigmas: Tensor | N
 
 
 def generator(step: int) -> torch.Generator:
-    """The one that `drawn` draws from."""
+    """Return the generator of `seeded_noise`."""
     return torch.Generator().manual_seed(1000 + step)
 
 
@@ -94,15 +94,20 @@ def compare(
     last: int | None = None,
     **options: Callable[[int], Any],
 ) -> None:
-    """`scaled` peers hold z/alpha; each of `options` is asked for its step's value; the end is at `last`."""
+    """Compare all steps, or those before `last`.
+
+    Args:
+        scaled: the peer works on z/alpha.
+        options: arguments of the peer's step, as functions of the step.
+    """
     z_t = start()
     pairs = list(zip(times[:-1], times[1:], steps, strict=True))
     for i, (t, s, z_s) in enumerate(pairs[:last]):
-        given = z_t / alpha(schedule, t) if scaled else z_t
+        sample = z_t / alpha(schedule, t) if scaled else z_t
         time = (t - 1).long() if not hasattr(peer, "sigmas") else t - 1
-        peer.scale_model_input(given, time)
-        chosen = {name: option(i) for name, option in options.items()}
-        theirs = peer.step(network(z_t), time, given, **chosen).prev_sample
+        peer.scale_model_input(sample, time)
+        arguments = {name: option(i) for name, option in options.items()}
+        theirs = peer.step(network(z_t), time, sample, **arguments).prev_sample
         close(z_s, theirs * alpha(schedule, s) if scaled else theirs, msg=f"step {i}")
         z_t = z_s
 
@@ -112,45 +117,45 @@ def compare(
 def test_ddim(kind: str, eta: float) -> None:
     schedule = ScaledLinear()
     peer = diffusers.DDIMScheduler(**TABLE, clip_sample=False, steps_offset=0, prediction_type=kind)
-    steps = ddim(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE), eta)
+    steps = ddim(denoiser(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE), eta)
     noise = seeded_noise(SHAPE)
     options = {"eta": lambda i: eta, "variance_noise": (lambda i: noise(i)) if eta else (lambda i: None)}
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, **options)
+    compare(set_times(peer, schedule, TIMES), steps, TIMES, schedule, **options)
 
 
 @pytest.mark.parametrize("kind", VP)
 def test_ddpm(kind: str) -> None:
     schedule = ScaledLinear()
     peer = diffusers.DDPMScheduler(**TABLE, clip_sample=False, steps_offset=0, prediction_type=kind)
-    steps = ddpm(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, generator=generator)
+    steps = ddpm(denoiser(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
+    compare(set_times(peer, schedule, TIMES), steps, TIMES, schedule, generator=generator)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_euler(kind: str) -> None:
     schedule = ScaledLinear()
     peer = diffusers.EulerDiscreteScheduler(**TABLE, steps_offset=0, prediction_type=kind)
-    steps = euler(predicting(VP[kind], schedule), start(), TIMES, schedule, no_noise)
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, scaled=True)
+    steps = euler(denoiser(VP[kind], schedule), start(), TIMES, schedule, no_noise)
+    compare(set_times(peer, schedule, TIMES), steps, TIMES, schedule, scaled=True)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_euler_ancestral(kind: str) -> None:
     schedule = ScaledLinear()
     peer = diffusers.EulerAncestralDiscreteScheduler(**TABLE, steps_offset=0, prediction_type=kind)
-    steps = euler_ancestral(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, scaled=True, generator=generator)
+    steps = euler_ancestral(denoiser(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
+    compare(set_times(peer, schedule, TIMES), steps, TIMES, schedule, scaled=True, generator=generator)
 
 
 FLOW_TIMES = torch.tensor([1000.0, 900, 750, 600, 500, 300, 120, 40, 0]).double()
 
 
 def test_flow_euler_is_euler() -> None:
-    """z_s = z_t + (s - t) v, from pure noise on."""
+    """z_s = z_t + (s - t) v, starting from pure noise."""
     schedule = RectifiedFlow(1000)
     peer = diffusers.FlowMatchEulerDiscreteScheduler()
-    steps = euler(predicting(Flow(), schedule), start(), FLOW_TIMES, schedule, no_noise)
-    peer = on_our_grid(peer, schedule, FLOW_TIMES, FLOW_TIMES / 1000)
+    steps = euler(denoiser(Flow(), schedule), start(), FLOW_TIMES, schedule, no_noise)
+    peer = set_times(peer, schedule, FLOW_TIMES, FLOW_TIMES / 1000)
     peer.scale_model_input = lambda z, t: z
     compare(peer, steps, FLOW_TIMES, schedule)
 
@@ -168,23 +173,23 @@ MULTISTEP: dict[str, tuple[Sampler, str, dict[str, Any]]] = {
 
 
 LAST = {"unipc-2 bh1": -1, "unipc-3 bh1": -2, "unipc-3 bh2": -2}
-"""Where the peer's last steps are others."""
+"""The end of the comparison, where the last steps of diffusers differ."""
 
 
 @pytest.mark.parametrize("kind", [*VP, "flow_prediction"])
 @pytest.mark.parametrize("name", MULTISTEP)
 def test_multistep(name: str, kind: str) -> None:
-    """On purpose different: UniPC-3's last but one step, lowered to 2 in the peer along with the last.
+    """Deliberately different: diffusers lowers the order of the second to last step of UniPC-3 to 2.
 
-    Its bh1 has no step into 0, where B is infinite. Flow starts below T: it has no step from pure noise.
+    Its bh1 has no step into 0, where B is infinite. Flow starts below T: diffusers has no step from pure noise.
     """
     sampler, peer_name, options = MULTISTEP[name]
     flow = kind == "flow_prediction"
     schedule, times = (RectifiedFlow(1000), FLOW_TIMES[1:]) if flow else (ScaledLinear(), TIMES)
     peer = getattr(diffusers, peer_name)(**TABLE, **options, prediction_type=kind, use_flow_sigmas=flow)
-    peer = on_our_grid(peer, schedule, times, times / 1000 if flow else None)
+    peer = set_times(peer, schedule, times, times / 1000 if flow else None)
     parameterization = Flow() if flow else VP[kind]
-    steps = sampler(predicting(parameterization, schedule), start(), times, schedule, no_noise)
+    steps = sampler(denoiser(parameterization, schedule), start(), times, schedule, no_noise)
     compare(peer, steps, times, schedule, last=LAST.get(name))
 
 
@@ -194,35 +199,35 @@ def test_2m_sde(kind: str) -> None:
     peer = diffusers.DPMSolverMultistepScheduler(
         **TABLE, algorithm_type="sde-dpmsolver++", prediction_type=kind
     )
-    steps = dpmpp_2m_sde(predicting(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule, variance_noise=seeded_noise(SHAPE))
+    steps = dpmpp_2m_sde(denoiser(VP[kind], schedule), start(), TIMES, schedule, seeded_noise(SHAPE))
+    compare(set_times(peer, schedule, TIMES), steps, TIMES, schedule, variance_noise=seeded_noise(SHAPE))
 
 
 @pytest.mark.parametrize("kind", VP)
 def test_3m_but_for_its_second_derivative(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On purpose different: the peer's D2 is h² z_0''/2 in the place of h² z_0'' (see test_order.py)."""
+    """Deliberately different: D2 of diffusers is h² z_0''/2 in the place of h² z_0'' (see test_order.py)."""
     schedule = ScaledLinear()
     monkeypatch.setattr(dpmpp_3m, "_derivatives", halve_second(dpmpp_3m._derivatives))
-    # Its second step is of the kind "heun", by the Taylor series as the third, and not "midpoint".
+    # "heun" uses the Taylor series in the second step as well, unlike "midpoint".
     peer = diffusers.DPMSolverMultistepScheduler(
         **TABLE, solver_order=3, solver_type="heun", prediction_type=kind
     )
-    steps = dpmpp_3m.dpmpp_3m(predicting(VP[kind], schedule), start(), TIMES, schedule, no_noise)
-    compare(on_our_grid(peer, schedule, TIMES), steps, TIMES, schedule)
+    steps = dpmpp_3m.dpmpp_3m(denoiser(VP[kind], schedule), start(), TIMES, schedule, no_noise)
+    compare(set_times(peer, schedule, TIMES), steps, TIMES, schedule)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_heun(kind: str) -> None:
-    """The peer evaluates, and steps, twice a step; `edm` without churn is the same."""
+    """Diffusers counts each of the two evaluations as a step; `edm` without churn is the same."""
     schedule = ScaledLinear()
     peer = diffusers.HeunDiscreteScheduler(**TABLE, prediction_type=kind)
     sigmas = ratio(schedule, TIMES)
     doubled = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
-    peer = on_our_grid(peer, schedule, TIMES, doubled)
-    z_t, denoise = start(), predicting(VP[kind], schedule)
-    still = edm(denoise, start(), TIMES, schedule, no_noise, churn=0.0)
+    peer = set_times(peer, schedule, TIMES, doubled)
+    z_t, denoise = start(), denoiser(VP[kind], schedule)
+    without_churn = edm(denoise, start(), TIMES, schedule, no_noise, churn=0.0)
     steps = heun(denoise, start(), TIMES, schedule, no_noise)
-    for t, s, z_s, same in zip(TIMES[:-1], TIMES[1:], steps, still, strict=True):
+    for t, s, z_s, same in zip(TIMES[:-1], TIMES[1:], steps, without_churn, strict=True):
         x = z_t / alpha(schedule, t)
         theirs = peer.step(network(z_t), t, x).prev_sample
         if s > 0:
@@ -233,15 +238,15 @@ def test_heun(kind: str) -> None:
 
 
 def test_plms() -> None:
-    """On purpose different: the step into 0, of first order here and Adams-Bashforth's there; and with v
+    """Deliberately different: the step into 0 is first order here, and Adams-Bashforth in diffusers.
 
-    prediction the peer adds up v of different times, where the method adds up eps.
+    With v prediction diffusers sums v of different times, where the method sums eps.
     """
     schedule = ScaledLinear()
     peer = diffusers.PNDMScheduler(**TABLE, skip_prk_steps=True, set_alpha_to_one=True)
-    peer = on_our_grid(peer, schedule, TIMES)
+    peer = set_times(peer, schedule, TIMES)
     z_t = start()
-    steps = list(plms(predicting(Eps(), schedule), z_t, TIMES, schedule, no_noise))
+    steps = list(plms(denoiser(Eps(), schedule), z_t, TIMES, schedule, no_noise))
     for i, (t, s, z_s) in enumerate(zip(TIMES[:-2], TIMES[1:-1], steps[:-1], strict=True)):
         theirs = peer.step(network(z_t), (t - 1).long(), z_t).prev_sample
         if i == 0:
@@ -257,24 +262,24 @@ def test_plms() -> None:
     ids=["2s", "dpm_solver_2"],
 )
 def test_singlestep(sampler: Sampler, algorithm: str, final: str, kind: str) -> None:
-    """The peer steps to the middle and on from the step's start: its grid holds our middles.
+    """Diffusers steps to the midpoint and then from the start of the step: its times include our midpoints.
 
-    On purpose different: DPM-Solver-2's step into 0, which the peer does not have.
+    Deliberately different: the step of DPM-Solver-2 into 0, which diffusers does not have.
     """
     schedule, coarse = ScaledLinear(), TIMES[::4]
     lam = schedule.lam(coarse).flatten()
-    middles = schedule.time((lam[:-2] + lam[1:-1]) / 2)
-    times = torch.cat([torch.stack([coarse[:-2], middles], 1).flatten(), coarse[-2:]])
+    midpoints = schedule.time((lam[:-2] + lam[1:-1]) / 2)
+    times = torch.cat([torch.stack([coarse[:-2], midpoints], 1).flatten(), coarse[-2:]])
     peer = diffusers.DPMSolverSinglestepScheduler(
         **TABLE, solver_order=2, algorithm_type=algorithm, final_sigmas_type=final, prediction_type=kind,
         lower_order_final=True,
     )  # fmt: skip
-    peer = on_our_grid(peer, schedule, times)
+    peer = set_times(peer, schedule, times)
     theirs, z_t = [], start()
     for t in times[:-1]:
         z_t = peer.step(network(z_t), t, z_t).prev_sample
         theirs.append(z_t)
-    steps = sampler(predicting(VP[kind], schedule), start(), coarse, schedule, no_noise)
+    steps = sampler(denoiser(VP[kind], schedule), start(), coarse, schedule, no_noise)
     expected = [*theirs[1:-1:2], theirs[-1]][: None if final == "zero" else -1]
     for z_s, other in zip(steps, expected, strict=final == "zero"):
         close(z_s, other)
@@ -284,7 +289,7 @@ SIGMAS = torch.tensor([60.0, 22, 9, 3, 1, 0.3, 0.05, 0], dtype=torch.float64)
 
 
 class VarianceExploding(Schedule):
-    """alpha = 1: EDM's own axis, on which its step is written; t = T sigma/80."""
+    """alpha = 1, as in EDM's equations; t = T sigma/80."""
 
     has_zero_terminal_snr = False
 
@@ -302,7 +307,7 @@ class VarianceExploding(Schedule):
 
 
 def edm_denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """D(x, sigma) by EDM's preconditioning with sigma_data 1/2, written out (Karras et al. 2022, table 1)."""
+    """Return D(x, sigma) with EDM's preconditioning, sigma_data 1/2 (Karras et al. 2022, table 1)."""
     sigma = 80 * t.item() / 1000
     skip, out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / math.sqrt(sigma**2 + 0.25)
     z_0 = skip * x + out * network(x)
@@ -312,7 +317,7 @@ def edm_denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def test_edm_euler() -> None:
     schedule, times = VarianceExploding(1000), SIGMAS * 1000 / 80
     peer = diffusers.EDMEulerScheduler()
-    peer = on_our_grid(peer, schedule, times)
+    peer = set_times(peer, schedule, times)
     x = SIGMAS[0] * start()
     for t, x_s in zip(times[:-1], euler(edm_denoise, x, times, schedule, no_noise), strict=True):
         peer.scale_model_input(x, t)
@@ -320,11 +325,13 @@ def test_edm_euler() -> None:
         x = x_s
 
 
-def test_edm_s_churn() -> None:
-    """Algorithm 2 of Karras et al. (2022), line by line; the peer has its churn with Euler's step alone."""
+def test_edm_churn() -> None:
+    """Algorithm 2 of Karras et al. (2022) line by line; diffusers has churn for Euler steps only."""
     schedule, times = VarianceExploding(1000), SIGMAS * 1000 / 80
     churn, low, high, inflation = 3.5, 0.1, 50.0, 1.003
-    steps = edm(edm_denoise, SIGMAS[0] * start(), times, schedule, seeded_noise(SHAPE), churn, low, high, inflation)
+    steps = edm(
+        edm_denoise, SIGMAS[0] * start(), times, schedule, seeded_noise(SHAPE), churn, low, high, inflation
+    )
     x, noise = SIGMAS[0] * start(), seeded_noise(SHAPE)
 
     def d(x: Tensor, sigma: float) -> Tensor:
@@ -337,18 +344,18 @@ def test_edm_s_churn() -> None:
         if gamma > 0:
             x = x + math.sqrt(hat**2 - t**2) * inflation * noise(i)
         slope = d(x, hat)
-        ahead = x + (following - hat) * slope
+        x_next = x + (following - hat) * slope
         if following > 0:
-            ahead = x + (following - hat) * (slope + d(ahead, following)) / 2
-        close(x_s, ahead)
-        x = ahead
-    peer = on_our_grid(diffusers.EDMEulerScheduler(), schedule, times[-2:])
+            x_next = x + (following - hat) * (slope + d(x_next, following)) / 2
+        close(x_s, x_next)
+        x = x_next
+    peer = set_times(diffusers.EDMEulerScheduler(), schedule, times[-2:])
     (ours,) = edm(edm_denoise, start(), times[-2:], schedule, seeded_noise(SHAPE), 0.3, 0.0, high, inflation)
     peer.scale_model_input(start(), times[-2])
     sigma_hat = SIGMAS[-2] * 1.3
-    given = start() + (sigma_hat**2 - SIGMAS[-2] ** 2).sqrt() * inflation * seeded_noise(SHAPE)(0)
+    noisier = start() + (sigma_hat**2 - SIGMAS[-2] ** 2).sqrt() * inflation * seeded_noise(SHAPE)(0)
     theirs = peer.step(
-        network(given),
+        network(noisier),
         times[-2],
         start(),
         s_churn=0.3,

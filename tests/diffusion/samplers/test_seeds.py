@@ -1,4 +1,4 @@
-"""A image depends on its own seed alone, and every sampler on every schedule ends where it should."""
+"""An image depends on its own seed only; every sampler ends in the predicted z_0 on every schedule."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,30 +16,30 @@ from ldm.diffusion.samplers.euler_ancestral import euler_ancestral
 from ldm.diffusion.samplers.unipc import bh2, unipc
 from ldm.diffusion.schedule import Cosine, RectifiedFlow, ScaledLinear, Schedule
 from ldm.diffusion.times import trailing
-from tests.support.exact_samplers import MEAN, ODE, SDE, STD, seeded_noise, exact_denoiser
+from tests.support.exact_samplers import MEAN, ODE, SDE, STD, exact_denoiser, seeded_noise
 
 ALL = ODE | SDE
 SHAPE = (3, 5, 7)
 
 
-def of(seeds: list[int]) -> Callable[[int], Tensor]:
+def noise_of(seeds: list[int]) -> Callable[[int], Tensor]:
     return lambda step: rng.normal(0, seeds, f"sampler/{step}", SHAPE)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_batch_1_and_batch_7_in_any_order_bit_for_bit(name: str) -> None:
+def test_batches_of_1_and_7_in_any_order_are_equal_bit_for_bit(name: str) -> None:
     schedule, times = ScaledLinear(), trailing(1000, 9)
 
-    def draw(seeds: list[int]) -> Tensor:
+    def sample(seeds: list[int]) -> Tensor:
         z_T = rng.normal(0, seeds, "z_T", SHAPE)
-        *_, z_0 = ALL[name](exact_denoiser(schedule), z_T, times, schedule, of(seeds))
+        *_, z_0 = ALL[name](exact_denoiser(schedule), z_T, times, schedule, noise_of(seeds))
         return z_0
 
     order = [6, 2, 5, 0, 3, 1, 4]
-    together = draw(order)
-    assert together.dtype == torch.float32
-    for place, seed in enumerate(order):
-        assert torch.equal(draw([seed])[0], together[place])
+    batch = sample(order)
+    assert batch.dtype == torch.float32
+    for i, seed in enumerate(order):
+        assert torch.equal(sample([seed])[0], batch[i])
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_batch_1_and_batch_7_in_any_order_bit_for_bit(name: str) -> None:
 )
 @pytest.mark.parametrize("name", ALL)
 def test_ends_in_the_predicted_z_0(name: str, schedule: Schedule) -> None:
-    """From pure noise, too, where sigma/alpha is infinite."""
+    """Also from pure noise, where sigma/alpha is infinite."""
     ideal, predicted = exact_denoiser(schedule), list[Tensor]()
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,8 @@ def test_ends_in_the_predicted_z_0(name: str, schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_fifty_steps_give_the_data(name: str) -> None:
-    """From times far apart and pure noise, on a flow; z_T's own mean and spread are the measure."""
+def test_fifty_steps_give_the_data_distribution(name: str) -> None:
+    """From pure noise, on a flow; the tolerance covers the mean and spread of z_T itself."""
     schedule, g = RectifiedFlow(1000), torch.Generator().manual_seed(0)
     z_T = torch.randn(20_000, 1, 1, 1, generator=g, dtype=torch.float64)
     *_, z_0 = ALL[name](exact_denoiser(schedule), z_T, trailing(1000, 50), schedule, seeded_noise(z_T.shape))
@@ -76,7 +76,7 @@ def test_fifty_steps_give_the_data(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "sentence"),
+    ("sampler", "message"),
     [
         (partial(ddim, eta=1.5), r"0\.\.1, not 1\.5"),
         (partial(euler_ancestral, eta=-0.5), r"0\.\.1, not -0\.5"),
@@ -86,7 +86,9 @@ def test_fifty_steps_give_the_data(name: str) -> None:
         (partial(edm, churn_min=2.0, churn_max=1.0), r"churn_min <= churn_max .* 2\.0, 1\.0"),
     ],
 )
-def test_what_is_out_of_range_is_refused(sampler: Sampler, sentence: str) -> None:
+def test_values_out_of_range_are_refused(sampler: Sampler, message: str) -> None:
     schedule, z_T = ScaledLinear(), torch.zeros(1, 1, 1, 1)
-    with pytest.raises(ValueError, match=sentence):
-        next(iter(sampler(exact_denoiser(schedule), z_T, trailing(1000, 2), schedule, seeded_noise(z_T.shape))))
+    with pytest.raises(ValueError, match=message):
+        next(
+            iter(sampler(exact_denoiser(schedule), z_T, trailing(1000, 2), schedule, seeded_noise(z_T.shape)))
+        )

@@ -1,4 +1,4 @@
-"""Beginning from a image."""
+"""Image to image."""
 
 import pytest
 import torch
@@ -19,27 +19,29 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
-def test_img2img_begins_at_its_strength(schedule: Schedule) -> None:
+def test_img2img_starts_at_its_strength(schedule: Schedule) -> None:
     times, z_T, z_0 = trailing(1000, 20), normal(2, 3, 4, 4), normal(1, 3, 4, 4, seed=1)
-    begun: list[tuple[Tensor, Tensor]] = []
+    starts: list[tuple[Tensor, Tensor]] = []
 
     def sampler(denoise, z, times, schedule, noise):  # noqa: ANN001, ANN202
-        begun.append((z, times))
+        starts.append((z, times))
         return ddim(denoise, z, times, schedule, noise)
 
     steps = list(img2img(exact_denoiser(schedule), z_T, times, schedule, no_noise, sampler, z_0, 0.25))
     assert len(steps) == 5
-    ((z, left),) = begun
-    assert torch.equal(left, times[-6:])
-    t = left[:1].double()
+    ((z, remaining),) = starts
+    assert torch.equal(remaining, times[-6:])
+    t = remaining[:1].double()
     torch.testing.assert_close(z, schedule.alpha(t) * z_0 + schedule.sigma(t) * z_T)
 
 
-def test_img2img_keeps_more_with_less_strength() -> None:
+def test_img2img_stays_closer_with_less_strength() -> None:
     schedule, times, z_0 = ScaledLinear(), trailing(1000, 50), torch.full((1, 1, 8, 8), 1.5).double()
     distance = []
     for strength in (0.02, 0.2, 0.6, 1.0):
-        *_, z = img2img(exact_denoiser(schedule), normal(4, 1, 8, 8), times, schedule, no_noise, ddim, z_0, strength)
+        *_, z = img2img(
+            exact_denoiser(schedule), normal(4, 1, 8, 8), times, schedule, no_noise, ddim, z_0, strength
+        )
         distance.append((z - z_0).square().mean().item())
     assert distance == sorted(distance) and distance[0] < 0.05 * distance[-1]
 
@@ -50,5 +52,5 @@ def test_a_strength_outside_its_range_is_refused(strength: float) -> None:
         remaining_times(trailing(1000, 5), strength)
 
 
-def test_at_least_one_step_is_made() -> None:
+def test_at_least_one_step_is_taken() -> None:
     assert [len(remaining_times(trailing(1000, 10), s)) - 1 for s in (0.001, 0.1, 0.55, 1.0)] == [1, 1, 6, 10]

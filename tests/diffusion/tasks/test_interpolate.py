@@ -1,4 +1,4 @@
-"""Between two noises and two conditions."""
+"""Interpolation of noises and conditions."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_slerp_turns_at_an_even_pace_and_keeps_the_length() -> None:
+def test_slerp_rotates_evenly_and_preserves_the_norm() -> None:
     a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])
     w = torch.linspace(0, 1, 7)
     path = slerp(a.expand(7, 3), b.expand(7, 3), w)
@@ -28,20 +28,20 @@ def test_slerp_turns_at_an_even_pace_and_keeps_the_length() -> None:
     assert torch.equal(nothing, torch.zeros(3))
 
 
-def test_mixed_noise_is_noise() -> None:
+def test_slerp_preserves_the_std_of_noise() -> None:
     a, b = normal(64, 512), normal(64, 512, seed=1)
-    mixed = slerp(a, b, torch.full((64,), 0.5).double())
-    assert mixed.std().item() == pytest.approx(1, abs=0.02)
-    assert ((a + b) / 2).std().item() == pytest.approx(0.5**0.5, abs=0.02), "which a straight line loses"
+    interpolated = slerp(a, b, torch.full((64,), 0.5).double())
+    assert interpolated.std().item() == pytest.approx(1, abs=0.02)
+    assert ((a + b) / 2).std().item() == pytest.approx(0.5**0.5, abs=0.02), "linear interpolation does not"
 
 
-def test_conditions_are_mixed_slot_by_slot() -> None:
+def test_conditions_are_interpolated_field_by_field() -> None:
     a = Conditioning(normal(2, 3, 4), normal(2, 5, seed=1), normal(2, 1, 2, 2, seed=2))
     b = Conditioning(normal(2, 3, 4, seed=3), normal(2, 5, seed=4), normal(2, 1, 2, 2, seed=5))
-    mixed = interpolate_conditions(a, b, torch.tensor([0.0, 1.0]).double())
-    for slot in ("context", "vector", "concat"):
-        torch.testing.assert_close(getattr(mixed, slot)[0], getattr(a, slot)[0])
-        torch.testing.assert_close(getattr(mixed, slot)[1], getattr(b, slot)[1])
+    interpolated = interpolate_conditions(a, b, torch.tensor([0.0, 1.0]).double())
+    for field in ("context", "vector", "concat"):
+        torch.testing.assert_close(getattr(interpolated, field)[0], getattr(a, field)[0])
+        torch.testing.assert_close(getattr(interpolated, field)[1], getattr(b, field)[1])
     half = interpolate_conditions(a, b, torch.full((2,), 0.5).double())
     torch.testing.assert_close(half.concat, (a.concat + b.concat) / 2)
     token = slerp(a.context[1, 2], b.context[1, 2], torch.tensor(0.5).double())
@@ -50,11 +50,11 @@ def test_conditions_are_mixed_slot_by_slot() -> None:
         interpolate_conditions(Conditioning(a.context), Conditioning(b.context), torch.zeros(2)).vector
         is None
     )
-    with pytest.raises(ValueError, match="same slots"):
+    with pytest.raises(ValueError, match="different fields"):
         interpolate_conditions(a, Conditioning(b.context), torch.zeros(2))
 
 
-def test_a_blend_begins_between_its_noises() -> None:
+def test_slerp_noise_starts_between_the_noises() -> None:
     schedule, times, a, b = ScaledLinear(), trailing(1000, 5), normal(3, 1, 4, 4), normal(3, 1, 4, 4, seed=1)
     share = torch.tensor([0.0, 0.5, 1.0]).double()
     *_, z = slerp_noise(exact_denoiser(schedule), a, times, schedule, no_noise, ddim, b, share)

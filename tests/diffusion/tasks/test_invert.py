@@ -1,4 +1,4 @@
-"""From a latent to its noise and back."""
+"""DDIM inversion."""
 
 import pytest
 import torch
@@ -19,31 +19,33 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
-def test_inversion_leads_back(schedule: Schedule) -> None:
+def test_ddim_inverts_the_inversion(schedule: Schedule) -> None:
     times, z_0 = trailing(1000, 25).double(), MEAN + STD * normal(2, 3, 4, 4)
-    gaps = []
+    errors = []
     for refinements in (0, 3, 40):
         *_, z_T = invert(exact_denoiser(schedule), z_0, times, schedule, refinements)
-        *_, back = ddim(exact_denoiser(schedule), z_T, times, schedule, no_noise)
-        gaps.append((back - z_0).abs().max().item())
-    assert gaps[1] < 0.2 * gaps[0] and gaps[2] < 1e-9, gaps
+        *_, reconstructed = ddim(exact_denoiser(schedule), z_T, times, schedule, no_noise)
+        errors.append((reconstructed - z_0).abs().max().item())
+    assert errors[1] < 0.2 * errors[0] and errors[2] < 1e-9, errors
 
 
-def test_inversion_s_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="refinements >= 0, not -1"):
-        next(invert(exact_denoiser(ScaledLinear()), normal(1, 1, 2, 2), trailing(1000, 5), ScaledLinear(), -1))
+        next(
+            invert(exact_denoiser(ScaledLinear()), normal(1, 1, 2, 2), trailing(1000, 5), ScaledLinear(), -1)
+        )
     flow = RectifiedFlow(1000)
     with pytest.raises(ValueError, match="at least 2 steps"):
         next(invert(exact_denoiser(flow), normal(1, 1, 2, 2), trailing(1000, 1), flow, 0))
 
 
-def test_inversion_visits_the_times_backwards() -> None:
-    schedule, times, seen = ScaledLinear(), trailing(1000, 4), list[float]()
+def test_inversion_evaluates_the_times_in_reverse() -> None:
+    schedule, times, evaluated = ScaledLinear(), trailing(1000, 4), list[float]()
     ideal = exact_denoiser(schedule)
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(t.item())
+        evaluated.append(t.item())
         return ideal(z_t, t)
 
     assert len(list(invert(denoise, normal(1, 1, 2, 2), times, schedule, 0))) == 4
-    assert seen == [250, 500, 750, 1000]
+    assert evaluated == [250, 500, 750, 1000]

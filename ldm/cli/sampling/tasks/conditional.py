@@ -62,8 +62,8 @@ def require_conditioner(model: LatentDiffusion, batch_key: str, *kinds: type[Con
     if not isinstance(conditioner, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(
-            f"this model encodes {batch_key} with {type(conditioner).__name__}, but this task supports {names} "
-            f"only: write a task for {type(conditioner).__name__}"
+            f"this model encodes {batch_key} with {type(conditioner).__name__}, but this task supports "
+            f"{names} only: write a task for {type(conditioner).__name__}"
         )
     return conditioner
 
