@@ -94,7 +94,7 @@ def check(world: int, images: Path, folder: Path, monkeypatch) -> None:
         timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"batch 4 over {world} process(es)" in done.stdout and done.stdout.count("wrote") == 2
+    assert f" 4 over {world} process(es)" in done.stdout and done.stdout.count("wrote") == 2
     compare(folder / "single", folder / "multiple")
 
 

@@ -65,9 +65,7 @@ class TableSchedule(Schedule):
     ) -> None:
         super().__init__(len(alpha_bars))
         if not 0 <= alpha_bars[-1] or not alpha_bars[0] < 1 or (alpha_bars.diff() >= 0).any():
-            raise InvalidValue(
-                f"alpha_bars must decrease strictly within [0, 1), not {alpha_bars.tolist()[:10]}"
-            )
+            raise InvalidValue(f"alpha_bars must fall strictly within [0, 1), not {alpha_bars.tolist()[:10]}")
         if shift != 1:
             alpha_bars = shift_snr(alpha_bars, shift)
         if zero_terminal_snr:
@@ -147,8 +145,7 @@ def rescale_zero_terminal_snr(alpha_bars: Float64[Tensor, " T"]) -> Float64[Tens
 def shift_snr(alpha_bars: Float64[Tensor, " T"], shift: float) -> Float64[Tensor, " T"]:
     """sigma'/alpha' = shift sigma/alpha, so lam' = lam - log shift (Hoogeboom et al. 2023).
 
-    An image n times as wide and high, averaged over n x n pixels, has n times the alpha/sigma: shift = n
-    undoes that.
+    Averaging a larger image over n x n pixels multiplies alpha/sigma by n: shift = n undoes that.
     """
     _check_shift(shift)
     return alpha_bars / (alpha_bars + shift**2 * (1 - alpha_bars))

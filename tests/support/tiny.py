@@ -185,10 +185,10 @@ def fit(
     stage: Any, batches: list[Batch], callbacks: Sequence[Callback] = (), max_steps: int | None = None
 ) -> Trainer:
     """Train one step per batch, without validation."""
-    trainer_ = trainer(max_steps or len(batches), callbacks)
-    trainer_.limit_val_batches = 0
-    trainer_.fit(stage, DataLoader(batches, batch_size=None))
-    return trainer_
+    lightning_trainer = trainer(max_steps or len(batches), callbacks)
+    lightning_trainer.limit_val_batches = 0
+    lightning_trainer.fit(stage, DataLoader(batches, batch_size=None))
+    return lightning_trainer
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

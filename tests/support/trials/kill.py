@@ -1,9 +1,9 @@
-"""Stopped at random moments and started again by the same command: `python -m tests.support.trials.kill`.
+"""Stop train.py at random moments and start it again by the same command: `python -m tests.support.trials.kill`.
 
 train.py runs once undisturbed, and once stopped (SIGKILL or SIGTERM, to one rank or to all, every third time
-in the middle of a checkpoint's writing) and started again. In the end both hold the same weights, averages
-and optimizer states, bit for bit, and have read the same samples; gone on with on another number of ranks,
-weights within 1e-9.
+while a checkpoint is written) and started again. In the end both have the same weights, averages and
+optimizer states, bit for bit, and have read the same samples; if the number of ranks changes in between, the
+weights are within 1e-9.
 """
 
 import argparse
@@ -11,29 +11,29 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 
 from ldm.callbacks.preemption import REQUEUE
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.prepare.write_shards import write_shards
-from tests.support.trials.job import ROOT, Job, Stopped, differences, samples
+from tests.support.trials.job import ROOT, Job, Stop, differences, read_samples
 
-EXACT = ("trainer.precision=64-true", "callbacks.ema=null", "callbacks.skip_bad_steps=null")
-"""A run in float64; the average is fp32 by design."""
-CLOSE = 1e-9
+FLOAT64 = ("trainer.precision=64-true", "callbacks.ema=null", "callbacks.skip_bad_steps=null")
+"""A run in float64, without the average, which is fp32 by design."""
+TOLERANCE = 1e-9
 
 
-def words(stage: str, folder: Path, steps: int) -> tuple[str, ...]:
-    """The command of a tiny run on drawn scenes; stage 2 stands on a stage 1 of its own."""
+def command(stage: str, folder: Path, steps: int) -> tuple[str, ...]:
+    """Return the arguments of a tiny run on synthetic scenes; for stage 2, train its first stage if needed."""
     if not (folder / "shards").exists():
         write_shards(DemoScenes("train", 40), folder / "shards", shard_size=16)
     common = (f"data.shards={folder}/shards", "callbacks.images=null", "data.num_workers=1")
     common += (f"trainer.max_steps={steps}", "callbacks.checkpoint.every_n_steps=3")
     if stage == "ae":
         return ("experiment=debug/ae", *common)
-    first = Job(words("ae", folder, 6), folder / "first_stage", 1)
+    first = Job(command("ae", folder, 6), folder / "first_stage", 1)
     if not (first.run / "autoencoder.safetensors").exists():
         first.finish()
     return ("experiment=debug/text", f"first_stage={first.run}/autoencoder.safetensors", *common)
@@ -41,105 +41,105 @@ def words(stage: str, folder: Path, steps: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trial:
-    """So many stops of one stage on some ranks.
+    """Stops of one stage on a number of ranks.
 
     Args:
-        others: ranks on which it goes on after half of the stops; the run is then in float64. 0 is the same.
+        other_ranks: number of ranks after half of the stops, with the run in float64; 0 keeps the number.
     """
 
     stage: str
     ranks: int
     stops: int
-    others: int = 0
-    told: str = "SIGKILL"
-    steps_a_stop: int = 25
+    other_ranks: int = 0
+    signal_name: str = "SIGKILL"
+    steps_per_stop: int = 25
 
     def run(self, folder: Path, seed: int = 0) -> "Result":
         """Compare the stopped run with an undisturbed one."""
-        began, steps, exact = time.monotonic(), self.steps_a_stop * self.stops, bool(self.others)
-        command = words(self.stage, folder, steps) + (EXACT if exact else ())
-        straight = Job(command, folder / f"{self.stage}{self.ranks}x{steps}{exact}", self.ranks, exact)
+        start, steps, float64 = time.monotonic(), self.steps_per_stop * self.stops, bool(self.other_ranks)
+        words = command(self.stage, folder, steps) + (FLOAT64 if float64 else ())
+        straight = Job(words, folder / f"{self.stage}{self.ranks}x{steps}{float64}", self.ranks, float64)
         if not (straight.run / f"checkpoints/step{steps:08d}.ckpt").exists():
             straight.finish()
-        name = f"{self.stage}{self.ranks}to{self.others}_{self.told}"
-        job = Job(command, folder / name, self.ranks, exact)
-        ended = list(self._stops(job, random.Random(seed)))
+        name = f"{self.stage}{self.ranks}to{self.other_ranks}_{self.signal_name}"
+        job = Job(words, folder / name, self.ranks, float64)
+        stops = list(self._stop_repeatedly(job, random.Random(seed)))
         job.finish()
-        assert samples(job.run / "samples") == samples(straight.run / "samples")
-        ours, theirs = straight.outcome(steps), job.outcome(steps)
-        if exact:
+        assert read_samples(job.run / "samples") == read_samples(straight.run / "samples")
+        ours, theirs = straight.final_state(steps), job.final_state(steps)
+        if float64:
             pairs = ((ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
-            apart = max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
+            error = max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
         else:
-            assert (found := differences(ours, theirs)) == [], found
-            apart = 0.0
-        return Result(self, ended, apart, time.monotonic() - began)
+            assert (differing := differences(ours, theirs)) == [], differing
+            error = 0.0
+        return Result(self, stops, error, time.monotonic() - start)
 
-    def _stops(self, job: Job, rng: random.Random) -> Iterator[Stopped]:
-        for number in range(self.stops):
-            if self.others and number == self.stops // 2:
-                job.ranks = self.others
-            yield job.stopped(rng, Signals[self.told], while_saving=number % 3 == 0, one=rng.random() < 0.5)
+    def _stop_repeatedly(self, job: Job, rng: random.Random) -> Iterator[Stop]:
+        for i in range(self.stops):
+            if self.other_ranks and i == self.stops // 2:
+                job.ranks = self.other_ranks
+            number = Signals[self.signal_name]
+            yield job.run_and_stop(rng, number, while_saving=i % 3 == 0, only_one=rng.random() < 0.5)
 
 
 @dataclass
 class Result:
-    """What a trial came to; `apart` is the largest difference of a weight, 0 where all bits are the same."""
+    """The outcome of a trial; `max_error` is the largest difference of a weight, 0 if all bits are the same."""
 
     trial: Trial
-    ended: list[Stopped]
-    apart: float
+    stops: list[Stop]
+    max_error: float
     seconds: float
 
     @property
-    def hit(self) -> list[Stopped]:
-        """The stops that came while it ran."""
-        return [stopped for stopped in self.ended if stopped.running]
+    def effective(self) -> list[Stop]:
+        """The stops that came while the job was running."""
+        return [stop for stop in self.stops if stop.was_running]
 
     @property
-    def hung(self) -> int:
-        """How many had to be killed; of those asked to stop, how many did not say so by their status, too."""
-        asked = [REQUEUE, *[0] * (max(self.trial.ranks, self.trial.others) - 1)]
-        if self.trial.told == "SIGKILL":
-            return sum(None in stopped.statuses for stopped in self.hit)
-        return sum(stopped.statuses != asked for stopped in self.hit)
+    def num_hung(self) -> int:
+        """The number of stops after which a rank had to be killed or, after SIGTERM, had a wrong exit status."""
+        expected = [REQUEUE, *[0] * (max(self.trial.ranks, self.trial.other_ranks) - 1)]
+        if self.trial.signal_name == "SIGKILL":
+            return sum(None in stop.statuses for stop in self.effective)
+        return sum(stop.statuses != expected for stop in self.effective)
 
     def __str__(self) -> str:
-        """A row of the table."""
-        trial, slowest = self.trial, max((stopped.seconds for stopped in self.hit), default=0.0)
-        ranks = f"{trial.ranks} then {trial.others}" if trial.others else str(trial.ranks)
-        same = f"{self.apart:.1e} apart (fp64)" if trial.others else "bit-identical"
+        """Return a row of the table."""
+        trial, slowest = self.trial, max((stop.seconds for stop in self.effective), default=0.0)
+        ranks = f"{trial.ranks} then {trial.other_ranks}" if trial.other_ranks else str(trial.ranks)
+        weights = f"within {self.max_error:.1e} (fp64)" if trial.other_ranks else "bit-identical"
         return (
-            f"| {trial.stage} | {ranks} | {trial.told} | {len(self.hit)} of {trial.stops} "
-            f"| {slowest:.1f} | {self.hung} | {same} | {self.seconds:.0f} |"
+            f"| {trial.stage} | {ranks} | {trial.signal_name} | {len(self.effective)} of {trial.stops} "
+            f"| {slowest:.1f} | {self.num_hung} | {weights} | {self.seconds:.0f} |"
         )
 
 
-HEADER = """| stage | ranks | signal | stopped while running | slowest end (s) | hung | weights | took (s) |
+HEADER = """| stage | ranks | signal | stopped while running | slowest end (s) | hung | weights | duration (s) |
 |---|---|---|---|---|---|---|---|"""
 KILLS = [Trial("ae", 2, 20), Trial("text", 2, 20), Trial("ae", 4, 8), Trial("text", 4, 8)]
-ASKED = [Trial(stage, 2, 20, told="SIGTERM") for stage in ("ae", "text")]
-# stage 1 over 40 steps: undisturbed, 1 and 2 ranks are 6e-12 apart after 40 and 2e-6 after 70, as games go
+TERMINATIONS = [Trial(stage, 2, 20, signal_name="SIGTERM") for stage in ("ae", "text")]
+# stage 1 over 40 steps: in GAN training even undisturbed, 1 and 2 ranks differ by 6e-12 after 40, 2e-6 after 70
 ELASTIC = [
-    one
-    for others in (1, 4)
-    for one in (Trial("ae", 2, 2, others, steps_a_stop=20), Trial("text", 2, 4, others))
+    trial
+    for other_ranks in (1, 4)
+    for trial in (Trial("ae", 2, 2, other_ranks, steps_per_stop=20), Trial("text", 2, 4, other_ranks))
 ]
 
 
 def main() -> None:
-    """All of them, or a few stops of each; one row a trial."""
+    """Run all trials, or a few stops of each; print one row per trial."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stops", type=int, default=0, help="of each trial; 0 is as many as are asked for")
+    parser.add_argument("--stops", type=int, default=0, help="per trial; 0 takes each trial's own number")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     print(HEADER, flush=True)
     (ROOT / "runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder:
-        for one in KILLS + ASKED + ELASTIC:
-            stops = asked.stops or one.stops
-            few = Trial(one.stage, one.ranks, stops, one.others, one.told, one.steps_a_stop)
-            print(few.run(Path(folder), asked.seed), flush=True)
+        for trial in KILLS + TERMINATIONS + ELASTIC:
+            trial = replace(trial, stops=args.stops or trial.stops)
+            print(trial.run(Path(folder), args.seed), flush=True)
 
 
 if __name__ == "__main__":
