@@ -124,7 +124,7 @@ def load_or_measure(name: str, cfg: DictConfig, seconds: float, reference: Float
         if saved["settings"] == settings:
             print(f"{name}: measured before", flush=True)
             scores = {key: AlignmentScore(**saved[key]) for key in ("samples", "reconstructions")}
-            return replace(Space(**saved["space"], **scores), training_seconds=training_seconds)
+            return replace(Space(**{**saved["space"], **scores}), training_seconds=training_seconds)
     space = replace(measure(name, cfg, seconds, reference), training_seconds=training_seconds)
     plain = asdict(space)
     scores = {key: plain.pop(key) for key in ("samples", "reconstructions")}

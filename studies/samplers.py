@@ -1,4 +1,4 @@
-"""Compare samplers on a demo model: `python -m studies.samplers ckpt=... out=docs`."""
+"""Compare samplers on a demo model: `python -m studies.samplers ckpt=... out=runs/samplers`."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

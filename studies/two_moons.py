@@ -1,4 +1,4 @@
-"""Compare schedules and samplers on two moons, exactly denoised: `python -m studies.two_moons out=docs`."""
+"""Compare schedules and samplers on two moons, exactly denoised: `python -m studies.two_moons out=...`."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -74,7 +74,8 @@ def sample(
 
 def table(distances: Mapping[tuple[str, int], float], floor: float) -> str:
     """Return the energy distances as a Markdown table; `floor` is that of a second exact sample."""
-    samplers, steps = (list(dict.fromkeys(key[i] for key in distances)) for i in (0, 1))
+    samplers = dict.fromkeys(name for name, _ in distances)
+    steps = dict.fromkeys(n for _, n in distances)
     lines = [
         f"1000 × energy distance from an exact sample; a second exact sample has {1000 * floor:.1f}.",
         "",

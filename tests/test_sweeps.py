@@ -1,4 +1,4 @@
-"""The sweeps of configs/sweep/: what W&B's agent types composes, and every point has its own folder."""
+"""The sweeps of configs/sweep/: the commands of W&B's agent compose, and every run has its own folder."""
 
 import os
 import subprocess
@@ -14,56 +14,57 @@ from ldm.cli import compare
 from ldm.cli.config.compose import CONFIGS, compose, sweep_points
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.prepare.write_shards import write_shards
+from tests.support.command_line import run_command
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
 
 
-def typed(sweep: dict, point: dict) -> list[str]:
-    """The command line by the agent's own code."""
-    given = agent.create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
-    given |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
+def agent_command(sweep: dict, point: dict) -> list[str]:
+    """Return the command line that the agent's own code builds for a point."""
+    values = agent.create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
+    values |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
     words = []
     for word in agent.create_sweep_command(sweep["command"]):
-        words += given[word[2:-1]] if word.startswith("${") and word.endswith("}") else [word]
+        words += values[word[2:-1]] if word.startswith("${") and word.endswith("}") else [word]
     return words
 
 
-def values(parameter: dict) -> list[float]:
+def extreme_values(parameter: dict) -> list[float]:
     return parameter.get("values") or [parameter["min"], parameter["max"]]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
-def test_what_the_agent_types_composes(path: Path, monkeypatch):
+def test_the_agents_command_composes(path: Path, monkeypatch):
     sweep = yaml.safe_load(path.read_text())
     assert {"grid": "grid", "random": "random", "bayes": "bayes"}[path.stem] == sweep["method"]
     runs = set()
     for i in range(2):
         monkeypatch.setenv("WANDB_RUN_ID", f"point{i}")
-        point = {key: values(parameter)[-i] for key, parameter in sweep["parameters"].items()}
-        words = typed(sweep, point)
+        point = {key: extreme_values(parameter)[-i] for key, parameter in sweep["parameters"].items()}
+        words = agent_command(sweep, point)
         assert words[:3] == ["/usr/bin/env", "python", "train.py"]
         cfg = compose("train", words[3:])
         runs.add(cfg.run)
-        assert cfg.resume == "auto", "a point that was stopped goes on"
+        assert cfg.resume == "auto", "an interrupted run resumes"
         assert "wandb" in cfg.logger and cfg.optimizer.lr == point["optimizer.lr"]
     assert runs == {"runs/sweep/point0", "runs/sweep/point1"}
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"} and cfg.data.val_shards
 
 
-def test_bayes_ends_hopeless_points_early():
+def test_bayes_ends_bad_runs_early():
     sweep = yaml.safe_load((CONFIGS / "sweep" / "bayes.yaml").read_text())
     assert sweep["early_terminate"]["type"] == "hyperband"
-    assert "callbacks.preemption.status=0" in sweep["command"], "the agent would count it as a failure"
+    assert "callbacks.preemption.status=0" in sweep["command"], "the agent would count it as failed"
 
 
-def test_a_multirun_gives_every_point_a_folder():
+def test_a_multirun_gives_every_run_a_folder():
     words = ["experiment=demo/text", "optimizer.lr=1e-3,2e-3,4e-3", "times.std=1.0,1.5"]
     points = sweep_points([*words, "run=runs/sweep/${optimizer.lr}_${times.std}"])
     assert len({compose("train", point).run for point in points}) == 3
 
 
-def test_two_points_by_multirun(tmp_path, monkeypatch, capsys):
-    """Each trains into a folder of its own, and one table shows them."""
+def test_two_runs_by_multirun(tmp_path):
+    """Each trains into its own folder, and one table compares them."""
     write_shards(DemoScenes("train", 12), tmp_path / "images")
     words = ["experiment=debug/ae", f"data.shards={tmp_path}/images", "trainer.max_steps=5"]
     words += [
@@ -71,26 +72,27 @@ def test_two_points_by_multirun(tmp_path, monkeypatch, capsys):
         "optimizer.lr=1e-4,1e-3",
         f"run={tmp_path}/runs/" + "${optimizer.lr}",
     ]
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
-    train.main()
-    assert capsys.readouterr().out.count("wrote ") == 2
+    status, out, err = run_command(train.main, "-m", *words)
+    assert status == 0 and out.count("wrote ") == 2, err
     runs = sorted(str(path) for path in (tmp_path / "runs").iterdir())
     assert [Path(run).name for run in runs] == ["0.0001", "0.001"]
-    monkeypatch.setattr(sys, "argv", ["compare", *runs, "--out", str(tmp_path / "table.png")])
-    compare.main()
-    table = capsys.readouterr().out.splitlines()
+    status, out, err = run_command(compare.main, *runs, "--out", tmp_path / "table.png")
+    assert status == 0, err
+    table = out.splitlines()
     assert table[0].split()[-1] == "optimizer.lr"
     assert {line.split()[-1] for line in table[1:3]} == {"0.0001", "0.001"}
     losses = {line.split()[2] for line in table[1:3]}
-    assert len(losses) == 2, "the points were trained with their own rates"
+    assert len(losses) == 2, "the runs were trained with their own learning rates"
 
 
-def test_a_point_of_an_array_is_stopped_in_time_and_queued_again(tmp_path):
-    """The script's shell takes the time limit's signal, passes it on, waits and asks for requeueing."""
+def test_an_array_task_is_stopped_before_its_time_limit_and_requeued(tmp_path):
+    """The script's shell receives the signal, passes it on, waits and asks SLURM to requeue the task."""
     script = (CONFIGS.parent / "slurm" / "sweep.sbatch").read_text()
     assert "#SBATCH --signal=B:USR1@300\n" in script and "#SBATCH --requeue\n" in script
-    told = "trap 'sleep 1; echo saved; exit 0' USR1; kill -USR1 $PPID; for _ in {1..200}; do sleep 0.1; done"
-    for name, text in (("srun", told), ("scontrol", 'echo "scontrol $*"')):
+    fake_training = (
+        "trap 'sleep 1; echo saved; exit 0' USR1; kill -USR1 $PPID; for _ in {1..200}; do sleep 0.1; done"
+    )
+    for name, text in (("srun", fake_training), ("scontrol", 'echo "scontrol $*"')):
         fake = tmp_path / name
         fake.write_text(f"#!/bin/bash\n{text}\n")
         fake.chmod(0o755)
@@ -101,12 +103,12 @@ def test_a_point_of_an_array_is_stopped_in_time_and_queued_again(tmp_path):
     }
     words = ["bash", "-c", script, "sweep", "me/ldm/sweep"]
     out = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60).stdout
-    assert out.index("saved\n") < out.index("stopped and queued again") < out.index("scontrol requeue 7")
+    assert out.index("saved\n") < out.index("stopped and requeued") < out.index("scontrol requeue 7")
 
 
 @pytest.mark.slow
-def test_six_points_by_the_agent_itself(tmp_path):
-    """`wandb agent` with a server's answers played to it, then one table of its runs."""
+def test_six_runs_by_the_agent_itself(tmp_path):
+    """`wandb agent` against a fake server, then one table of its runs."""
     sweep = yaml.safe_load((CONFIGS / "sweep" / "grid.yaml").read_text())
     sweep["parameters"] = {
         "optimizer.lr": {"values": [1e-4, 1e-3, 1e-2]},

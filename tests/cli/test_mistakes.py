@@ -28,8 +28,8 @@ def test_a_mistake_is_one_line_before_any_work(files, tmp_path, mistake):
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
     for phrase in mistake.phrases:
         assert phrase.replace("{files}", str(files)).replace("{run}", str(run)) in err
-    allowed = {"train.sbatch"} if mistake.command.endswith("submit") else set()
-    assert {path.name for path in run.glob("*")} <= allowed, "nothing was written"
+    written = {path.name for path in run.glob("*")}
+    assert written <= ({"train.sbatch", "config.yaml"} if not mistake.locked else set()), "no training began"
     entry = format_entry(mistake, err, files, run)
     assert entry in PAGE.read_text(), "run `python -m tests.support.error_messages` and commit the page"
 

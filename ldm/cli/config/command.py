@@ -5,7 +5,9 @@ import functools
 import inspect
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +114,12 @@ def _table(title: str, rows: dict[str, str]) -> list[str]:
     if not rows:
         return []
     width = max(map(len, rows))
-    return ["\n".join([title, *(f"  {name:<{width}}  {text}".rstrip() for name, text in rows.items())])]
+    lines = []
+    for name, text in rows.items():
+        first, rest = f"  {name:<{width}}  ", " " * (width + 4)
+        columns = max(shutil.get_terminal_size().columns, width + 40)
+        lines.append(textwrap.fill(text, columns, initial_indent=first, subsequent_indent=rest) or first)
+    return ["\n".join([title, *(line.rstrip() for line in lines)])]
 
 
 def _run(main: Main, config_name: str, configs: Path) -> None:
@@ -207,7 +214,7 @@ def _without_worker_trace(text: str) -> str:
 
 
 def _mark_chosen(names: list[str], chosen: object) -> str:
-    return "  ".join(f"{name}*" if name == str(chosen) else name for name in names)
+    return " ".join(f"{name}*" if name == str(chosen) else name for name in names)
 
 
 def _program() -> str:

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.cli.config.hydra_private import apply_overrides
 from ldm.cli.config.messages import hint, nearest, one_line
 from ldm.errors import UserError
 
@@ -38,8 +39,15 @@ def compose(
     """
     with _hydra(configs):
         parsed = parse(with_search_path(overrides, configs))
-        cfg = _load(name, parsed)
-        _check_types(name, parsed, cfg)
+        _refuse_sweeps(parsed)
+        values = [override for override in parsed if not _is_structural(override)]
+        cfg = _load(name, [override for override in parsed if override not in values])
+        defaults = {override.key_or_group: _select(cfg, override.key_or_group) for override in values}
+        try:
+            apply_overrides(values, cfg)
+        except ConfigCompositionException as error:
+            raise UserError(_explain(error, name, parsed)) from error
+        _check_types(defaults, cfg)
         return _finish(cfg, configs, complete)
 
 
@@ -142,12 +150,6 @@ def _explain(error: ConfigCompositionException, name: str, parsed: Sequence[Over
     text = str(error)
     if match := re.search(r"You must specify '(.+?)'", text):
         return f"{match[1]} is required: give {match[1]}=..., one of {', '.join(_options(match[1]))}"
-    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?:\n| requires)", text):
-        key, _, value = match[1].partition("=")
-        return (
-            f"'{match[1]}' is a sweep: write {key}=[{value}] for a list, \"{key}='{value}'\" for a string,"
-            " or add -m to run one job per value"
-        )
     if match := re.search(r"Could not override '(.+?)'", text):
         if match[1].partition("@")[0] not in {o.key_or_group for o in parsed}:
             return _incompatible(match[1], parsed)
@@ -189,22 +191,34 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
     return f"no key '{key}';{near} --cfg job lists every key"
 
 
-def _check_types(name: str, parsed: Sequence[Override], cfg: DictConfig) -> None:
-    """Refuse a string where the config has a number or a boolean; 'auto' is always accepted.
-
-    Only the config without these overrides says what type they replace, so it is loaded, too.
-    """
-    words = {o.key_or_group for o in parsed if isinstance(_select(cfg, o.key_or_group), str)} - {"hydra"}
-    words = {w for w in words if not _options(w) and not w.startswith("hydra") and _select(cfg, w) != "auto"}
-    if not words:
-        return
-    base = _load(name, [o for o in parsed if _options(o.key_or_group) or o.key_or_group.startswith("hydra")])
-    for key in sorted(words):
-        default, value = _select(base, key), _select(cfg, key)
-        if isinstance(default, bool):
+def _refuse_sweeps(parsed: Sequence[Override]) -> None:
+    for override in parsed:
+        if override.is_sweep_override():
+            key, _, value = str(override.input_line).partition("=")
             raise UserError(
-                f"{key} must be true or false, not '{value}': for example {key}={str(default).lower()}"
+                f"'{override.input_line}' is a sweep: write {key}=[{value}] for a list, \"{key}='{value}'\" "
+                "for a string, or add -m to run one job per value"
             )
+
+
+def _is_structural(override: Override) -> bool:
+    """Return whether an override chooses config files, or is for Hydra, rather than sets a value."""
+    key = override.key_or_group
+    if key.partition("/")[0].partition(".")[0] == "hydra":
+        return True
+    is_group = override.package is not None or "/" in key or ("." not in key and bool(_options(key)))
+    return is_group and not isinstance(override.value(), dict)
+
+
+def _check_types(defaults: Mapping[str, Any], cfg: DictConfig) -> None:
+    """Refuse a string where the config had a number or a boolean; 'auto' is always accepted."""
+    for key, default in sorted(defaults.items()):
+        value = _select(cfg, key)
+        if not isinstance(value, str) or value == "auto":
+            continue
+        if isinstance(default, bool):
+            example = f"{key}={str(default).lower()}"
+            raise UserError(f"{key} must be true or false, not '{value}': for example {example}")
         if isinstance(default, int | float):
             raise UserError(f"{key} must be a number, not '{value}': for example {key}={default}")
 

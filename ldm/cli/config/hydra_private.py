@@ -1,8 +1,12 @@
-"""Everything that ldm takes from private modules of Hydra. Tried with hydra-core 1.3.8.
+"""All that ldm takes from private modules of Hydra, for want of a public way. Tried with hydra-core 1.3.8.
 
-There is no public way to get Hydra's command-line flags (--cfg, --info, -m, ...) as a parser.
+`get_args_parser` knows Hydra's command-line flags (--cfg, --info, -m, ...). `apply_overrides` sets values in
+a config that is already composed: their types can be compared with those before without composing twice.
 """
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 
-__all__ = ["get_args_parser"]
+apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
+
+__all__ = ["apply_overrides", "get_args_parser"]

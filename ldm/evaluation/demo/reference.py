@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm.data.demo.scenes import CANVAS, DemoScenes, caption
+from ldm.data.demo.scenes import CANVAS, DemoScenes, caption, draw
 from ldm.evaluation.demo.alignment import AlignmentScore, score_alignment
 from ldm.evaluation.reconstruction import reconstruct
 from ldm.networks.autoencoder import Autoencoder
@@ -14,7 +14,7 @@ from ldm.networks.autoencoder import Autoencoder
 def render_scenes(n: int, size: tuple[int, int], first: int = 0) -> Float[Tensor, "b 3 h w"]:
     """Render n validation scenes, from scene `first` on, in [-1, 1]."""
     scenes = DemoScenes("val", first + n)
-    images = [np.asarray(scenes[i].image.resize(size[::-1])) for i in range(first, first + n)]
+    images = [np.asarray(draw(*scenes.scene(i)).resize(size[::-1])) for i in range(first, first + n)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
 
 

@@ -87,9 +87,9 @@ def size_map(objects: Bool[Tensor, "b h w"]) -> Int64[Tensor, "b h w"]:
     for labels, own in zip(_components(objects), result, strict=True):  # per image: noise has many regions
         regions, areas = labels[labels > 0].unique(return_counts=True)
         masks = labels == regions[areas >= MIN_AREA * scale**2, None, None]
-        _, places = _shapes(masks.float(), torch.zeros(len(masks)))
+        _, squares = _shapes(masks.float(), torch.zeros(len(masks)))
         own[masks.any(0)] = 1
-        own[masks[places[:, 2] >= SMALL_BELOW * scale].any(0)] = 2
+        own[masks[squares[:, 2] >= SMALL_BELOW * scale].any(0)] = 2
     return result
 
 
@@ -199,10 +199,10 @@ def _objects(
     scale = rgb.shape[-1] / CANVAS
     silhouettes = ((coverage > 0.5) & (_dilate(masks) > 0)).float()
     edges = (coverage > 0.25) & (coverage < 0.75) & (_dilate(masks, math.ceil(2 * scale)) > 0)
-    shapes, places = _shapes(silhouettes, edges.sum((1, 2)) / scale)
+    shapes, squares = _shapes(silhouettes, edges.sum((1, 2)) / scale)
     return [
-        DetectedObject(name, shape, *(length / scale for length in place))
-        for name, shape, place in zip(names, shapes, places.tolist(), strict=True)
+        DetectedObject(name, shape, *(length / scale for length in square))
+        for name, shape, square in zip(names, shapes, squares.tolist(), strict=True)
     ]
 
 
@@ -231,10 +231,10 @@ def _shapes(
     area = silhouettes.sum((1, 2)).clamp(min=1)
     fits = [_fit(shape, silhouettes, area) for shape in SHAPES]
     iou, best = torch.stack([overlap for overlap, _ in fits], 1).max(1)
-    places = torch.stack([place for _, place in fits], 1)[torch.arange(len(best)), best]
-    outline = places[:, 2] * torch.tensor([OUTLINE[shape] for shape in SHAPES])[best]
+    squares = torch.stack([square for _, square in fits], 1)[torch.arange(len(best)), best]
+    outline = squares[:, 2] * torch.tensor([OUTLINE[shape] for shape in SHAPES])[best]
     clear = (iou >= MIN_IOU) & (edges <= MAX_EDGE_WIDTH * outline)
-    return [SHAPES[i] if ok else None for i, ok in zip(best.tolist(), clear.tolist(), strict=True)], places
+    return [SHAPES[i] if ok else None for i, ok in zip(best.tolist(), clear.tolist(), strict=True)], squares
 
 
 def _fit(

@@ -250,7 +250,7 @@ def test_help(shell):
     status, out, err = shell(show, "--help")
     assert (status, err) == (0, "")
     assert "Prints what it was given." in out
-    assert "denoiser    large*  small" in out
+    assert "denoiser    large* small" in out
     assert "experiment  ldm_f8_text" in out
     assert "small*" in shell(show, "denoiser=small", "-h")[1]
     assert "denoiser" in shell(show, "-h", name="choose")[1]

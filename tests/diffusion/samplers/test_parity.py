@@ -181,7 +181,7 @@ LAST = {"unipc-2 bh1": -1, "unipc-3 bh1": -2, "unipc-3 bh2": -2}
 def test_multistep(name: str, kind: str) -> None:
     """Deliberately different: diffusers lowers the order of the second to last step of UniPC-3 to 2.
 
-    Its bh1 has no step into 0, where B is infinite. Flow starts below T: diffusers cannot step from pure noise.
+    Its bh1 has no step into 0, where B is infinite; flow starts below T, as diffusers cannot step from T.
     """
     sampler, peer_name, options = MULTISTEP[name]
     flow = kind == "flow_prediction"

@@ -150,7 +150,7 @@ class Job:
     def run_and_stop(
         self, rng: random.Random, number: signal.Signals, while_saving: bool, only_one: bool
     ) -> Stop:
-        """Run until a random moment after the first new step, then signal one rank or all, with their workers.
+        """Run until a random moment after the first new step, then signal one rank or all, and their workers.
 
         Ranks that have not ended after 20 s are killed.
         """

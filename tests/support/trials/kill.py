@@ -1,4 +1,4 @@
-"""Stop train.py at random moments and start it again by the same command: `python -m tests.support.trials.kill`.
+"""Stop train.py at random moments and start it again: `python -m tests.support.trials.kill`.
 
 train.py runs once undisturbed, and once stopped (SIGKILL or SIGTERM, to one rank or to all, every third time
 while a checkpoint is written) and started again. In the end both have the same weights, averages and
@@ -26,7 +26,7 @@ TOLERANCE = 1e-9
 
 
 def command(stage: str, folder: Path, steps: int) -> tuple[str, ...]:
-    """Return the arguments of a tiny run on synthetic scenes; for stage 2, train its first stage if needed."""
+    """Return the arguments of a tiny run on synthetic scenes; train stage 2's first stage if needed."""
     if not (folder / "shards").exists():
         write_shards(DemoScenes("train", 40), folder / "shards", shard_size=16)
     common = (f"data.shards={folder}/shards", "callbacks.images=null", "data.num_workers=1")
@@ -85,7 +85,7 @@ class Trial:
 
 @dataclass
 class Result:
-    """The outcome of a trial; `max_error` is the largest difference of a weight, 0 if all bits are the same."""
+    """The outcome of a trial; `max_error` is the largest difference of a weight, 0 if bit-identical."""
 
     trial: Trial
     stops: list[Stop]
@@ -99,7 +99,7 @@ class Result:
 
     @property
     def num_hung(self) -> int:
-        """The number of stops after which a rank had to be killed or, after SIGTERM, had a wrong exit status."""
+        """The number of stops after which a rank had to be killed or, after SIGTERM, had a wrong status."""
         expected = [REQUEUE, *[0] * (max(self.trial.ranks, self.trial.other_ranks) - 1)]
         if self.trial.signal_name == "SIGKILL":
             return sum(None in stop.statuses for stop in self.effective)
@@ -116,11 +116,11 @@ class Result:
         )
 
 
-HEADER = """| stage | ranks | signal | stopped while running | slowest end (s) | hung | weights | duration (s) |
+HEADER = """| stage | ranks | signal | stopped while running | slowest end (s) | hung | weights | time (s) |
 |---|---|---|---|---|---|---|---|"""
 KILLS = [Trial("ae", 2, 20), Trial("text", 2, 20), Trial("ae", 4, 8), Trial("text", 4, 8)]
 TERMINATIONS = [Trial(stage, 2, 20, signal_name="SIGTERM") for stage in ("ae", "text")]
-# stage 1 over 40 steps: in GAN training even undisturbed, 1 and 2 ranks differ by 6e-12 after 40, 2e-6 after 70
+# 40 steps of stage 1: GAN training amplifies the difference of 1 and 2 ranks, 6e-12 then and 2e-6 after 70
 ELASTIC = [
     trial
     for other_ranks in (1, 4)
