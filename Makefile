@@ -1,7 +1,7 @@
 # make demo   both stages on synthetic scenes, from an empty folder to scored samples
 # make test   lint, types, import contracts, tests;  make test-slow   full sizes and long trials
 # make test-slurm   a training on a real SLURM, interrupted in every way; WAYS="killed sweep" for some of them
-# PYTHON=python3.12 names another interpreter, JOBS=8 more test processes.
+# PYTHON=python3.12 selects another interpreter, JOBS=8 the number of test processes.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +17,7 @@ help:
 
 $(USER_STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "error: Python 3.10 or newer is needed, '$(PYTHON)' is not: name one, as in make PYTHON=python3.12"; exit 2; }
+		echo "error: '$(PYTHON)' is not Python 3.10 or newer: choose another one, e.g. make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -e .
 	@touch $@

@@ -21,7 +21,9 @@ SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
 
 def agent_command(sweep: dict, point: dict) -> list[str]:
     """Return the command line that the agent's own code builds for a point."""
-    values = agent.create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
+    values = agent.create_sweep_command_args(
+        {"args": {key: {"value": value} for key, value in point.items()}}
+    )
     values |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
     words = []
     for word in agent.create_sweep_command(sweep["command"]):

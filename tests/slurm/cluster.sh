@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# tests/slurm/cluster.sh COMMAND...: runs it beside a SLURM cluster of one node, this machine, of which nothing is left.
-# Needs root, and Debian's slurm-wlm and munge, which it installs where there is apt. Its files, ports and keys are its
-# own: it touches no other cluster, and `bash` as the command gives a shell in which sbatch and squeue speak to it.
+# tests/slurm/cluster.sh COMMAND...: run a command with a temporary SLURM cluster of one node, this machine.
+# Needs root, and Debian's slurm-wlm and munge, which it installs with apt. It uses its own files, ports and keys and
+# does not touch other clusters. With `bash` as the command, sbatch and squeue in that shell use this cluster.
 set -euo pipefail
 host=$(hostname -s)
 
@@ -13,11 +13,11 @@ refuse() {
 install() {
     command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && return
     command -v apt-get >/dev/null ||
-        refuse "there is no SLURM here and no apt to install it with: install slurmctld, slurmd and munged by hand"
+        refuse "SLURM is not installed and there is no apt: install slurmctld, slurmd and munged yourself"
     export DEBIAN_FRONTEND=noninteractive
     echo "installing slurm-wlm and munge"
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 ||
-        refuse "slurm-wlm and munge could not be installed: see what 'apt-get install slurm-wlm munge' says"
+        refuse "cannot install slurm-wlm and munge: see the errors of 'apt-get install slurm-wlm munge'"
 }
 
 start() {
@@ -27,7 +27,7 @@ start() {
     (umask 077 && dd if=/dev/urandom of="$state/key" bs=1024 count=1 status=none)
     number=$(shuf -n 1 -i 1-1300)
     export SLURM_CONF="$state/slurm.conf"
-    # 4 CPUs whatever there are: a job that mostly sleeps runs beside another. Job numbers choose the ranks' port.
+    # 4 CPUs, whatever the machine has: most jobs only sleep. The ports of the ranks depend on the job number.
     cat > "$SLURM_CONF" <<CONF
 ClusterName=ldmtest
 SlurmctldHost=$host(127.0.0.1)
@@ -64,14 +64,14 @@ CONF
         sleep 1
     done
     tail -n 5 "$state"/*.log >&2
-    refuse "the cluster did not come up; the ends of its logs stand above"
+    refuse "the cluster did not start: see the end of its logs above"
 }
 
-running() { # neither gone nor a zombie that nobody has waited for
+running() { # the process exists and is not a zombie
     [ -e "/proc/$1" ] && ! grep -qs '^State:.*Z' "/proc/$1/status"
 }
 
-stop() { # first the command, where a signal came, then the jobs, then the daemons
+stop() { # the command first, after a signal, then the jobs, then the daemons
     trap '' INT TERM
     [ -z "${command:-}" ] || kill "$command" 2>/dev/null || true
     if sinfo >/dev/null 2>&1; then
@@ -94,11 +94,11 @@ stop() { # first the command, where a signal came, then the jobs, then the daemo
     rm -rf "$state"
 }
 
-[ $# -gt 0 ] || refuse "say what is to run beside the cluster: $0 COMMAND..."
-[ "$(id -u)" = 0 ] || refuse "the test starts a SLURM cluster, which needs root: run it as root, or in a container"
+[ $# -gt 0 ] || refuse "give a command to run: $0 COMMAND..."
+[ "$(id -u)" = 0 ] || refuse "starting a SLURM cluster needs root: run this as root, or in a container"
 install
 trap stop EXIT
 start
-"$@" <&0 & # bash would wait for a command in the foreground before it hears a signal
+"$@" <&0 & # in the foreground, bash would handle signals only after the command ends
 command=$!
 wait "$command"

@@ -1,4 +1,4 @@
-"""What the test on a real SLURM gives a training: time for a signal to arrive in, or one at its last step."""
+"""Callbacks for the test on a real SLURM: slow steps, a signal at the last step, a rank that hangs."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 
 
 class Slow(Callback):
-    """Every step takes `seconds` more, until SLURM has queued the job again."""
+    """Make every step take `seconds` longer, until SLURM has requeued the job."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -21,18 +21,18 @@ class Slow(Callback):
 
 
 class SignalAtTheEnd(Callback):
-    """Rank 0 is asked to stop in its last step."""
+    """Send rank 0 the signal to stop in its last step."""
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """The scheduler's signal, to the moment."""
+        """Send the signal in place of the scheduler."""
         if trainer.global_step == trainer.max_steps - 1 and trainer.is_global_zero:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
 class Hang(Callback):
-    """Rank 1 never ends its fifth step."""
+    """Let rank 1 hang in its fifth step."""
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Wait for nothing."""
+        """Hang."""
         if trainer.global_step == 4 and trainer.global_rank == 1:
             time.sleep(3600)

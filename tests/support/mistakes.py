@@ -163,7 +163,9 @@ RESUMING = [
         "the other stage", [*WITH_FIRST_STAGE, f"resume={CHECKPOINT}"], [CHECKPOINT, " tensors", "run=FOLDER"]
     ),
     Mistake("another seed", [*RESUME, "seed=1"], ["seed=0", "seed=1"]),
-    Mistake("another batch size", [*RESUME, "data.global_batch_size=6"], ["global_batch=4", "global_batch=6"]),
+    Mistake(
+        "another batch size", [*RESUME, "data.global_batch_size=6"], ["global_batch=4", "global_batch=6"]
+    ),
     Mistake("other shards", [*RESUME, "data.shards={files}/captionless"], ["manifest"]),
 ]
 

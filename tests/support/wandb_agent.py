@@ -1,6 +1,6 @@
-"""`wandb agent` with a server's three answers played to it: python -m tests.support.wandb_agent SWEEP.yaml [override ...].
+"""`wandb agent` with a fake server: `python -m tests.support.wandb_agent SWEEP.yaml [override ...]`.
 
-The client's own code reads the sweep's command, fills it in and starts each point of the grid with it.
+The client's own code reads the sweep's command, fills it in and starts each run of the grid with it.
 """
 
 import itertools
@@ -15,8 +15,8 @@ from wandb.apis.public import sweeps
 from wandb.cli.cli import cli
 
 
-def answers(sweep: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """What the server would say at each heartbeat: one point of the grid after the other."""
+def build_answers(sweep: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return the server's answers to the heartbeats: one point of the grid after the other."""
     keys = list(sweep["parameters"])
     points = itertools.product(*(sweep["parameters"][key]["values"] for key in keys))
     return [
@@ -33,15 +33,15 @@ def answers(sweep: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def main() -> None:
-    """Walk the agent through the whole grid, two points at a time, without a network."""
+    """Run the agent on the whole grid, two runs at a time, without network access."""
     sweep = yaml.safe_load(Path(sys.argv[1]).read_text())
     at = sweep["command"].index("${args_no_hyphens}")
     sweep["command"][at:at] = sys.argv[2:]
-    left = answers(sweep)
-    count = str(len(left))
+    pending = build_answers(sweep)
+    count = str(len(pending))
 
     def heartbeat(api: object, agent: str, metrics: object, running: dict) -> list[dict[str, Any]]:
-        return left.pop(0) if left and len(running) < 2 else []
+        return pending.pop(0) if pending and len(running) < 2 else []
 
     sweeps._sweep_with_runs = lambda *_, **__: {"config": yaml.safe_dump(sweep)}
     sweeps._register_agent = lambda *_, **__: {"id": "agent"}

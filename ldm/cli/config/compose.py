@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -99,10 +99,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ) from error
 
 
-@contextmanager
-def _hydra(configs: Path) -> Iterator[None]:
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        yield
+def _hydra(configs: Path) -> AbstractContextManager:
+    return initialize_config_dir(str(configs), version_base="1.3")
 
 
 def _loader() -> ConfigLoader:
