@@ -100,7 +100,9 @@ def test_outside_the_interval_the_batch_passes_once_as_it_is(edits):
 def draw(model, seeds, captions=None, scale=2.0, eta=0.0, negative=None, size=(16, 16)):
     captions = captions or [CAPTIONS[seed % 3] for seed in seeds]
     times, sampler = trailing(model.schedule, 5), partial(ddim, eta=eta)
-    return model.generate({"caption": captions}, seeds, size, sampler=sampler, times=times, scale=scale, negative=negative)
+    return model.generate(
+        {"caption": captions}, seeds, size, sampler=sampler, times=times, scale=scale, negative=negative
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -217,7 +219,9 @@ def test_a_images_latent_is_the_posteriors_mean_normalised():
 def test_guidance_keeps_what_training_never_drops():
     model, batch = conditioned(depth=0.0, image=0.0), given()
     y, null = (eps_of(model.denoise(batch, scale=1.0, active=active)) for active in (None, ()))
-    torch.testing.assert_close(eps_of(model.denoise(batch, scale=3.0)), null + 3 * (y - null), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        eps_of(model.denoise(batch, scale=3.0)), null + 3 * (y - null), rtol=1e-3, atol=1e-4
+    )
     kept = eps_of(model.denoise({**batch, "depth": -batch["depth"]}, scale=1.0, active=()))
     assert (kept - null).norm() > 1e-3, "the depth is in the null, for the network knows no absence of it"
     away = model.denoise(batch, scale=3.0, negative={"caption": ["a red square"] * 2})

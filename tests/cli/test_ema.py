@@ -3,7 +3,6 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.cli.sampling.test_load import TINY
 
 from ldm.callbacks.export import Export
 from ldm.callbacks.posthoc_ema import PostHocEMA, gamma_from_length
@@ -14,6 +13,7 @@ from ldm.cli.sampling.load import load_model
 from ldm.interop import model_file
 from tests.callbacks.test_ema import History
 from tests.callbacks.test_posthoc_ema import weights_of_steps
+from tests.cli.sampling.test_load import TINY
 from tests.studies.test_samplers import run
 from tests.support import tiny
 

@@ -35,7 +35,9 @@ def test_writes_a_file_that_init_and_sampling_load(monkeypatch, capsys, tmp_path
     assert run(monkeypatch, expand_inputs.main, f"ckpt={ckpt}", f"out={out}", *EDGES) == 0, (
         capsys.readouterr().err
     )
-    assert "padded with zeros for the added input channels: denoiser.conv_in.weight" in capsys.readouterr().out
+    assert (
+        "padded with zeros for the added input channels: denoiser.conv_in.weight" in capsys.readouterr().out
+    )
     stage = tiny.second_stage(instantiate(compose("train", [*EDGES, "data.shards=none"]).stage.model))
     tensors, _, header = model_file.load(out, "latent_diffusion")
     model_file.load_state(stage.model, tensors, out)

@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "guide" / "error_messages.md"
 HEADER = """# Error messages
 
 A mistake ends a command with one line on stderr and exit status 2, before any work starts. Each entry shows a
-command and its message; `...` stands for what depends on the machine.
+command and its message; `...` replaces what depends on the machine.
 
 This page is generated from `tests/support/mistakes.py`: do not edit it, but run
 `python -m tests.support.error_messages`.

@@ -1,4 +1,4 @@
-"""All that ldm takes from private modules of Hydra, for want of a public way. Tried with hydra-core 1.3.8.
+"""All that ldm uses of Hydra's private modules, where there is no public way. Tried with hydra-core 1.3.8.
 
 `get_args_parser` knows Hydra's command-line flags (--cfg, --info, -m, ...). `apply_overrides` sets values in
 a config that is already composed: their types can be compared with those before without composing twice.

@@ -186,7 +186,7 @@ MISTAKES = [
         ["task=img2img", "task.image={image}", "task.strength=0"],
         "task.strength=0 must be a fraction of the steps, in (0, 1]",
     ),
-    (["task=img2img"], "task.image is required (the image's file"),
+    (["task=img2img"], "task.image is required"),
     (["task=inpaint", "task.image={image}", "task.mask=/no.png"], "no image task.mask=/no.png"),
     (
         ["task=inpaint", "task.image={image}", "task.mask={small}"],
