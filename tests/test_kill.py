@@ -9,6 +9,7 @@ from tests.support.trials.job import Job, kill, wait_until
 from tests.support.trials.kill import ELASTIC, KILLS, TERMINATIONS, TOLERANCE, Trial, command
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_ranks_killed_while_saving_end_with_the_same_weights(tmp_path: Path) -> None:
     assert len(Trial("ae", 2, stops=1, steps_per_stop=20).run(tmp_path).effective) == 1

@@ -98,8 +98,8 @@ def print_report(result: EncodingReport, cfg: DictConfig, rank: int, world: int)
     print(f"wrote the latents of {result.images:,} images to {cfg.out}{share}")
     if result.bad:
         print(f"left out {result.bad:,} images that cannot be read")
-    if result.unreadable_shards:
-        raise UserError(f"{len(result.unreadable_shards)} shards were left out; the first: {result.unreadable_shards[0]}")
+    if shards := result.unreadable_shards:
+        raise UserError(f"{len(shards)} shards were left out; the first: {shards[0]}")
 
 
 if __name__ == "__main__":

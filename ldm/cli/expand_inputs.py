@@ -1,4 +1,4 @@
-"""Expand a model's inputs to start another experiment: `python -m ldm.cli.expand_inputs experiment=... ...`."""
+"""Expand a trained model's inputs: `python -m ldm.cli.expand_inputs experiment=... ckpt=... out=...`."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def main(cfg: DictConfig) -> None:
     model = instantiate(cfg.stage.model)
     if not isinstance(model, LatentDiffusion):
         raise UserError(
-            "only models of stage 2 can be expanded, not an autoencoder: give an experiment of stage 2, such as "
-            "experiment=sd15_inpainting512"
+            "only models of stage 2 can be expanded, not an autoencoder: give an experiment of stage 2, such"
+            " as experiment=sd15_inpainting512"
         )
     old, _, _ = model_file.load(cfg.ckpt, "latent_diffusion")
     expanded = expand_inputs(model.state_dict(), old)

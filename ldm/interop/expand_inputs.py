@@ -15,7 +15,7 @@ class ExpandedWeights:
 
     tensors: dict[str, Tensor]
     padded: list[str]
-    """Convolutions padded with zeros for the added input channels: the new model starts out as the old one."""
+    """Convolutions padded with zeros for added input channels: the new model starts out as the old one."""
     new: list[str]
     """Missing in the old model; these keep the new model's initialisation."""
     unused: list[str]
@@ -49,8 +49,8 @@ def pad_with_zeros(name: str, new: Tensor, old: Tensor) -> Tensor:
         or new.shape[1] < old.shape[1]
     ):
         raise UserError(
-            f"{name} is {tuple(old.shape)} in the file and {tuple(new.shape)} in this model: expand_inputs can "
-            "only add input channels of a convolution"
+            f"{name} is {tuple(old.shape)} in the file and {tuple(new.shape)} in this model: expand_inputs"
+            " can only add input channels of a convolution"
         )
     zeros = torch.zeros(new.shape[0], new.shape[1] - old.shape[1], *new.shape[2:], dtype=old.dtype)
     return torch.cat([old, zeros], dim=1)

@@ -30,17 +30,18 @@ class Stage(LightningModule, ABC):
         micro_batch_size: images per forward and backward pass on one rank; 0 takes the rank's whole batch.
         log_every: steps between log rows; in between, no value leaves the device.
 
-    A stage and the callbacks in `ldm.callbacks` communicate only as follows.
+    The callbacks in `ldm.callbacks` work with either stage through this protocol.
 
     Attributes that callbacks set:
-        extra_metrics: values by name for the next log row, here those of rank 0.
+        extra_metrics: further values of the next log row, by name; the loggers get those of rank 0.
         per_rank_metrics: numbers measured on every rank; the log row gets the smallest and the largest.
         step_guard: function of the gradient norms, 1 to skip the step, else 0; None accepts every step.
         validation_interrupted: True leaves the validation that was just cut short out of the log.
 
     What callbacks read:
         logs_this_step: whether to measure for `extra_metrics`, in `on_train_batch_start`.
-        last_batch_end: `time.perf_counter()` at the end of the last training batch, after all callbacks.
+        last_batch_end: `time.perf_counter()` after the last training batch and all callbacks; `Throughput`
+            moves it past a validation.
         averaged_parameters(): the parameters that an EMA averages.
 
     Hooks that callbacks call:
