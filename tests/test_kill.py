@@ -18,7 +18,7 @@ def test_two_ranks_killed_while_saving_end_with_the_same_weights(tmp_path: Path)
 @pytest.mark.multiprocess
 def test_a_rank_that_hangs_ends_the_job_with_every_ranks_stack(tmp_path: Path) -> None:
     hang = ("+callbacks.hang={_target_: tests.support.ranks.Hang, step: 3}",)
-    hang += ("callbacks.watchdog.seconds=10", "+callbacks.watchdog.grace=2")
+    hang += ("callbacks.watchdog.seconds=20", "+callbacks.watchdog.grace=2")
     job = Job((*command("ae", tmp_path, 1000), *hang), tmp_path / "run", 2)
     processes = job.start()
     try:
@@ -27,7 +27,7 @@ def test_a_rank_that_hangs_ends_the_job_with_every_ranks_stack(tmp_path: Path) -
     finally:
         kill(processes)
     stacks = [(job.run / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert all("Timeout (0:00:10)!" in stack for stack in stacks) and "in training_step" in stacks[0]
+    assert all("Timeout (0:00:20)!" in stack for stack in stacks) and "in training_step" in stacks[0]
     assert "ranks.py" in stacks[1] and "in on_train_batch_start" in stacks[1]
 
 

@@ -45,7 +45,7 @@ def diffusion_loss(
     """
     t = times(u)  #                                                              b
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
-    z_t = alpha_t * z_0 + sigma_t * (eps + input_noise)  #               b z h w
+    z_t = alpha_t * z_0 + sigma_t * (eps + input_noise)  #                       b z h w
     target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w
     y = network(parameterization.input_scale(alpha_t, sigma_t) * z_t, schedule.network_time(t), cond)
     error = (y.float() - target).square().mean((1, 2, 3))  #                     b
