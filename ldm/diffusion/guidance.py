@@ -56,10 +56,10 @@ class Prediction:
         """
         weak_network = self.weak if weak else None
         own = conds if weak_network is None else conds[:-1]
-        stacked, n = _stack(own), len(own)
+        stacked_cond, n = _stack(own), len(own)
 
         def predict(inputs: Tensor, time: Tensor) -> Tensor:
-            y = self.network(torch.cat([inputs] * n), torch.cat([time] * n), stacked)
+            y = self.network(torch.cat([inputs] * n), torch.cat([time] * n), stacked_cond)
             predictions = y.to(inputs.dtype).chunk(n)
             if weak_network is not None:
                 predictions = (*predictions, weak_network(inputs, time, conds[-1]).to(inputs.dtype))
@@ -216,10 +216,10 @@ class NestedCFG:
 
 def _stack(conds: Sequence[Conditioning]) -> Conditioning:
     """Concatenate conditions along the batch; all must fill the same fields."""
-    stacked = {}
+    fields_by_name = {}
     for field in fields(Conditioning):
         values = [getattr(cond, field.name) for cond in conds]
         present = [value for value in values if value is not None]
         assert len(present) in (0, len(values)), f"all conditions must fill {field.name}, or none"
-        stacked[field.name] = torch.cat(present) if present else None
-    return Conditioning(**stacked)
+        fields_by_name[field.name] = torch.cat(present) if present else None
+    return Conditioning(**fields_by_name)

@@ -80,11 +80,11 @@ def user_message(error: BaseException) -> str | None:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
+    mistake = next((link for link in chain if isinstance(link, UserError)), None)
     if isinstance(error, InstantiationException):
-        return _instantiation_message(error, chain[-1])
-    for link in chain:
-        if isinstance(link, UserError):
-            return _without_worker_trace(str(link))
+        return _instantiation_message(error, mistake or chain[-1])
+    if mistake is not None:
+        return _without_worker_trace(str(mistake))
     if isinstance(error, ConfigCompositionException):
         return " ".join(str(error).split())
     return None
@@ -153,8 +153,8 @@ def _run_by_hydra(
     main: Main, name: str, configs: Path, words: list[str], overrides: list[str], search: list[str]
 ) -> None:
     """Run `hydra.main`; inside `main`, sys.argv is what the user typed, which DDP's launcher repeats."""
-    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    defaults = [f"{k}={v}" for k, v in (QUIET | {"hydra.job.name": name}).items() if k not in given]
+    overridden = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    defaults = [f"{k}={v}" for k, v in (QUIET | {"hydra.job.name": name}).items() if k not in overridden]
     argv = sys.argv
     typed = [argv[0], *words]
 
@@ -193,8 +193,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def _instantiation_message(error: InstantiationException, root: BaseException) -> str | None:
     """Return a message for a value that a constructor refused, a missing class or an unknown argument."""
-    found = re.search(r"full_key: (\S+)", str(error))
-    key = f"{found[1]}: " if found else ""
+    match = re.search(r"full_key: (\S+)", str(error))
+    key = f"{match[1]}: " if match else ""
     if isinstance(root, UserError) and not isinstance(root, InvalidValue):
         return str(root)
     if isinstance(root, ValueError):

@@ -159,11 +159,11 @@ def _explain(error: ConfigCompositionException, name: str, parsed: Sequence[Over
 
 def _incompatible(group: str, parsed: Sequence[Override]) -> str:
     """Explain options that exclude each other, such as an experiment of one stage and the other stage."""
-    given = [str(o.input_line) for o in parsed if _options(o.key_or_group)]
-    if len(given) == 1:
-        return f"{given[0]} overrides {group}, which is not in its defaults: correct that file"
+    chosen = [str(o.input_line) for o in parsed if _options(o.key_or_group)]
+    if len(chosen) == 1:
+        return f"{chosen[0]} overrides {group}, which is not in its defaults: correct that file"
     return (
-        f"{' and '.join(given)} cannot be combined: one of them sets {group}, which the others do not have; "
+        f"{' and '.join(chosen)} cannot be combined: one of them sets {group}, which the others do not have; "
         "remove one"
     )
 
@@ -177,11 +177,11 @@ def _unknown(key: str, name: str, parsed: Sequence[Override]) -> str:
     if _options(key) or "/" in key:
         near = hint(key, groups)
         return f"no config group '{key}' in this command's config;{near} its groups: {', '.join(groups)}"
-    known = [*(path for path, _ in _flat(base)), *groups]
+    names = [*(path for path, _ in _flat(base)), *groups]
     parent, _, leaf = key.rpartition(".")
-    siblings = {k.rpartition(".")[2]: k for k in known if parent and k.rpartition(".")[0] == parent}
+    siblings = {k.rpartition(".")[2]: k for k in names if parent and k.rpartition(".")[0] == parent}
     if not siblings:
-        near = hint(key, known)
+        near = hint(key, names)
     elif alike := nearest(leaf, siblings):  # whole paths would resemble each other by their common parent
         near = f" nearest: {', '.join(siblings[k] for k in alike)};"
     else:
@@ -249,12 +249,12 @@ def _required(cfg: DictConfig, configs: Path) -> dict[str, str]:
         for folder in {configs, CONFIGS}
     ]
     lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
-    found = {}
+    about_by_key = {}
     for key in sorted(key for key, value in _flat(cfg) if value == "???"):
         pattern = re.compile(rf"\s*{re.escape(key.rpartition('.')[2])}:\s*\?\?\?\s*#\s*(.+?)\s*")
         about = {m[1] for line in lines if (m := pattern.fullmatch(line))}
-        found[key] = about.pop() if len(about) == 1 else ""
-    return found
+        about_by_key[key] = about.pop() if len(about) == 1 else ""
+    return about_by_key
 
 
 def _swept_values(override: Override) -> list[str]:

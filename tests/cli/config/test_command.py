@@ -181,6 +181,7 @@ def test_numbers_refused_by_a_constructor(shell):
         instantiate(cfg)
 
     assert shell(main, "denoiser.width=-1") == (2, "", "error: denoiser: width must be positive, got -1\n")
+    assert shell(main, "denoiser.width=20000") == (2, "", "error: give a smaller denoiser.width\n")
     assert "denoiser: " in shell(main, "+denoiser.depth=1")[2]
     assert "no_such" in shell(main, "denoiser._target_=ldm.no_such.Thing")[2]
 
