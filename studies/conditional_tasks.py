@@ -216,7 +216,7 @@ def validation_batches(folder: Path, task: DictConfig, cfg: DictConfig) -> Itera
     sizes = {"global_batch_size": cfg.batch_size, "val_batches": -(-cfg.n // cfg.batch_size)}
     left = cfg.n
     for batch in instantiate(OmegaConf.merge(data, task.get("data", {}), sizes)).val_dataloader():
-        yield {key: values[:left] for key, values in batch.items()}  # type: ignore[misc]
+        yield {key: values[:left] for key, values in batch.items()}
         left -= len(batch["position"])
 
 

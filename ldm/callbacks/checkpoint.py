@@ -139,13 +139,13 @@ class Checkpoint(Callback):
         self.saved_step = -1
         self.failures = 0
 
-    def on_save_checkpoint(self, trainer: Trainer, stage: Stage, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+    def on_save_checkpoint(self, trainer: Trainer, stage: Stage, checkpoint: dict[str, Any]) -> None:
         """Add the version, the loggers' ids and `metadata`."""
         ids = {type(log).__name__: str(log.version) for log in trainer.loggers if log.version is not None}
         version = importlib.metadata.version("ldm")
         checkpoint["ldm"] = {"version": version, "loggers": ids, **self.metadata}
 
-    def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, stage: Stage) -> None:
         """Raise UserError if the ranks resume from different steps, because the file system is slow."""
         first = trainer.strategy.broadcast(trainer.global_step)
         if not trainer.strategy.reduce_boolean_decision(trainer.global_step == first):
@@ -155,12 +155,12 @@ class Checkpoint(Callback):
                 " nodes, retry in a minute or give resume=PATH"
             )
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Save every `every_n_steps`, but the last step only in `on_train_end`, after the model file."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             self.save(trainer)
 
-    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
         """Save the last step; UserError if that fails."""
         problem = self.save(trainer)
         if problem:

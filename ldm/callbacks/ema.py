@@ -28,7 +28,7 @@ class EMA(Callback):
         self.num_updates = 0
         self.averages: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:
         """Initialise the averages with the parameters, or move those of a checkpoint to the device."""
         parameters = stage.averaged_parameters()
         start = self.averages or {name: p.detach() for name, p in parameters.items()}
@@ -37,7 +37,7 @@ class EMA(Callback):
         }
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Update the averages."""
         self.num_updates += 1
         n = self.num_updates - self.start
@@ -56,12 +56,12 @@ class EMA(Callback):
         finally:
             _copy(in_training, parameters)
 
-    def on_validation_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: Trainer, stage: Stage) -> None:
         """Validate the averages."""
         self._swap = self.use_averages(stage)
         self._swap.__enter__()
 
-    def on_validation_batch_end(  # type: ignore[override]
+    def on_validation_batch_end(
         self, trainer: Trainer, stage: Stage, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Measure the parameters in training on the same batch, in the precision of the validation step."""
@@ -70,7 +70,7 @@ class EMA(Callback):
             stage.measure(batch, "val/raw")
         self.on_validation_start(trainer, stage)
 
-    def on_validation_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, stage: Stage) -> None:
         """Restore the parameters in training."""
         self._swap.__exit__(None, None, None)
 

@@ -27,12 +27,12 @@ class Export(Callback):
     def __init__(self, path: str, config: Any, kind: str, every_n_steps: int) -> None:
         self.path, self.config, self.kind, self.every_n_steps = Path(path), config, kind, every_n_steps
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Write every `every_n_steps`."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             self.save(trainer, stage)
 
-    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
         """Write the final model."""
         self.save(trainer, stage)
 

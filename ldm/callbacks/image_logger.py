@@ -18,12 +18,12 @@ class ImageLogger(Callback):
     def __init__(self, folder: str, every_n_steps: int, scale: int = 1) -> None:
         self.folder, self.every_n_steps, self.scale = Path(folder), every_n_steps, scale
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Save every `every_n_steps`."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             self.save(trainer, stage)
 
-    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
         """Save the final previews."""
         self.save(trainer, stage)
 

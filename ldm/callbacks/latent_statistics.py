@@ -15,9 +15,7 @@ class LatentStatistics(Callback):
     """
 
     @torch.no_grad()
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int) -> None:
         """Measure before a step that is logged."""
         if stage.logs_this_step and isinstance(stage, LatentDiffusionStage):
             part, _ = next(stage.micro_batches(batch))

@@ -89,7 +89,7 @@ class PostHocEMA(Callback):
         self.num_updates = 0
         self.averages: list[dict[str, Tensor]] = []
 
-    def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:
         """Initialise the averages with the parameters, or move those of a checkpoint to the device."""
         parameters = stage.averaged_parameters()
         start = self.averages or [{name: p.detach() for name, p in parameters.items()}] * len(self.gammas)
@@ -99,7 +99,7 @@ class PostHocEMA(Callback):
         ]
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Update the averages, and save a snapshot every `every_n_steps`."""
         self.num_updates += 1
         parameters = [p.float() for p in stage.averaged_parameters().values()]
@@ -109,7 +109,7 @@ class PostHocEMA(Callback):
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             self.save(trainer)
 
-    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
         """Save the last snapshot."""
         self.save(trainer)
 

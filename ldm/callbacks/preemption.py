@@ -57,7 +57,7 @@ class Preemption(Callback):
             gloo = dist.get_backend() == "gloo"
             self._group = dist.group.WORLD if gloo else dist.new_group(backend="gloo")  # type: ignore[assignment]
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Save and exit if any rank was asked to stop; after the last step the run ends normally."""
         if trainer.global_step >= trainer.max_steps or not (requested := self._agree()):
             return
@@ -78,7 +78,7 @@ class Preemption(Callback):
         print(f"\nasked to stop: saved step {trainer.global_step}, exit status {status}", flush=True)
         raise SystemExit(status)
 
-    def on_validation_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_validation_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """End validation if any rank was asked to stop; the run then saves after its next step."""
         if trainer.global_step < trainer.max_steps and self._agree():
             stage.validation_interrupted = True

@@ -36,7 +36,7 @@ class ProgressBar(TQDMProgressBar):
         self._start_time = self._last_line_time = time.monotonic()
         self._first_step = args[0].global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Redraw the bar, or print a line when it is due."""
         super().on_train_batch_end(trainer, pl_module, *args)
         now = time.monotonic()
@@ -50,7 +50,7 @@ class ProgressBar(TQDMProgressBar):
         metrics = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, stage).items())
         return f"step {step:,} of {last:,}  {left} left  {metrics}"
 
-    def get_metrics(self, trainer: Trainer, stage: LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
+    def get_metrics(self, trainer: Trainer, stage: LightningModule) -> dict[str, int | str | float]:
         """Return Lightning's metrics without the logger's version number, and the speed if it is measured."""
         metrics: dict[str, Any] = super().get_metrics(trainer, stage)
         metrics.pop("v_num", None)

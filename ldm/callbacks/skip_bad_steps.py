@@ -55,7 +55,7 @@ class SkipBadSteps(Callback):
         self.state: dict[str, Tensor] = {}
         self._step = self._batch_size = self._num_reported = 0
 
-    def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:
         """Initialise the state, or move that of a checkpoint to the device, and become the stage's guard."""
         optimizers = trainer.optimizers
         if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
@@ -90,15 +90,13 @@ class SkipBadSteps(Callback):
         self.state["in_a_row"].add_(1).mul_(is_bad)
         return is_bad.to(torch.float32)
 
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, stage: Stage, batch: Batch, _: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, stage: Stage, batch: Batch, _: int) -> None:
         """Log the number of skipped steps."""
         self._step, self._batch_size = trainer.global_step, len(batch["position"]) * trainer.world_size
         if stage.logs_this_step:
             stage.extra_metrics["train/skipped_steps"] = self.state["skipped"]
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Warn about skipped steps; end the run if the last `patience` steps were all skipped."""
         if trainer.global_step % self.every_n_steps == 0:
             in_a_row, skipped = map(

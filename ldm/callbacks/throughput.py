@@ -25,13 +25,11 @@ class Throughput(Callback):
     same collective as the losses.
     """
 
-    def on_train_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, stage: Stage) -> None:
         """Leave out the first batch, for which workers start."""
         self._images = 0
 
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, stage: Stage, batch: Batch, batch_idx: int) -> None:
         """Add the time waited for this batch; before a step that is logged, set the metrics."""
         now = time.perf_counter()
         if self._images:
@@ -50,11 +48,11 @@ class Throughput(Callback):
     def _restart(self, now: float) -> None:
         self._start, self._waited, self._validated, self._images = now, 0.0, 0.0, 0
 
-    def on_validation_start(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: Trainer, stage: Stage) -> None:
         """Pause the clock."""
         self._paused = time.perf_counter()
 
-    def on_validation_end(self, trainer: Trainer, stage: Stage) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, stage: Stage) -> None:
         """Resume the clock."""
         pause = time.perf_counter() - self._paused
         self._validated += pause

@@ -221,4 +221,4 @@ class Stage(LightningModule, ABC):
 def split(batch: Batch, size: int) -> Iterator[Batch]:
     """Yield the batch in parts of `size` samples; the last may be smaller."""
     for i in range(0, len(batch["position"]), size):
-        yield {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[misc, index]
+        yield {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[index]

@@ -28,7 +28,7 @@ class CSVLogger(Logger):
         """Do nothing: the config is in the run's folder and in the model file."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one row; new names become new columns."""
         row = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]

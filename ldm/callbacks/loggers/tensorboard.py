@@ -26,14 +26,14 @@ class TensorBoardLogger(Logger):
         self.writer: Any = None
 
     @rank_zero_only
-    def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:  # type: ignore[override]
+    def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:
         """Keep the config, which is written with the first row."""
         import yaml
 
         self.config = yaml.safe_dump(dict(params), sort_keys=False)
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Write the metrics of one step."""
         for name, value in metrics.items():
             self._open(step).add_scalar(name, value, step)

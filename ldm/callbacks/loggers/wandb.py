@@ -61,7 +61,7 @@ class WandbLogger(Logger):
             )
 
     @rank_zero_only
-    def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:  # type: ignore[override]
+    def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:
         """Start or resume the W&B run with this config; offline if the server does not answer."""
         import wandb
 
@@ -93,7 +93,7 @@ class WandbLogger(Logger):
         return file.read_text().strip()
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log one row; "step" is the x axis, so that a resumed run may repeat steps."""
         self._try(lambda run: run.log({"step": step, **metrics}))
 

@@ -155,7 +155,7 @@ class DemoScenes(Sequence[Record]):
         scene = _make_scene(self.split, u[:6])
         return scene, place_objects(scene, u[6:])
 
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Record:
         scene, places = self.scene(index)
         image = draw(scene, places, self.size)
         locations = {"places": [asdict(p) for p in places], "boxes": maps.boxes(scene, places)}

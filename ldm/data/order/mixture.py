@@ -34,7 +34,7 @@ class ProportionalSchedule:
         return {"shares": self.shares, "divisor": self.divisor, "seed": self.seed}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)
 
     def locate(self, first: int, n: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """Return (part, how many numbers the part had before) for first, ..., first + n - 1."""
