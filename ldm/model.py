@@ -1,4 +1,4 @@
-"""A latent diffusion model as sampling, evaluation and export use it."""
+"""A latent diffusion model, as trained by stage 2 and used in sampling, evaluation and export."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +22,7 @@ from ldm.typing import Batch, Conditioning
 class LatentDiffusion(nn.Module):
     """Denoiser, first stage, conditioner, schedule and parameterization (Rombach et al. 2022).
 
-    UserError if the conditions fill other fields of `Conditioning`, or other widths, than the denoiser takes.
+    UserError if the fields or widths of the conditions are not those that the denoiser was built for.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class LatentDiffusion(nn.Module):
         self._check_widths()
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
-        """Set training mode, except for the first stage, which is frozen."""
+        """Set the mode of all but the frozen first stage, which stays in evaluation mode."""
         super().train(mode)
         self.first_stage.eval()
         return self
 
-    def identity(self) -> dict[str, str]:
+    def describe_frozen_weights(self) -> dict[str, str]:
         """Return name and hash of the conditioner's frozen encoders, which model files leave out."""
-        encoders = self.conditioner.identity()
+        encoders = self.conditioner.describe_frozen_weights()
         return {f"{name}.{k}": v for name, encoder in encoders.items() for k, v in encoder.items()}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -70,7 +70,7 @@ class LatentDiffusion(nn.Module):
         size: Size | None = None,
         active: Collection[str] | None = None,
     ) -> Conditioning:
-        """Return the conditioning of a batch; images that a conditioner needs as latents are encoded.
+        """Return the conditioning of a batch; the first stage encodes images for conditioners that need latents.
 
         Args:
             u, active: see `Compose`.
@@ -141,15 +141,15 @@ class LatentDiffusion(nn.Module):
 
         Args:
             scale: of guidance; 1 is none.
-            negative: a batch of negative prompts; its conditions replace their null.
+            negative: a batch of negative conditions, which replace the null conditions of the same names.
             guidance: see ldm.diffusion.guidance.
             weak: a smaller or less trained model with the same schedule and parameterization; guidance
                 extrapolates away from its prediction for the same conditions (autoguidance).
             size: (height, width) of the latents; None takes it from the batch's maps.
-            active: names of the conditions to use beside those that training never drops; None uses all.
+            active: names of the conditions to use, besides those that training never drops; None uses all.
         """
         if negative is not None and weak is not None:
-            raise UserError("a negative prompt and a weak model exclude each other: give one of the two")
+            raise UserError("negative or negative_aesthetic cannot be combined with weak: give one of the two")
         cond = self.condition(batch, size=size, active=self.active_names(active))
         if weak is None:
             null = self.null_condition(batch, scale, negative, size)
@@ -165,17 +165,17 @@ class LatentDiffusion(nn.Module):
     def prediction(
         self, cond: Conditioning, null: Conditioning | None = None, weak: Denoiser | None = None
     ) -> Prediction:
-        """Return the denoiser's prediction under these conditions, which a guidance turns into `denoise`."""
+        """Return the denoiser with these conditions, from which a guidance builds `denoise`."""
         return Prediction(self.denoiser, self.schedule, self.parameterization, cond, null, weak)
 
     def active_names(self, names: Collection[str] | None) -> Collection[str] | None:
-        """Return the names, and those of the conditions that training never drops; None for all."""
+        """Return the names and those of the conditions that training never drops; None, for all, stays None."""
         return None if names is None else {*names, *self.conditioner.never_dropped}
 
     def null_condition(
         self, batch: Batch, scale: float, negative: Batch | None, size: Size | None
     ) -> Conditioning:
-        """Return what guidance extrapolates away from: the negative's conditions, all others dropped.
+        """Return the condition that guidance extrapolates away from: `negative`, with all others dropped.
 
         Conditions that training never drops stay as in the batch.
         """
@@ -188,7 +188,8 @@ class LatentDiffusion(nn.Module):
             return self.condition(batch, size=size, active=self.active_names(()))
         if unused := sorted(negative.keys() - self.conditioner.batch_keys):
             raise UserError(
-                f"negative: this model has no condition that uses {', '.join(unused)}: remove the negative"
+                f"negative: this model has no condition that uses {', '.join(unused)}: remove the "
+                f"negative {', '.join(unused)}"
             )
         active = self.active_names(self.conditioner.conditions_in(negative))
         return self.condition({**batch, **negative}, size=size, active=active)
@@ -223,7 +224,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def _check_widths(self) -> None:
         """Raise UserError if the conditions' channels are not those that the denoiser was built for."""
-        size = 16 * self.denoiser.downsampling  # any multiple of the denoiser's factor will do
+        size = 16 * self.denoiser.downsampling  # any multiple of the denoiser's factor
         null, latent = self.conditioner.null(1, (size, size)), self.first_stage.latent_channels
         concat = 0 if null.concat is None else null.concat.shape[1]
         if latent + concat != self.denoiser.in_channels:

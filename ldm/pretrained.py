@@ -74,7 +74,7 @@ def weights_folder() -> Path:
     return Path(os.environ.get("LDM_WEIGHTS", "~/.cache/ldm/weights")).expanduser()
 
 
-def find(name: str) -> Path:
+def find_or_download(name: str) -> Path:
     """Return the file of the weights `name`, its hash verified; download it if it is not on disk.
 
     UserError if it cannot be downloaded, or if its hash differs from the published one.
@@ -123,7 +123,7 @@ def _download(weights: Weights, path: Path) -> Path:
         part.unlink(missing_ok=True)
 
 
-def keep_out_of_checkpoints(module: nn.Module, child: str) -> None:
+def exclude_from_state_dict(module: nn.Module, child: str) -> None:
     """Leave the frozen `module.<child>` out of state dicts, while strict loading still works.
 
     Checkpoints store only the hash of such weights. Loading a state dict leaves the child's unchanged.

@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm import pretrained
 from ldm.errors import UserError
-from ldm.pretrained import WEIGHTS, Weights, find, keep_out_of_checkpoints
+from ldm.pretrained import WEIGHTS, Weights, exclude_from_state_dict, find_or_download
 
 CONTENT = b"numbers"
 
@@ -39,13 +39,13 @@ def test_an_existing_file_is_found(tiny: Weights, tmp_path: Path, folder: str) -
     (tmp_path / "web" / "tiny.pt").unlink()
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "tiny.pt").write_bytes(CONTENT)
-    assert find("tiny") == tmp_path / folder / "tiny.pt"
+    assert find_or_download("tiny") == tmp_path / folder / "tiny.pt"
 
 
 def test_a_cache_that_names_files_by_hash(tiny: Weights, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / tiny.sha256).write_bytes(CONTENT)
-    assert find("tiny") == tmp_path / "cache" / tiny.sha256
+    assert find_or_download("tiny") == tmp_path / "cache" / tiny.sha256
 
 
 def test_file_names_are_unique() -> None:
@@ -53,16 +53,16 @@ def test_file_names_are_unique() -> None:
 
 
 def test_a_missing_file_is_downloaded_once(tiny: Weights, tmp_path: Path) -> None:
-    assert find("tiny").read_bytes() == CONTENT
+    assert find_or_download("tiny").read_bytes() == CONTENT
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["tiny.pt"]
     (tmp_path / "web" / "tiny.pt").unlink()
-    assert find("tiny") == tmp_path / "own" / "tiny.pt"
+    assert find_or_download("tiny") == tmp_path / "own" / "tiny.pt"
 
 
 def test_without_network_access_one_sentence_says_what_to_do(tiny: Weights, tmp_path: Path) -> None:
     (tmp_path / "web" / "tiny.pt").unlink()
     with pytest.raises(UserError) as error:
-        find("tiny")
+        find_or_download("tiny")
     message, own = str(error.value), tmp_path / "own"
     assert "\n" not in message and "a tiny net" in message and "LDM_WEIGHTS" in message
     assert f"neither in {own} nor in {tmp_path / 'cache'}" in message
@@ -74,7 +74,7 @@ def test_a_file_with_another_hash_is_refused(tiny: Weights, tmp_path: Path) -> N
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "tiny.pt").write_bytes(b"other")
     with pytest.raises(UserError, match=f"is not a tiny net.*{tiny.sha256[:12]}.*`rm "):
-        find("tiny")
+        find_or_download("tiny")
 
 
 def test_an_interrupted_download_leaves_no_file(
@@ -84,7 +84,7 @@ def test_an_interrupted_download_leaves_no_file(
     partial.headers = {"Content-Length": str(len(CONTENT))}
     monkeypatch.setattr(pretrained, "urlopen", lambda url, timeout: partial)
     with pytest.raises(UserError, match="closed after 3 of 7 bytes"):
-        find("tiny")
+        find_or_download("tiny")
     assert list((tmp_path / "own").iterdir()) == []
 
 
@@ -101,7 +101,7 @@ class Owner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.frozen, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
-        keep_out_of_checkpoints(self, "frozen")
+        exclude_from_state_dict(self, "frozen")
 
 
 def test_frozen_weights_stay_out_of_state_dicts_and_strict_loading_still_checks_the_rest() -> None:

@@ -48,8 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 digest = _save_and_hash(checkpoint, part)
                 sync(part)  # may fail on a full disk, so before the old hash is removed
                 self._last_size = part.stat().st_size
-                hash_file(path).unlink(missing_ok=True)  # never an old hash beside a new file
-            hash_file(path).write_text(f"{digest}  {path.name}\n")
+                hash_path(path).unlink(missing_ok=True)  # never an old hash beside a new file
+            hash_path(path).write_text(f"{digest}  {path.name}\n")
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointWriteError(f"the checkpoint {path} could not be written ({reason})") from error
@@ -57,10 +57,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the checkpoint and its hash."""
         Path(path).unlink(missing_ok=True)
-        hash_file(Path(path)).unlink(missing_ok=True)
+        hash_path(Path(path)).unlink(missing_ok=True)
 
 
-def hash_file(path: Path) -> Path:
+def hash_path(path: Path) -> Path:
     """Return the path of a checkpoint's sha256, in the format of `sha256sum --check`."""
     return path.with_name(f"{path.name}.sha256")
 
@@ -68,7 +68,7 @@ def hash_file(path: Path) -> Path:
 def is_intact(path: Path) -> bool:
     """Return whether a checkpoint has the hash that it was written with."""
     try:
-        expected = hash_file(path).read_text().split()[0]
+        expected = hash_path(path).read_text().split()[0]
     except (FileNotFoundError, IndexError):
         return True
     with open(path, "rb") as file:

@@ -44,7 +44,7 @@ class Export(Callback):
             with _as_single_process(trainer.datamodule):  # type: ignore[attr-defined]
                 stage.on_export(trainer.datamodule)  # type: ignore[attr-defined]
             size = str(trainer.datamodule.size)  # type: ignore[attr-defined]
-            extra = stage.identity() | {"step": str(trainer.global_step), "size": size}
+            extra = stage.header_entries() | {"step": str(trainer.global_step), "size": size}
             model_file.save(self.path, stage.exported_tensors(), self.config, self.kind, extra)
 
 

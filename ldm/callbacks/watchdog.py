@@ -1,4 +1,4 @@
-"""End a run that hangs, with the stack of every rank."""
+"""End a hanging run after each rank has written its stack trace."""
 
 import faulthandler
 import signal
@@ -11,20 +11,21 @@ from lightning import Callback, LightningModule, Trainer
 from ldm.errors import InvalidValue
 
 GRACE = 30.0
-"""Seconds between a rank's stack and its end, when srun kills the other ranks: theirs are written by then."""
+"""Seconds from a rank's stack trace to its SIGALRM, after which srun kills the other ranks: time for theirs."""
 
 
 class Watchdog(Callback):
-    """Without progress for `seconds`, a rank writes its stack to `folder/rank0.txt` and dies of SIGALRM.
+    """A timer: after `seconds` without progress, a rank writes its stack trace and is ended by SIGALRM.
 
-    C code and the kernel do both, since a hung process may never run Python again. Collectives time out by
-    themselves, but later (half an hour, `ldm.cli.training.setup`) and without showing where the ranks hang.
+    The trace of rank 0 is in `folder/rank0.txt`. A thread in C writes it and the kernel sends the signal, since
+    a hanging process may never run Python code again. Collectives time out as well, but later (after half an
+    hour, `ldm.cli.training.setup`) and without showing where the ranks hang.
     """
 
     def __init__(self, folder: str, seconds: float = 900.0, grace: float = GRACE) -> None:
         if seconds <= 0:
             raise InvalidValue(
-                f"the watchdog's seconds must be above 0, not {seconds}: callbacks.watchdog=null disables it"
+                f"seconds must be above 0, not {seconds}: set callbacks.watchdog=null to disable the watchdog"
             )
         self.folder, self.seconds, self.grace = Path(folder), seconds, grace
         self._file: IO[str] | None = None
@@ -36,7 +37,7 @@ class Watchdog(Callback):
         self._restart_timer()
 
     def _restart_timer(self, *_: Any, **__: Any) -> None:
-        """Allow another `seconds` from now."""
+        """Restart the timer with `seconds` to go."""
         if self._file is not None:
             faulthandler.dump_traceback_later(self.seconds, file=self._file)
             signal.setitimer(signal.ITIMER_REAL, self.seconds + self.grace)

@@ -21,16 +21,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ldm.cli.compare", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with metrics.csv and config.yaml")
     parser.add_argument("--metric", default=None, help="default: val/loss, else val/nll, else train/loss")
-    parser.add_argument("--highest", action="store_true", help="the highest value is best, as for val/psnr")
-    parser.add_argument("--out", default="compare.png", help="the plot; the table goes next to it as .csv")
+    parser.add_argument("--highest", action="store_true", help="higher is better, as for val/psnr")
+    parser.add_argument("--out", default="compare.png", help="the plot; the table is written next to it as .csv")
     args = parser.parse_args()
     with user_errors():
         runs = [run_log.read(Path(path)) for path in args.runs]
         metric = choose_metric(runs, args.metric)
-        rows = table(runs, metric, args.highest)
+        rows = build_table(runs, metric, args.highest)
         out = plot_path(args.out)
         print(format_rows(rows))
-        curves = {label(run, runs): run.columns[metric] for run in runs if metric in run.columns}
+        curves = {legend_label(run, runs): run.columns[metric] for run in runs if metric in run.columns}
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with open(out.with_suffix(".csv"), "w", newline="") as file:
@@ -44,25 +44,25 @@ def main() -> None:
 
 
 def plot_path(out: str) -> Path:
-    """Return the path of the plot, .png without a suffix; UserError for a suffix that is no plot format."""
+    """Return the path of the plot, by default a .png; UserError for a suffix of another kind of file."""
     path = Path(out if Path(out).suffix else f"{out}.png")
     if path.suffix.lower() not in PLOT_FORMATS:
         raise UserError(
-            f"--out {out} must name the plot, with one of {', '.join(PLOT_FORMATS)}: "
-            "the table is written next to it as .csv"
+            f"--out {out} is not a plot ({', '.join(PLOT_FORMATS)}): give the path of the plot; the table is "
+            "written next to it as .csv"
         )
     return path
 
 
 def choose_metric(runs: list[RunLog], metric: str | None) -> str:
-    """Return `metric`, or the first default one that was logged; UserError if no run logged it."""
+    """Return `metric`, by default the first of DEFAULT_METRICS in a log; UserError if no run logged it."""
     logged = sorted({name for run in runs for name in run.columns})
     candidates = DEFAULT_METRICS if metric is None else (metric,)
     for name in candidates:
         if name in logged:
             return name
     raise UserError(
-        f"no run logged the metric {candidates[0]}: give --metric, one of {', '.join(logged) or 'none'}"
+        f"no run logged the metric {candidates[0]}: give another --metric, of {', '.join(logged) or 'none'}"
     )
 
 
@@ -73,21 +73,21 @@ def differing_keys(runs: list[RunLog]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def table(runs: list[RunLog], metric: str, highest: bool) -> list[dict[str, str]]:
-    """Return a row per run: its last and best value, its speed, and the settings that differ."""
+def build_table(runs: list[RunLog], metric: str, highest: bool) -> list[dict[str, str]]:
+    """Return a row per run, the best first: last and best value, median speed, settings that differ."""
     keys, rows = differing_keys(runs), []
     for run in runs:
-        points = [(s, v) for s, v in run.columns.get(metric, []) if math.isfinite(v)]
-        step, best = (max if highest else min)(points, key=lambda p: p[1], default=(0, math.nan))
-        speed = [value for _, value in run.columns.get("speed/images_per_second", [])]
+        points = [(at, value) for at, value in run.columns.get(metric, []) if math.isfinite(value)]
+        step, best = (max if highest else min)(points, key=lambda point: point[1], default=(0, math.nan))
+        speeds = [value for _, value in run.columns.get("speed/images_per_second", [])]
         settings = dict(run_config.flatten(run.config, nodes=True))
         row = {
             "run": run.name,
-            "steps": f"{max((s for c in run.columns.values() for s, _ in c), default=0):.0f}",
+            "steps": f"{max((at for column in run.columns.values() for at, _ in column), default=0):.0f}",
             f"last {metric}": f"{points[-1][1]:.5g}" if points else "",
             f"best {metric}": f"{best:.5g}",
             "at step": f"{step:.0f}",
-            "images/s per rank": f"{sorted(speed)[len(speed) // 2]:.3g}" if speed else "",
+            "images/s per rank": f"{sorted(speeds)[len(speeds) // 2]:.3g}" if speeds else "",
             **{key: format_setting(settings.get(key)) for key in keys},
         }
         rows.append((best if math.isfinite(best) else math.inf * (-1 if highest else 1), row))
@@ -95,7 +95,7 @@ def table(runs: list[RunLog], metric: str, highest: bool) -> list[dict[str, str]
 
 
 def format_setting(value: Any) -> str:
-    """Return a setting as one types it on the command line."""
+    """Return a setting as written on the command line."""
     return f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
 
 
@@ -108,7 +108,7 @@ def format_rows(rows: list[dict[str, str]]) -> str:
     )
 
 
-def label(run: RunLog, runs: list[RunLog]) -> str:
+def legend_label(run: RunLog, runs: list[RunLog]) -> str:
     """Return a run's name and the settings in which the runs differ."""
     settings = dict(run_config.flatten(run.config, nodes=True))
     changed = (f"{key}={format_setting(settings.get(key))}" for key in differing_keys(runs))

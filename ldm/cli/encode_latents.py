@@ -20,11 +20,11 @@ from ldm.errors import UserError
 from ldm.interop import model_file
 
 
-def rank_and_world() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Return (rank, world size) as set by torchrun, or by srun in a job script; (0, 1) otherwise."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
+    for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and world_size in os.environ:
+            return int(os.environ[rank]), int(os.environ[world_size])
     return 0, 1
 
 
@@ -36,7 +36,7 @@ def load_encoder(config: DictConfig | None, device: torch.device) -> tuple[Encod
     if config is None:
         return None, ""
     encoder = instantiate(config)
-    if not encoder.identity():
+    if not encoder.describe_frozen_weights():
         raise UserError(
             "this conditioner is trained together with the denoiser, so its states cannot be cached: "
             "choose a frozen one, e.g. conditioner=clip_vit_l14"
@@ -49,14 +49,14 @@ def load_encoder(config: DictConfig | None, device: torch.device) -> tuple[Encod
         context: Tensor = encoder({"caption": captions}).context
         return context
 
-    return encode_text, json.dumps(encoder.identity(), sort_keys=True)
+    return encode_text, json.dumps(encoder.describe_frozen_weights(), sort_keys=True)
 
 
 @command("encode_latents")
 def main(cfg: DictConfig) -> None:
     """Write each image's posterior mean and std (fp16) and caption; the header has the autoencoder's hash."""
-    rank, world = rank_and_world()
-    if world > 1 and torch.cuda.is_available():
+    rank, world_size = rank_and_world_size()
+    if world_size > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
     autoencoder = load_first_stage(cfg.first_stage, cfg.device, cfg.tile)
     device = autoencoder.latent_mean.device
@@ -82,19 +82,19 @@ def main(cfg: DictConfig) -> None:
         header.text_shape = tuple(encode_text([""]).shape[1:])
     shards, out = open_shards(cfg.shards), Path(cfg.out)
     result = write_latents(
-        shards, out, header, encode, cfg.batch_size, cfg.num_workers, rank, world, encode_text
+        shards, out, header, encode, cfg.batch_size, cfg.num_workers, rank, world_size, encode_text
     )
-    print_report(result, cfg, rank, world)
+    print_report(result, cfg, rank, world_size)
 
 
-def print_report(result: EncodingReport, cfg: DictConfig, rank: int, world: int) -> None:
+def print_report(result: EncodingReport, cfg: DictConfig, rank: int, world_size: int) -> None:
     """Print how many images this process encoded; UserError if images or shards could not be read."""
     if result.bad and not result.images:
         raise UserError(
             f"none of the {result.bad:,} images in {cfg.shards} could be encoded, see the log for the "
             "reasons: use other shards, or another first_stage"
         )
-    share = "" if world == 1 else f", the share of process {rank} of {world}"
+    share = "" if world_size == 1 else f", the share of process {rank} of {world_size}"
     print(f"wrote the latents of {result.images:,} images to {cfg.out}{share}")
     if result.bad:
         print(f"left out {result.bad:,} images that cannot be read")

@@ -1,4 +1,4 @@
-"""The base class of conditioners, and `Compose`, which encodes, drops and merges several of them."""
+"""The base class of conditioners, and `Compose`, which runs, drops and concatenates several of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,13 +17,13 @@ Size: TypeAlias = tuple[int, int]
 
 
 class Conditioner(nn.Module, ABC):
-    """tau_theta(y): one batch key encoded as tokens, a vector or channels (Rombach et al. 2022, 3.3).
+    """tau_theta(y): an encoder of one batch key as tokens, a vector or channels (Rombach et al. 2022, 3.3).
 
     Args:
         batch_key: the key of its input in the batch.
         dropout: the probability that a training sample gets the null condition, for classifier-free guidance
-            (Ho and Salimans 2022, algorithm 1). At 0 the network never learns the null, so guidance keeps
-            the condition.
+            (Ho and Salimans 2022, algorithm 1). At 0 the network never learns the null condition, so
+            guidance does not drop it.
     """
 
     needs_first_stage: ClassVar[bool] = False
@@ -33,7 +33,7 @@ class Conditioner(nn.Module, ABC):
     def __init__(self, batch_key: str, dropout: float) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
-            raise InvalidValue(f"dropout is a probability, got {dropout}")
+            raise InvalidValue(f"dropout must be a probability in 0..1, not {dropout}")
         self.batch_key, self.dropout = batch_key, dropout
         self.register_buffer("device_tracker", torch.zeros(()), persistent=False)
 
@@ -44,7 +44,7 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
-        """All batch keys that it needs."""
+        """All batch keys that the conditioner needs."""
         return (self.batch_key,)
 
     def read(self, batch: Mapping[str, Any], size: Size | None) -> Any:
@@ -60,27 +60,27 @@ class Conditioner(nn.Module, ABC):
         """Return n copies of the null condition ("no condition") for latents of `size`."""
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """Return the size of the latents that the batch's map or image is for; None without one."""
+        """Return the latent size that matches the batch's map or image; None without one."""
         return None
 
     def load_pretrained(self) -> None:
         """Load the pretrained weights, if any. UserError if they are missing."""
         return None
 
-    def identity(self) -> dict[str, str]:
+    def describe_frozen_weights(self) -> dict[str, str]:
         """Return name and hash of the frozen weights, which checkpoints leave out; empty if none."""
         return {}
 
 
 class Compose(nn.Module):
-    """Several conditioners merged slot by slot: tokens along l, vectors along e, channels along k.
+    """Several conditioners, their outputs concatenated: tokens along l, vectors along e, channels along k.
 
-    They are concatenated in the order of `conditioners`, which is the order of the channels.
+    The order of concatenation is that of `conditioners`.
 
     Args:
         conditioners: by name.
-        dropped_together: groups of names that share one random number, as a mask and its masked image; all of
-            a group need the same dropout.
+        dropped_together: groups of conditions, by name, that are always dropped together, such as a mask and
+            the masked image; all conditions of a group need the same dropout.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Compose(nn.Module):
         size: Size | None = None,
         encode: Callable[[Tensor], Tensor] | None = None,
     ) -> Conditioning:
-        """Encode a batch. UserError if it lacks a key, or has a map for latents of another size.
+        """Encode a batch. UserError for a missing key, or a map that does not match the size of the latents.
 
         Args:
             u: U[0, 1); condition j of sample i is null if u[i, j] < dropout. None drops nothing.
-            active: names of the conditions to use, all others are null; None uses all.
+            active: names of the conditions to use; all others are null. None uses all.
             size: of the latents; None takes it from the batch's maps.
-            encode: the first stage's encoder, image to latent, for the conditioners that need it.
+            encode: the first stage's encoder from images to latents, for `needs_first_stage`.
         """
         names = set(self.dropout_column if active is None else active)
         for name in names:
@@ -147,11 +147,11 @@ class Compose(nn.Module):
         return [name for name, conditioner in self._items() if conditioner.dropout == 0]
 
     def conditions_in(self, batch: Mapping[str, Any]) -> list[str]:
-        """Return the names of the conditions whose keys are all in the batch."""
+        """Return the names of the conditions whose batch keys are all present."""
         return [name for name, part in self._items() if batch.keys() >= set(part.batch_keys)]
 
     def latent_size(self, batch: Mapping[str, Any]) -> Size | None:
-        """Return the size of the latents that the batch's maps are for; None if it has none."""
+        """Return the latent size that matches the batch's maps; None without maps."""
         sizes = {}
         for name in self.conditions_in(batch):
             if (size := self._conditioner(name).latent_size(batch)) is not None:
@@ -166,9 +166,9 @@ class Compose(nn.Module):
         for _, conditioner in self._items():
             conditioner.load_pretrained()
 
-    def identity(self) -> dict[str, dict[str, str]]:
+    def describe_frozen_weights(self) -> dict[str, dict[str, str]]:
         """Return name and hash of the frozen weights, by conditioner."""
-        identities = {name: conditioner.identity() for name, conditioner in self._items()}
+        identities = {name: conditioner.describe_frozen_weights() for name, conditioner in self._items()}
         return {name: identity for name, identity in identities.items() if identity}
 
     def _inputs(
@@ -190,7 +190,7 @@ class Compose(nn.Module):
         map_size = conditioner.latent_size(batch)
         if map_size is not None and map_size != size:
             raise UserError(
-                f"condition '{name}' is for {_format_size(map_size)} latents but these are "
+                f"condition '{name}' is for {_format_size(map_size)} latents, but the latents are "
                 f"{_format_size(size)}: use the same image size for both"
             )
         values = conditioner.read(batch, size)
@@ -214,11 +214,11 @@ def _format_size(size: Size | None) -> str:
 
 
 def _drop(cond: Conditioning, null: Conditioning, drop: Bool[Tensor, " b"]) -> Conditioning:
-    """Replace the conditions of the samples in `drop` by the null."""
+    """Replace the conditions of the samples in `drop` with the null."""
 
     def select(value: Tensor | None, null_value: Tensor | None) -> Tensor | None:
         if value is None or null_value is None:
-            assert value is null_value, "a conditioner's null fills other slots than its conditions"
+            assert value is null_value, "a conditioner's null must fill the same fields as its conditions"
             return None
         mask = drop.to(value.device).view(-1, *[1] * (value.ndim - 1))
         return torch.where(mask, null_value.to(value.dtype), value)
@@ -227,10 +227,10 @@ def _drop(cond: Conditioning, null: Conditioning, drop: Bool[Tensor, " b"]) -> C
 
 
 def _merge(parts: list[Conditioning]) -> Conditioning:
-    """Concatenate the parts slot by slot."""
+    """Concatenate the parts field by field."""
 
-    def concatenate(slot: str) -> Tensor | None:
-        values = [value for part in parts if (value := getattr(part, slot)) is not None]
+    def concatenate(field: str) -> Tensor | None:
+        values = [value for part in parts if (value := getattr(part, field)) is not None]
         return torch.cat(values, dim=1) if values else None
 
     return Conditioning(*(concatenate(f.name) for f in fields(Conditioning)))

@@ -19,15 +19,15 @@ class BoxTokens(Conditioner):
 
     A layout for cross-attention (Rombach et al. 2022, section 4.3.1), but with boxes as numbers instead of
     words, so one box is one token, as in GLIGEN (Li et al. 2023). The boxes are a set, without order.
-    Label -1 pads the set: all padding is one learned token. The null is padding alone.
+    Label -1 marks padding, which is one learned token. The null consists of padding only.
 
     Args:
         num_labels: labels are 0..num_labels-1.
-        width: of a token.
-        num_boxes: per sample, padding included.
+        width: channels per token.
+        num_boxes: number of boxes per sample, including padding.
         depth: number of transformer blocks in which the boxes attend to each other; 0 for none.
         num_heads, head_channels, bias: of the blocks, as in `TransformerText`.
-        frequencies: number of Fourier features of each coordinate, an octave apart.
+        frequencies: number of Fourier frequencies per coordinate, an octave apart, each with sine and cosine.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BoxTokens(Conditioner):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Float[Tensor, "b n 5"]) -> Conditioning:
-        """Encode layouts of (label, left, top, right, bottom) per box."""
+        """Encode layouts, each box given as (label, left, top, right, bottom)."""
         if values.shape[1] != self.num_boxes:
             raise InvalidValue(
                 f"batch[{self.batch_key!r}] has {values.shape[1]} boxes per sample, but the conditioner has "
@@ -78,7 +78,7 @@ class BoxTokens(Conditioner):
         return rearrange([angles.sin(), angles.cos()], "s b n c k -> b n (s c k)")
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
-        """Return the layout without a box."""
+        """Return the encoding of a layout without boxes."""
         empty = self(torch.full((1, self.num_boxes, 5), -1.0, device=self.device)).context
         assert empty is not None
         return Conditioning(context=empty.expand(n, -1, -1))

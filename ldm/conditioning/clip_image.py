@@ -40,15 +40,15 @@ class ClipImage(Conditioner):
     ) -> None:
         super().__init__(batch_key, dropout)
         self.name, self.weights, self.patches, self.vector = name, weights, patches, vector
-        self.tower = clip_tower.image_tower(name, patches).requires_grad_(False)
-        config = clip_tower.architecture(name)
+        self.tower = clip_tower.build_image_tower(name, patches).requires_grad_(False)
+        config = clip_tower.model_config(name)
         vision = config["vision_cfg"]
         self.size, self.channels = vision["image_size"], config["embed_dim"]
         self.num_tokens, self.width = 1, self.channels
         if patches:
             self.num_tokens, self.width = (self.size // vision["patch_size"]) ** 2, vision["width"]
         self.mean, self.std = tuple(mean), tuple(std)
-        pretrained.keep_out_of_checkpoints(self, "tower")
+        pretrained.exclude_from_state_dict(self, "tower")
         self.train(False)
 
     def train(self, mode: bool = True) -> "ClipImage":
@@ -84,5 +84,5 @@ class ClipImage(Conditioner):
             warnings.simplefilter("ignore", FutureWarning)  # OpenAI's file is TorchScript, now deprecated
             clip_tower.load_tower(self.tower, self.name, self.weights, "visual")
 
-    def identity(self) -> dict[str, str]:
-        return clip_tower.identity(self.name, self.weights)
+    def describe_frozen_weights(self) -> dict[str, str]:
+        return clip_tower.describe_weights(self.name, self.weights)

@@ -20,7 +20,7 @@ class ClipText(Conditioner):
     """c = the hidden states of CLIP's frozen text tower, one per token (Radford et al. 2021).
 
     The null is the encoding of the empty text, computed when the weights are loaded and stored in `empty`.
-    Checkpoints hold only `empty`; `identity` names the tower. The chunks of a long text are encoded
+    Checkpoints hold only `empty`, and `describe_frozen_weights` names the tower. The chunks of a long text are encoded
     separately, and their tokens concatenated.
 
     Towers without CLIP's byte-pair vocabulary, or that append a token of their own to the text, are refused:
@@ -60,7 +60,7 @@ class ClipText(Conditioner):
         super().__init__(batch_key, dropout)
         self.tokenizer, self.name, self.weights = tokenizer, name, weights
         self.skip_layers, self.final_norm, self.pooled = skip_layers, final_norm, pooled
-        self.tower = clip_tower.text_tower(name, projected=pooled).requires_grad_(False)
+        self.tower = clip_tower.build_text_tower(name, projected=pooled).requires_grad_(False)
         tower = self.tower
         if (tokenizer.length, tokenizer.vocab_size) != (tower.context_length, tower.vocab_size):
             raise InvalidValue(
@@ -74,9 +74,9 @@ class ClipText(Conditioner):
         if not pooled:
             tower.transformer.resblocks = blocks[: len(blocks) - skip_layers]
         self.register_buffer("empty", torch.zeros(tokenizer.chunks * tokenizer.length, tower.width))
-        vector = torch.zeros(clip_tower.architecture(name)["embed_dim"]) if pooled else None
+        vector = torch.zeros(clip_tower.model_config(name)["embed_dim"]) if pooled else None
         self.register_buffer("empty_vector", vector)
-        pretrained.keep_out_of_checkpoints(self, "tower")
+        pretrained.exclude_from_state_dict(self, "tower")
         self.train(False)
 
     def train(self, mode: bool = True) -> "ClipText":
@@ -129,8 +129,8 @@ class ClipText(Conditioner):
         if self.empty_vector is not None:
             self.empty_vector.copy_(empty.vector[0])
 
-    def identity(self) -> dict[str, str]:
-        return clip_tower.identity(self.name, self.weights)
+    def describe_frozen_weights(self) -> dict[str, str]:
+        return clip_tower.describe_weights(self.name, self.weights)
 
 
 class ClipTexts(Conditioner):
@@ -172,8 +172,8 @@ class ClipTexts(Conditioner):
         for tower in self._towers():
             tower.load_pretrained()
 
-    def identity(self) -> dict[str, str]:
-        identities = enumerate(tower.identity() for tower in self._towers())
+    def describe_frozen_weights(self) -> dict[str, str]:
+        identities = enumerate(tower.describe_frozen_weights() for tower in self._towers())
         return {f"{i}.{key}": value for i, identity in identities for key, value in identity.items()}
 
     def _towers(self) -> list[ClipText]:

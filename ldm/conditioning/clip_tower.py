@@ -18,7 +18,7 @@ from ldm.conditioning.tokenizer import VOCAB_SIZE
 from ldm.errors import InvalidValue, UserError
 
 
-def architecture(name: str) -> dict:
+def model_config(name: str) -> dict:
     """Return open_clip's config of a model; InvalidValue for an unknown name."""
     config = open_clip.get_model_config(name)
     if config is None:
@@ -26,28 +26,29 @@ def architecture(name: str) -> dict:
     return config
 
 
-def text_tower(name: str, projected: bool) -> TextTransformer:
-    """Build a model's text transformer, with or without the projection into the joint space.
+def build_text_tower(name: str, projected: bool) -> TextTransformer:
+    """Build a model's text transformer, with or without the projection into the joint embedding space.
 
-    InvalidValue for a tower of another library, one without CLIP's byte-pair vocabulary, or one that
-    appends a token of its own to the text.
+    InvalidValue for a tower from another library, without CLIP's byte-pair vocabulary, or with a learned
+    class token appended to the text.
     """
-    config = architecture(name)
+    config = model_config(name)
     text = CLIPTextCfg(**config["text_cfg"])
     if text.hf_model_name or text.embed_cls or text.vocab_size != VOCAB_SIZE:
         raise InvalidValue(
             f"the text tower of {name} is not a plain transformer over CLIP's {VOCAB_SIZE} tokens: choose "
             "ViT-L-14, ViT-H-14, ViT-bigG-14, EVA02-L-14 or another model with such a tower (not SigLIP, "
-            "CLIPA, CoCa, multilingual ones, nor those on RoBERTa, mT5 or NLLB: see docs/guide/networks.md)"
+            "CLIPA, CoCa, a multilingual model, or one based on RoBERTa, mT5 or NLLB; see "
+            "docs/guide/networks.md)"
         )
     projection = text.proj_type if projected else "none"
     text = replace(text, proj_type=projection, pool_type="none", output_tokens=False)
     return _build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
 
 
-def image_tower(name: str, patches: bool) -> nn.Module:
-    """Build a model's image tower; with `patches` it also returns the tokens of the patches."""
-    config = architecture(name)
+def build_image_tower(name: str, patches: bool) -> nn.Module:
+    """Build a model's image tower; with `patches`, the tower also returns the patch tokens."""
+    config = model_config(name)
     vision = CLIPVisionCfg(**config["vision_cfg"])
     if patches and (vision.timm_model_name or not isinstance(vision.layers, int)):
         raise InvalidValue(f"the image tower of {name} is not a vision transformer: set patches=false")
@@ -61,22 +62,22 @@ def load_tower(tower: nn.Module, name: str, weights: str, prefix: str) -> None:
 
     Args:
         weights: a name in `ldm.pretrained`, or one of open_clip's tags of the model.
-        prefix: "text" or "visual", the tower's prefix in files that have one for both towers.
+        prefix: "text" or "visual", the prefix of the tower's keys in files that hold both towers.
     """
-    is_ours = weights in pretrained.WEIGHTS
-    state = read_weights(pretrained.find(weights) if is_ours else find_weights(name, weights))
+    has_hash = weights in pretrained.WEIGHTS
+    state = read_weights(pretrained.find_or_download(weights) if has_hash else find_weights(name, weights))
     prefix = f"{prefix}." if any(key.startswith(f"{prefix}.") for key in state) else ""
     tower.load_state_dict({key: state[prefix + key] for key in tower.state_dict()})
 
 
-def identity(name: str, weights: str) -> dict[str, str]:
-    """Return what a checkpoint stores in place of a tower; open_clip's tags come without a hash."""
+def describe_weights(name: str, weights: str) -> dict[str, str]:
+    """Return what a checkpoint stores instead of a tower: name, weights and, if known, their hash."""
     names = {"name": name, "weights": weights}
     return names | ({"sha256": pretrained.WEIGHTS[weights].sha256} if weights in pretrained.WEIGHTS else {})
 
 
 def find_weights(name: str, tag: str) -> Path:
-    """Return an open_clip tag's file, NAME.TAG.safetensors in the weights folder, or else download it."""
+    """Return the file of an open_clip tag: NAME.TAG.safetensors in the weights folder, else a download."""
     path = pretrained.weights_folder() / f"{name}.{tag}.safetensors"
     if path.is_file():
         return path
@@ -94,7 +95,7 @@ def find_weights(name: str, tag: str) -> Path:
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Read a published state dict: safetensors, OpenAI's TorchScript, or a pickle of nothing but tensors."""
+    """Read a published state dict: safetensors, OpenAI's TorchScript, or a pickle of tensors only."""
     if path.suffix == ".safetensors":
         return load_file(path)
     if is_torchscript(path):

@@ -90,9 +90,9 @@ class ShardDataModule(LightningDataModule):
         """Raise UserError if something is missing or inconsistent, before any work starts."""
         training, validation = self._train_stream()[0], self._val_stream()
         if not is_remote(self.shards):  # reading a sample would fetch its whole shard
-            training.read_first()
+            training.read_first_sample()
         if validation is not None and self.val_shards is not None and not is_remote(self.val_shards):
-            validation.read_first()
+            validation.read_first_sample()
 
     def check_channels(self, channels: int) -> None:
         """Raise UserError if these are images with other channels than the first stage has."""
@@ -151,7 +151,7 @@ class ShardDataModule(LightningDataModule):
         buckets = self.order.buckets
         sizes = [self.size] if buckets is None else [(h, w) for h, w in buckets.shapes]
         fields = [self._fields(sources, size, self.random_crop, self.flip) for size in sizes]
-        rank, world = self._rank_and_world()
+        rank, world_size = self._rank_and_world_size()
         stream = ShardStream(
             order,
             sources,
@@ -159,18 +159,18 @@ class ShardDataModule(LightningDataModule):
             self.global_batch_size,
             self.steps,
             rank,
-            world,
+            world_size,
             derived_fields=self.derived_fields,
         )
-        return stream, self.order.identity(sources)
+        return stream, self.order.order_hash(sources)
 
     def _val_stream(self) -> ShardStream | None:
         if self.val_shards is None:
             return None
         sources = self._open(self.val_shards)
         counts = sources.parts[0].counts
-        rank, world = self._rank_and_world()
-        batch, steps = self._val_batch_and_steps(int(counts.sum()), world)
+        rank, world_size = self._rank_and_world_size()
+        batch, steps = self._val_batch_and_steps(int(counts.sum()), world_size)
         fields = self._fields(sources, self.size, random_crop=False, flip=False)
         return ShardStream(
             SequentialOrder(counts),
@@ -179,19 +179,19 @@ class ShardDataModule(LightningDataModule):
             batch,
             steps,
             rank,
-            world,
+            world_size,
             derived_fields=self.derived_fields,
         )
 
-    def _val_batch_and_steps(self, samples: int, world: int) -> tuple[int, int]:
+    def _val_batch_and_steps(self, samples: int, world_size: int) -> tuple[int, int]:
         """Return (global batch, number of batches): whole batches, or one smaller batch of a small set."""
         if samples >= self.global_batch_size:
             return self.global_batch_size, min(self.val_batches, samples // self.global_batch_size)
-        if samples < world:
+        if samples < world_size:
             raise UserError(
-                f"data.val_shards={self.val_shards} contains {samples} images for {world} processes: add some"
+                f"data.val_shards={self.val_shards} contains {samples} images for {world_size} processes: add some"
             )
-        return samples // world * world, min(self.val_batches, 1)
+        return samples // world_size * world_size, min(self.val_batches, 1)
 
     def _open(self, spec: str | Sequence[str], separately: bool = False) -> SourceShards:
         """Open all shards as one source, or each item of the list as its own source."""
@@ -238,7 +238,7 @@ class ShardDataModule(LightningDataModule):
                 "flip=false"
             )
 
-    def _rank_and_world(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size

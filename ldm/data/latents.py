@@ -21,33 +21,35 @@ TEXT = "text.npy"
 
 @dataclass
 class LatentHeader:
-    """How a folder's latents were encoded: posterior means and standard deviations of square images."""
+    """The settings with which a folder of latents was encoded from square images."""
 
     autoencoder: str
     """Hash of the autoencoder's weights."""
     size: int
     """Height and width of the images, in pixels."""
     downsampling: int
+    """Downsampling factor of the autoencoder."""
     channels: int
     """Channels of a latent; the moments have twice as many."""
     crops: int = 0
     """Random crops per image; 0 is a single centre crop."""
     flip: bool = False
-    """Each crop is also encoded mirrored."""
+    """Whether each crop is also encoded mirrored."""
     text: str = ""
-    """Identity of the frozen text encoder whose states of the captions are stored beside the moments."""
+    """Name and hash of the frozen text encoder whose embeddings of the captions are stored; "" for none."""
     text_shape: tuple[int, ...] = ()
+    """Shape of a caption's embeddings."""
     image_channels: int = 3
     """Channels of the images."""
 
     @property
     def variants(self) -> int:
-        """Number of encodings per image."""
+        """Number of encodings per image, one for each crop and flip."""
         return max(self.crops, 1) * (1 + self.flip)
 
     @property
-    def copied_kinds(self) -> tuple[str, ...]:
-        """Extensions of members copied from the images' shards; maps only if they fit the one centre crop."""
+    def copied_extensions(self) -> tuple[str, ...]:
+        """Extensions of the members copied from the image shards; of maps only for a single centre crop."""
         return ("txt", "json", "cls") + (MAPS if self.variants == 1 and not self.crops else ())
 
     @property
@@ -57,7 +59,7 @@ class LatentHeader:
         return 2 * self.channels, side, side
 
     def fields(self, seed: int) -> list[Field]:
-        """Return the fields of a sample: one of its encodings, chosen by position, and its text states."""
+        """Return the fields of a sample: one of its encodings, keyed by (seed, position), and its text embeddings."""
         moments: Field = ArrayField(MOMENTS, "moments", self.shape)
         if self.variants > 1:
             moments = VariantField(ArrayField(MOMENTS, "moments", (self.variants, *self.shape)), seed)
@@ -81,9 +83,9 @@ def write_header(header: LatentHeader, folder: Path) -> None:
 
 
 def read_header(*shards: Sequence[Path]) -> LatentHeader | None:
-    """Read the header of the folders of these shards; None if they contain images.
+    """Return the header that the folders of these shards share; None if they contain images.
 
-    Raises UserError if the folders differ.
+    Raises UserError if their headers differ.
     """
     folders = set[Path]()
     for paths in shards:
@@ -94,20 +96,20 @@ def read_header(*shards: Sequence[Path]) -> LatentHeader | None:
         if headers[folder] != headers[first]:
             raise UserError(
                 f"{first} and {folder} contain different latents, or latents and images: encode both "
-                f"alike with {ENCODE_COMMAND}"
+                f"with the same settings of {ENCODE_COMMAND}"
             )
     return headers[first]
 
 
 def read_folder_header(folder: Path) -> LatentHeader | None:
-    """Read a folder's header; None if it contains images, UserError if it is of another version."""
+    """Return a folder's header; None if it contains images. UserError if its images were preprocessed otherwise."""
     try:
         fields = json.loads((folder / HEADER_FILE).read_text())
     except FileNotFoundError:
         return None
     if fields.pop("format") not in (1, 2) or fields.pop("preprocessing", PREPROCESSING) != PREPROCESSING:
         raise UserError(
-            f"the latents in {folder} were encoded by a version that preprocessed images differently: encode "
-            f"them again with {ENCODE_COMMAND}"
+            f"the latents in {folder} were encoded by a version of ldm that preprocessed images differently: "
+            f"encode them again with {ENCODE_COMMAND}"
         )
     return LatentHeader(**{**fields, "text_shape": tuple(fields.get("text_shape", ()))})

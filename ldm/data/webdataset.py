@@ -43,15 +43,15 @@ class ResampledStream(StepDataset):
         self,
         urls: str | Sequence[str],
         fields: Sequence[Field],
-        global_batch: int,
+        global_batch_size: int,
         steps: int,
         seed: int,
         buffer: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         derived_fields: Sequence[DerivedField] = (),
     ) -> None:
-        super().__init__(global_batch, steps, rank, world)
+        super().__init__(global_batch_size, steps, rank, world_size)
         self.urls, self.fields, self.seed, self.buffer = urls, fields, seed, buffer
         self.derived_fields = derived_fields
 
@@ -60,7 +60,7 @@ class ResampledStream(StepDataset):
         pipeline = iter(self._pipeline(steps.start))
         for step in steps:
             samples, errors = list[SampleValues](), list[str]()
-            while len(samples) < self.local_batch:
+            while len(samples) < self.local_batch_size:
                 position = self.first_position(step) + len(samples)
                 try:
                     raw = next(pipeline)
@@ -174,6 +174,6 @@ class ResampledDataModule(ShardDataModule):
             self.steps,
             self.seed,
             self.buffer,
-            *self._rank_and_world(),
+            *self._rank_and_world_size(),
             self.derived_fields,
         )

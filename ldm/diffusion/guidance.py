@@ -42,7 +42,7 @@ class Prediction:
     null: Conditioning | None = None
     weak: Network | None = None
 
-    def conditional(self) -> Denoise:
+    def without_guidance(self) -> Denoise:
         """Return the denoiser without guidance: y = y_cond."""
         return self._denoise(lambda inputs, time: self.network(inputs, time, self.cond).to(inputs.dtype))
 
@@ -107,7 +107,7 @@ def rescaled_cfg(prediction: Prediction, scale: float, phi: float = 0.7) -> Deno
     if not 0 <= phi <= 1:
         raise InvalidValue(f"guidance needs a rescaling phi in 0..1, not {phi}")
     if scale == 1:
-        return prediction.conditional()
+        return prediction.without_guidance()
 
     def mix(y_cond: Tensor, y_null: Tensor) -> Tensor:
         y = y_null + scale * (y_cond - y_null)
@@ -135,7 +135,7 @@ def interval_cfg(
         raise InvalidValue(
             f"guidance needs an interval of sigma/alpha with 0 <= low < high, not {low}, {high}"
         )
-    inside, outside = guidance(prediction, scale), prediction.conditional()
+    inside, outside = guidance(prediction, scale), prediction.without_guidance()
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         ratio = (-prediction.schedule.lam(t.reshape(1))).exp().item()
@@ -151,7 +151,7 @@ def instruct_pix2pix_cfg(prediction: Prediction, scale: float, image_scale: floa
     conditions, in the paper the text.
     """
     if scale == 1 and image_scale == 1:
-        return prediction.conditional()
+        return prediction.without_guidance()
     null = prediction.required_null(scale)
     if prediction.cond.concat is None:
         raise InvalidValue("guidance by image and text needs a condition with `concat`, the image")
@@ -175,7 +175,7 @@ def nested_cfg(
         raise InvalidValue(f"{len(scales)} scales for {len(intermediate)} conditions between null and all")
     steps = [1.0, *scales, scale]
     if all(step == 1 for step in steps):
-        return prediction.conditional()
+        return prediction.without_guidance()
     levels = [prediction.required_null(scale), *intermediate, prediction.cond]
     used = [i for i in range(len(levels)) if i == len(levels) - 1 or steps[i] != steps[i + 1]]
 

@@ -72,7 +72,7 @@ class ShiftedTimes:
         return t.clamp(1, self.num_steps)
 
 
-def stratified(u: Float[Tensor, " b"], position: Int64[Tensor, " b"], strata: int) -> Float[Tensor, " b"]:
+def stratify(u: Float[Tensor, " b"], position: Int64[Tensor, " b"], strata: int) -> Float[Tensor, " b"]:
     """u' = (position mod B + u)/B: the B samples of a global batch have one u' in each B-th of [0, 1).
 
     Kingma et al. 2021, appendix I.1, with one u per sample. Position p is the (p mod B)-th of its batch on

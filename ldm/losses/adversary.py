@@ -55,7 +55,7 @@ class Adversary(nn.Module):
         """Return the generator's loss and its weight, ramp(step) · weight · λ."""
         # The generator's backward pass must leave no gradients in the discriminator.
         self.discriminator.requires_grad_(False)
-        adversarial = self.gan_loss.generator(self.discriminator(x_hat))
+        adversarial = self.gan_loss.generator_loss(self.discriminator(x_hat))
         self.discriminator.requires_grad_(True)
         return adversarial, self.weight_at(step) * adaptive_weight(nll, adversarial, last_layer)
 
@@ -65,7 +65,7 @@ class Adversary(nn.Module):
         """Return the discriminator's regularised loss, and the mean logits on real and fake images."""
         real, fake = self.discriminator(x), self.discriminator(x_hat)
         terms = {
-            "discriminator": self.gan_loss.discriminator(real, fake),
+            "discriminator": self.gan_loss.discriminator_loss(real, fake),
             "logits_real": real.detach().mean(),
             "logits_fake": fake.detach().mean(),
         }

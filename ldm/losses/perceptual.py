@@ -65,7 +65,7 @@ class LPIPS(Perceptual):
         self.bands = bands
         # Not torchmetrics' metric class: that rejects values below -1 and stores every score.
         self.network = torchmetrics_lpips._NoTrainLpips(pretrained=False, net="vgg", pnet_rand=True)
-        pretrained.keep_out_of_checkpoints(self, "network")
+        pretrained.exclude_from_state_dict(self, "network")
 
     def forward(self, x_hat: Image, x: Image) -> Float[Tensor, " b"]:
         return self.network(to_rgb(x_hat, self.bands), to_rgb(x, self.bands))[:, 0, 0, 0]
@@ -75,7 +75,7 @@ class LPIPS(Perceptual):
 
     def load_pretrained(self) -> None:
         self.load_weights(
-            vgg=torch.load(pretrained.find("vgg16"), map_location="cpu", weights_only=True),
+            vgg=torch.load(pretrained.find_or_download("vgg16"), map_location="cpu", weights_only=True),
             heads=torch.load(HEADS, map_location="cpu", weights_only=True),
         )
 

@@ -20,7 +20,7 @@ from ldm.losses.logvar import LearnedLogVar
 from ldm.losses.perceptual import Perceptual
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
-from ldm.stages.base import OptimizerFactory, Stage, split
+from ldm.stages.base import OptimizerFactory, Stage, split_batch
 from ldm.typing import Batch
 
 
@@ -110,7 +110,7 @@ class AutoencoderStage(Stage):
             terms |= {"nll": self.logvar(distance), "scale": self.logvar.s.exp()}
         return terms
 
-    def generator_loss(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
+    def generator_terms(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
         """Return all terms of the autoencoder's loss, `loss` their weighted sum."""
         terms = self.reconstruction_terms(x_hat, x)
         terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
@@ -132,13 +132,13 @@ class AutoencoderStage(Stage):
         logs: dict[str, Tensor] = {}
         for part, fraction in self.micro_batches(batch):
             x, x_hat, posterior = self.reconstruct(part)
-            terms = self.generator_loss(x, x_hat, posterior)
+            terms = self.generator_terms(x, x_hat, posterior)
             self.manual_backward(terms["loss"] * fraction)
             if self.trains_discriminator:
                 terms |= self.backward_discriminator(x, x_hat.detach(), fraction)
             for name, value in terms.items():
                 logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach() * fraction
-        self.report(logs | self.step_optimizers())
+        self.log_training(logs | self.step_optimizers())
 
     @property
     def trains_discriminator(self) -> bool:
@@ -156,10 +156,10 @@ class AutoencoderStage(Stage):
         """Clip and step; Lightning steps only the autoencoder's optimizer, so global_step counts batches."""
         (generator, *discriminators), schedulers = self.optimizers_and_schedulers()
         logs = {"learning_rate": schedulers[0].get_last_lr()[0]}
-        norms = {"gradient_norm": self.clip(self.trained_parameters())}
+        norms = {"gradient_norm": self.clip_gradient(self.trained_parameters())}
         if self.adversary is not None:
-            norms["discriminator_gradient_norm"] = self.clip(self.adversary.parameters())
-        accepted = self.step_accepted(*norms.values())
+            norms["discriminator_gradient_norm"] = self.clip_gradient(self.adversary.parameters())
+        accepted = self.apply_step_guard(*norms.values())
         # The discriminator first, since the generator's step advances global_step. Before the discriminator
         # trains it has no gradients, and its step changes nothing.
         if self.adversary is not None:
@@ -222,7 +222,7 @@ class AutoencoderStage(Stage):
             ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
             batches = islice(data.train_dataloader(), self.statistics_batches)
             self.measure_latents(
-                part for batch in batches for part in split(batch, len(batch["position"]) // ranks)
+                part for batch in batches for part in split_batch(batch, len(batch["position"]) // ranks)
             )
 
     @torch.no_grad()

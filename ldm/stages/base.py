@@ -48,9 +48,9 @@ class Stage(LightningModule, ABC):
         measure(batch, prefix): measure a validation batch again with other weights in place.
         preview_images(data): labelled rows of images, with averaged weights in place.
         on_export(data): measure what belongs in the model file, with averaged weights in place.
-        exported_tensors(), identity(): the content of the model file.
+        exported_tensors(), header_entries(): the content of the model file.
 
-    In a stage, `step_accepted(*norms)` asks `step_guard`, and `accumulated_metrics()` returns what is counted
+    In a stage, `apply_step_guard(*norms)` asks `step_guard`, and `accumulated_metrics()` returns what is counted
     over all steps between two log rows.
     """
 
@@ -84,7 +84,7 @@ class Stage(LightningModule, ABC):
     def on_export(self, data: Any) -> None:
         """Measure what belongs in the model file; averaged weights are in place."""
 
-    def identity(self) -> dict[str, str]:
+    def header_entries(self) -> dict[str, str]:
         """Return what the model file's header states besides the config."""
         return {}
 
@@ -125,7 +125,7 @@ class Stage(LightningModule, ABC):
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Yield the parts of the batch, each with its fraction of the batch."""
         n = len(batch["position"])
-        for part in split(batch, self.micro_batch_size or n):
+        for part in split_batch(batch, self.micro_batch_size or n):
             yield part, len(part["position"]) / n
 
     def with_scheduler(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
@@ -141,12 +141,12 @@ class Stage(LightningModule, ABC):
             cast(list[LambdaLR], schedulers if isinstance(schedulers, list) else [schedulers]),
         )
 
-    def clip(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    def clip_gradient(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
         """Clip the gradient in place; return its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
         return norm.to(self.device)  # without gradients it is a 0 on the CPU
 
-    def step_accepted(self, *norms: Tensor) -> Bool[Tensor, ""]:
+    def apply_step_guard(self, *norms: Tensor) -> Bool[Tensor, ""]:
         """Return whether `step_guard` accepts these gradient norms; if not, fused optimizers skip the step.
 
         The result stays on the device, so there is no host sync. Other state that moves with the weights
@@ -168,14 +168,14 @@ class Stage(LightningModule, ABC):
         """Return what all steps and ranks counted since the last log row; all ranks call it together."""
         return {}
 
-    def report(self, values: Mapping[str, Tensor | float]) -> None:
+    def log_training(self, values: Mapping[str, Tensor | float]) -> None:
         """Log training values, averaged over ranks, every `log_every` steps; show the loss as progress."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
             means, extremes = self.means_over_ranks(values)
             metrics = means | self.accumulated_metrics()
             row = {f"train/{name}": value for name, value in metrics.items()}
-            self.record(row | self.extra_metrics | extremes)
+            self.log_row(row | self.extra_metrics | extremes)
 
     def means_over_ranks(
         self, values: Mapping[str, Tensor | float]
@@ -207,9 +207,9 @@ class Stage(LightningModule, ABC):
         """Log what validation measured and counted."""
         logged, counted = self.trainer.callback_metrics, self.accumulated_metrics().items()
         row = {name: value for name, value in logged.items() if name.startswith("val/")}
-        self.record(row | {f"val/{name}": value for name, value in counted})
+        self.log_row(row | {f"val/{name}": value for name, value in counted})
 
-    def record(self, values: Mapping[str, Tensor | float]) -> None:
+    def log_row(self, values: Mapping[str, Tensor | float]) -> None:
         """Give the loggers one row; `self.log` would repeat the last values at every step in between."""
         if self.validation_interrupted:  # measured on fewer batches than the other rows
             self.validation_interrupted = False
@@ -218,7 +218,7 @@ class Stage(LightningModule, ABC):
             logger.log_metrics({name: float(value) for name, value in values.items()}, self.global_step)
 
 
-def split(batch: Batch, size: int) -> Iterator[Batch]:
+def split_batch(batch: Batch, size: int) -> Iterator[Batch]:
     """Yield the batch in parts of `size` samples; the last may be smaller."""
     for i in range(0, len(batch["position"]), size):
         yield {k: v[i : i + size] for k, v in batch.items()}  # type: ignore[index]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.objective import diffusion_loss
 from ldm.diffusion.samplers.ddim import ddim
-from ldm.diffusion.times import deterministic_u, stratified, trailing
+from ldm.diffusion.times import deterministic_u, stratify, trailing
 from ldm.diffusion.weighting import Weighting
 from ldm.errors import InvalidValue, UserError
 from ldm.grid import to_pil
@@ -103,9 +103,9 @@ class LatentDiffusionStage(Stage):
         """Return the content hash that cached latents must state."""
         return model_file.content_hash(self.model.first_stage)
 
-    def identity(self) -> dict[str, str]:
+    def header_entries(self) -> dict[str, str]:
         """Return the frozen encoders, which the model file leaves out, by name and hash."""
-        return self.model.identity()
+        return self.model.describe_frozen_weights()
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Float[Tensor, "b z h w"]:
@@ -127,7 +127,7 @@ class LatentDiffusionStage(Stage):
             eps = eps + self.offset_noise * self.normal(batch, "offset", (z_0.shape[1], 1, 1))
         if self.input_perturbation > 0:
             input_noise = self.input_perturbation * self.normal(batch, "jitter", z_0.shape[1:])
-        u = stratified(self.uniform(batch, "u"), batch["position"].to(self.device), self.strata)
+        u = stratify(self.uniform(batch, "u"), batch["position"].to(self.device), self.strata)
         drop = self.uniform(batch, "drop", (len(self.model.conditioner),))
         return self._losses(batch, z_0, eps, u, self.weighting, drop, input_noise)
 
@@ -161,13 +161,13 @@ class LatentDiffusionStage(Stage):
             loss = self.training_losses(part).mean() * fraction
             self.manual_backward(loss)
             total += loss.detach()
-        norm = self.clip(self.trained_parameters())
-        self.step_accepted(norm)
+        norm = self.clip_gradient(self.trained_parameters())
+        self.apply_step_guard(norm)
         learning_rate = scheduler.get_last_lr()[0]
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        self.report({"loss": total, "gradient_norm": norm, "learning_rate": learning_rate})
+        self.log_training({"loss": total, "gradient_norm": norm, "learning_rate": learning_rate})
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the optimizer: the model's, and those of a learned weighting."""
@@ -199,7 +199,7 @@ class LatentDiffusionStage(Stage):
             means = (losses / counts).tolist()
             values |= {f"{prefix}/loss_{i}": mean for i, mean in enumerate(means) if counts[i] > 0}
         self.log("val/loss", values["val/loss"], prog_bar=True, logger=False, sync_dist=True)
-        self.record(values)
+        self.log_row(values)
 
     def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
         """Return a row of samples per prompt, always of the same seeds, with conditions other than text null.

@@ -61,7 +61,7 @@ def stage_with_lecam_and_codebook():
 def test_a_step_on_nan_changes_nothing_and_training_continues(stage, tmp_path):
     poison, skipper, rows = PoisonAndRecord(2), SkipBadSteps(str(tmp_path)), []
     stage = stage()
-    stage.record = lambda values: rows.append(float(values["train/skipped_steps"]))
+    stage.log_row = lambda values: rows.append(float(values["train/skipped_steps"]))
     tiny.fit(stage, [tiny.batch(2, first=2 * i) for i in range(5)], [skipper, poison])
     after = poison.weights
     assert all(torch.equal(after[1][key], after[2][key]) for key in after[1])

@@ -54,7 +54,7 @@ def test_images_per_second_and_data_wait_exclude_validation(tmp_path, monkeypatc
     monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(datamodule, "ImageField", SlowImageField)
     stage, recorded = tiny.first_stage(log_every=2), []
-    stage.record = lambda values: recorded.append(dict(values))
+    stage.log_row = lambda values: recorded.append(dict(values))
     trainer = tiny.trainer(6, [Throughput(), Delay(clock)], validate_every=2)
     trainer.fit(stage, tiny.data(tmp_path, 6))
     rows = [row for row in recorded if "train/loss" in row]
@@ -69,7 +69,7 @@ def test_images_per_second_and_data_wait_exclude_validation(tmp_path, monkeypatc
 def log_rows(stage, batches, callbacks) -> list[dict]:
     """Train and return the log rows."""
     recorded = []
-    stage.record = lambda values: recorded.append({k: float(v) for k, v in values.items()})
+    stage.log_row = lambda values: recorded.append({k: float(v) for k, v in values.items()})
     trainer = tiny.trainer(len(batches), callbacks)
     trainer.limit_val_batches = 0
     trainer.fit(stage, DataLoader(batches, batch_size=None))

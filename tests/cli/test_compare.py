@@ -71,7 +71,7 @@ def test_another_metric_whose_highest_value_is_best(shell, runs):
     assert status == 0 and "500" in text
     status, _, err = shell(runs / "a", "--metric", "psnr", "--out", runs / "x.png")
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
-    assert "the metric psnr: give --metric, one of speed/images_per_second, val/loss" in err
+    assert "the metric psnr: give another --metric, of speed/images_per_second, val/loss" in err
 
 
 def test_the_plot_path(shell, runs):

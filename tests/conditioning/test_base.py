@@ -1,4 +1,4 @@
-"""Merged conditioners: which samples get the null, and the order of the slots."""
+"""Merged conditioners: which samples get the null, and the order of concatenation."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Vector(Tokens):
     def null(self, n: int, size: tuple[int, int] | None = None) -> Conditioning:
         return Conditioning(vector=torch.full((n, self.length), -1.0))
 
-    def identity(self) -> dict[str, str]:
+    def describe_frozen_weights(self) -> dict[str, str]:
         return {"sha256": "abc"}
 
 
@@ -78,7 +78,7 @@ def test_weights_are_loaded_and_only_frozen_ones_named() -> None:
     compose = Compose({"a": Tokens(2, 0.1), "c": Vector(4, 0.1)})
     compose.load_pretrained()
     assert all(part.loaded for part in compose.conditioners.values())
-    assert compose.identity() == {"c": {"sha256": "abc"}}
+    assert compose.describe_frozen_weights() == {"c": {"sha256": "abc"}}
 
 
 def test_all_but_the_active_conditions_are_null() -> None:

@@ -111,7 +111,7 @@ def test_it_is_frozen_and_left_out_of_checkpoints(weights: str) -> None:
     model = tower(weights)
     assert Compose({"image": model}).state_dict() == {} and not model.train().tower.training
     assert not model(images()).context.requires_grad
-    assert model.identity() == {"name": "tiny-eyes", "weights": "own"}, "open_clip's tags have no hash"
+    assert model.describe_frozen_weights() == {"name": "tiny-eyes", "weights": "own"}, "open_clip's tags have no hash"
 
 
 def test_unknown_weights_and_models_are_refused(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +122,9 @@ def test_unknown_weights_and_models_are_refused(weights: str, monkeypatch: pytes
         ClipImage("ViT-Z", "own", dropout=0.1)
     for name in ("roberta-ViT-B-32", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "ViT-L-14-worldwide"):
         with pytest.raises(ValueError, match=f"tower of {name} is not .*: choose ViT-L-14"):
-            clip_tower.text_tower(name, projected=False)
+            clip_tower.build_text_tower(name, projected=False)
     with pytest.raises(ValueError, match="the image tower of RN50 .*patches=false"):
-        clip_tower.image_tower("RN50", patches=True)
+        clip_tower.build_image_tower("RN50", patches=True)
 
 
 def test_weights_that_cannot_be_downloaded_say_where_to_put_them(monkeypatch: pytest.MonkeyPatch) -> None:

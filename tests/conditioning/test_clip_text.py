@@ -51,7 +51,7 @@ def loaded(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Cl
         torch.jit.trace(clip, inputs, check_trace=False).save(path)
     model = ClipText(ClipTokenizer(77, 49407), "tiny-clip")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "find", {"clip_vit_l14": path}.__getitem__)
+        patch.setattr(pretrained, "find_or_download", {"clip_vit_l14": path}.__getitem__)
         model.load_pretrained()
     return model
 
@@ -131,7 +131,7 @@ def test_checkpoints_contain_only_the_null(loaded: ClipText) -> None:
 
 
 def test_its_identity_has_the_hash(loaded: ClipText) -> None:
-    identity = loaded.identity()
+    identity = loaded.describe_frozen_weights()
     assert identity["name"] == "tiny-clip" and identity["weights"] == "clip_vit_l14"
     assert identity["sha256"].startswith("b8cca3fd41ae")
 
@@ -200,7 +200,7 @@ def test_two_towers_are_concatenated(clip: open_clip.CLIP) -> None:
     torch.testing.assert_close(cond.context, torch.cat([first(TEXTS).context, second(TEXTS).context], dim=2))
     torch.testing.assert_close(cond.vector, second(TEXTS).vector)
     assert null.context.shape == (2, 77, 2 * WIDTH) and not null.context.any() and not null.vector.any()
-    assert both.identity()["1.weights"] == "clip_vit_l14"
+    assert both.describe_frozen_weights()["1.weights"] == "clip_vit_l14"
     state = Compose({"text": both}).state_dict()
     assert not [name for name in state if "tower." in name]
     with pytest.raises(ValueError, match=r"same number of tokens, not \[77, 154\]"):

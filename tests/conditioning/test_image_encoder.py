@@ -28,7 +28,7 @@ def test_all_parameters_are_trained_and_saved_in_checkpoints():
     model(IMAGES).context.sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is None} == set()
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-    assert model.identity() == {}
+    assert model.describe_frozen_weights() == {}
 
 
 def test_images_of_other_sizes_are_resized_as_a_whole():

@@ -126,7 +126,7 @@ def test_its_channels_are_the_published_ones(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["conditioner=demo/depth", *DEMO, *MAPS], "has 10 input channels, .* 8 .* 64.*denoiser.in_channels=72"),
+        (["conditioner=demo/depth", *DEMO, *MAPS], "10 input channels, .* 8 .* 64.*denoiser.in_channels=72"),
         (["conditioner=demo/class", *DEMO, "denoiser.in_channels=8"], "denoiser.in_channels=10"),
         (["conditioner=clip_vit_h14"], "context of 768 channels, .* 1024.*denoiser.context_channels=1024"),
         (["conditioner=demo/layout", *DEMO], "no channels.*denoiser.vector_channels=null"),

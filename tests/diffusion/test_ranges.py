@@ -92,8 +92,8 @@ REFUSED = {
         "num_steps >= 1, not 0",
     ),
     "ShiftedTimes shift": (partial(times.ShiftedTimes, times.UniformTimes(10), 10, 0.0), "> 0, not 0.0"),
-    "stratified": (
-        partial(times.stratified, torch.rand(2), torch.arange(2), -1),
+    "stratify": (
+        partial(times.stratify, torch.rand(2), torch.arange(2), -1),
         r"strata >= 1 .* not -1",
     ),
     **{

@@ -21,7 +21,7 @@ from ldm.diffusion.times import (
     karras,
     leading,
     linspace,
-    stratified,
+    stratify,
     trailing,
 )
 
@@ -186,28 +186,28 @@ def test_shifted_times_multiply_sigma_over_alpha_of_a_flow() -> None:
 def test_a_global_batch_has_one_u_in_every_stratum(batch: int, step: int, seed: int) -> None:
     position = step * batch + torch.arange(batch)
     u = torch.rand(batch, generator=torch.Generator().manual_seed(seed))
-    spread = stratified(u, position, batch)
+    spread = stratify(u, position, batch)
     within = spread.double() * batch - torch.arange(batch)
     assert within.min() > -1e-4 and within.max() < 1 + 1e-4, "in its own stratum, up to fp32 rounding"
     cut = batch // 2
-    parts = [stratified(u[i], position[i], batch) for i in (slice(cut), slice(cut, None))]
+    parts = [stratify(u[i], position[i], batch) for i in (slice(cut), slice(cut, None))]
     assert torch.equal(torch.cat(parts), spread), "two ranks have the same u as one"
 
 
 def test_u_stays_below_1_and_one_stratum_changes_nothing() -> None:
     last = torch.tensor([1 - 2**-24])
     for batch in (1, 64, 2048, 4096):
-        u = stratified(last, torch.tensor([batch - 1]), batch)
+        u = stratify(last, torch.tensor([batch - 1]), batch)
         assert u < 1 and UniformTimes(1000)(u) == 1000
     u = torch.rand(1000)
-    assert torch.equal(stratified(u, torch.arange(1000), 1), u)
+    assert torch.equal(stratify(u, torch.arange(1000), 1), u)
     with pytest.raises(ValueError, match="strata >= 1 parts .* not 0"):
-        stratified(u, torch.arange(1000), 0)
+        stratify(u, torch.arange(1000), 0)
 
 
 def test_stratification_lowers_the_variance_of_a_batch_mean() -> None:
     u = torch.rand(2000, 64, generator=torch.Generator().manual_seed(0))
-    spread = torch.stack([stratified(row, torch.arange(64), 64) for row in u])
+    spread = torch.stack([stratify(row, torch.arange(64), 64) for row in u])
     assert spread.mean(1).std() < u.mean(1).std() / 20
     assert spread.mean().item() == pytest.approx(0.5, abs=1e-3)
 

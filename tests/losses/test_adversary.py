@@ -37,7 +37,7 @@ def test_the_discriminator_learns_from_real_and_fake(adversary):
     x, x_hat = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     terms = adversary.discriminator_terms(x, x_hat)
     real, fake = adversary.discriminator(x), adversary.discriminator(x_hat)
-    torch.testing.assert_close(terms["discriminator"], HingeLoss().discriminator(real, fake))
+    torch.testing.assert_close(terms["discriminator"], HingeLoss().discriminator_loss(real, fake))
     torch.testing.assert_close(terms["logits_real"], real.mean())
     torch.testing.assert_close(terms["logits_fake"], fake.mean())
     assert not terms["logits_real"].requires_grad and not terms["logits_fake"].requires_grad

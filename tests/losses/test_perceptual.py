@@ -87,7 +87,7 @@ def test_lpips_loads_pretrained_weights(
     lpips: LPIPS, vgg: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({**vgg, "classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
-    monkeypatch.setattr(pretrained, "find", {"vgg16": tmp_path / "vgg.pth"}.__getitem__)
+    monkeypatch.setattr(pretrained, "find_or_download", {"vgg16": tmp_path / "vgg.pth"}.__getitem__)
     loss, x, x_hat = copy.deepcopy(lpips), images(32), images(32)
     for parameter in loss.parameters():
         parameter.zero_()

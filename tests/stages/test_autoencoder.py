@@ -29,7 +29,7 @@ def sgd(*learning_rates: float):
 def test_overfits_four_images():
     stage = tiny.first_stage(optimizer=partial(torch.optim.Adam, lr=1e-2))
     errors = []
-    stage.record = lambda values: errors.append(float(values["train/rec"]))
+    stage.log_row = lambda values: errors.append(float(values["train/rec"]))
     tiny.fit(stage, [tiny.batch(4)] * 150)
     assert errors[0] > 0.3 and min(errors) < errors[0] / 10
 
@@ -119,7 +119,7 @@ def test_the_kl_is_weighted_per_image_dimension():
     """1e-6 times nats per image dimension; 16x16 pixels have 768 dimensions."""
     stage, x = tiny.first_stage(), torch.zeros(2, 3, 16, 16)
     posterior = DiagonalGaussian(torch.full((2, 4, 4, 4), 2.0), torch.ones(2, 4, 4, 4))
-    terms = stage.generator_loss(x, x, posterior)
+    terms = stage.generator_terms(x, x, posterior)
     assert terms["kl"].item() == pytest.approx(0.5 * 4 * 64 / (3 * 16 * 16))
     assert terms["loss"].item() == pytest.approx(1e-6 * terms["kl"].item())
 
@@ -176,7 +176,7 @@ def vq_model(revive_after: int = 0) -> Autoencoder:
 
 def test_a_codebook_is_trained_and_its_usage_logged():
     stage, rows = tiny.first_stage(model=vq_model()), []
-    stage.record = rows.append
+    stage.log_row = rows.append
     before = tiny.snapshot(stage.model)
     tiny.fit(stage, [tiny.batch(4)] * 2)
     assert "bottleneck.codebook.weight" in tiny.changed_names(stage.model, before)
@@ -239,7 +239,7 @@ def test_equivariance_reconstructs_the_rotated_and_downscaled_image():
 
 def test_the_learned_logvar_is_trained_and_not_averaged():
     stage, rows = tiny.first_stage(logvar=LearnedLogVar()), []
-    stage.record = rows.append
+    stage.log_row = rows.append
     tiny.fit(stage, [tiny.batch(4)] * 2)
     assert stage.logvar.s != 0
     assert rows[0]["train/scale"] == 1 != rows[1]["train/scale"]

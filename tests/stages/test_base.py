@@ -46,7 +46,7 @@ def test_the_global_generator_follows_seed_and_step():
 
 def test_a_log_row_every_log_every_steps():
     stage, rows = tiny.first_stage(log_every=3), []
-    stage.record = lambda values: rows.append((stage.global_step, set(values)))
+    stage.log_row = lambda values: rows.append((stage.global_step, set(values)))
     tiny.fit(stage, [tiny.batch(1)] * 7)
     assert [step for step, _ in rows] == [3, 6]
     assert {"train/loss", "train/rec", "train/gradient_norm", "train/learning_rate"} <= rows[0][1]
@@ -58,7 +58,7 @@ STAGES = [lambda: tiny.first_stage(adversary=tiny.adversary(start=0)), tiny.seco
 @pytest.mark.parametrize("build", STAGES, ids=["first", "second"])
 def test_the_learning_rate_follows_its_schedule(build):
     stage, rates = build(), []
-    stage.record = lambda values: rates.append(values["train/learning_rate"])
+    stage.log_row = lambda values: rates.append(values["train/learning_rate"])
     trainer = tiny.fit(stage, [tiny.batch(1)] * 4)
     assert rates == [3e-3 * stage.learning_rate(step) for step in range(4)] and len(set(rates)) > 2
     for optimizer in trainer.optimizers:
@@ -80,7 +80,7 @@ def test_micro_batches_give_loss_and_gradient_of_the_whole_batch(build):
     for size in (0, 3):
         stage = build(optimizer=partial(torch.optim.SGD, lr=1.0), micro_batch_size=size)
         stage.model.load_state_dict(start)
-        stage.record = lambda values, size=size: losses.update({size: values["train/loss"].item()})
+        stage.log_row = lambda values, size=size: losses.update({size: values["train/loss"].item()})
         tiny.fit(stage, [tiny.batch(8)])
         moved = stage.averaged_parameters().items()
         steps[size] = torch.cat([(p.detach() - start[name]).flatten() for name, p in moved])

@@ -36,7 +36,7 @@ def weights(tmp_path):
 def test_overfits_four_images():
     stage = tiny.second_stage(optimizer=partial(torch.optim.Adam, lr=1e-2))
     losses = []
-    stage.record = lambda values: losses.append(float(values["train/loss"]))
+    stage.log_row = lambda values: losses.append(float(values["train/loss"]))
     tiny.fit(stage, [tiny.batch(4)] * 200)
     assert losses[0] > 0.5 and min(losses) < losses[0] / 20
 

@@ -203,7 +203,7 @@ def test_other_recipes_learn_and_sample(name):
     stage = tiny.second_stage(model, optimizer=partial(torch.optim.Adam, lr=1e-2))
     stage.times = times(schedule)
     losses = []
-    stage.record = lambda values: losses.append(float(values["train/loss"]))
+    stage.log_row = lambda values: losses.append(float(values["train/loss"]))
     tiny.fit(stage, [tiny.batch(4)] * 40)
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
     batch = {"caption": ["a red square", "a blue square"]}

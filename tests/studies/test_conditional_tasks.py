@@ -72,7 +72,7 @@ def save_run(runs: Path, name: str, *words: str) -> None:
     torch.manual_seed(0)
     cfg = compose("train", [*TINY, "denoiser.attention_levels=[]", *words])
     model, config = instantiate(cfg.stage.model), OmegaConf.to_container(cfg.stage.model, resolve=True)
-    header = {"step": "20", "size": "64", **model.identity()}
+    header = {"step": "20", "size": "64", **model.describe_frozen_weights()}
     path = runs / name / "latent_diffusion.safetensors"
     model_file.save(path, model.state_dict(), config, "latent_diffusion", header)
     data = OmegaConf.to_container(cfg.data, resolve=True)

@@ -65,7 +65,7 @@ def save_run(runs: Path, name: str, step: int = 20, seconds: float = 9, size: in
     torch.manual_seed(0)
     cfg = compose("train", [*SMALL[name], "denoiser.model_channels=8"])
     model, config = instantiate(cfg.stage.model), OmegaConf.to_container(cfg.stage.model, resolve=True)
-    header = {"step": str(step), "size": str(size), **model.identity()}
+    header = {"step": str(step), "size": str(size), **model.describe_frozen_weights()}
     run = runs / name
     model_file.save(
         run / downsampling_factors.MODEL_FILE, model.state_dict(), config, "latent_diffusion", header

@@ -2,13 +2,9 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
-
-import pytest
-
-import sample
 
 
 def run_command(main: Callable[[], None], *words: object) -> tuple[int, str, str]:
@@ -23,11 +19,8 @@ def run_command(main: Callable[[], None], *words: object) -> tuple[int, str, str
     return status, out.getvalue(), err.getvalue()
 
 
-def sample_py(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run sample.py with these arguments; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["sample.py", *words])
-    try:
-        sample.main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+def check_error(status: int, err: str, phrases: Sequence[str]) -> None:
+    """Assert that a command ended with exit status 2 and one error line that contains these phrases."""
+    assert status == 2, err
+    message = err.splitlines()[-1]
+    assert message.startswith("error: ") and all(phrase in message for phrase in phrases), err

@@ -24,7 +24,7 @@ if __name__ == "__main__":
         ShuffledOrder(shards.counts, 5),
         shards,
         [[ImageField(8, 5, True, True)]],
-        global_batch=6,
+        global_batch_size=6,
         steps=10_000,
     )
     batches = iter(ResumableLoader(stream, 5, shards.manifest_hash, num_workers=2))

@@ -1,4 +1,4 @@
-"""Checks the annotations of `ldm` under pytest: beartype, with an int where a float is asked (PEP 484)."""
+"""The type checker for annotations of `ldm` under pytest: beartype, with int accepted for float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

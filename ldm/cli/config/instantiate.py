@@ -1,4 +1,4 @@
-"""Objects built from the user's own configs, by Hydra; for configs in files see `ldm.interop.instantiate`."""
+"""Build objects from trusted configs with Hydra; `ldm.interop.instantiate` is for those in model files."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ import hydra.utils
 
 
 def instantiate(config: Any) -> Any:
-    """Build the object that the user's config describes; its lists and dicts become plain Python ones."""
+    """Build the object that a config describes, with its lists and dicts converted to plain Python ones."""
     return hydra.utils.instantiate(config, _convert_="all")

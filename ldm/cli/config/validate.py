@@ -10,14 +10,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm.errors import UserError
 
-MIN_WHOLE = {"n": 1, "steps": 1, "seed": 0, "batch_size": 1, "grid_scale": 1}
+MIN_INTEGER = {"n": 1, "steps": 1, "seed": 0, "batch_size": 1, "grid_scale": 1}
 """The minimum of each whole number of sample.py."""
 
 
 def check_sampling(cfg: DictConfig) -> None:
     """Raise UserError for whatever can be seen to be wrong in sample.py's config alone."""
-    for key, minimum in MIN_WHOLE.items():
-        check_whole(key, cfg[key], minimum)
+    for key, minimum in MIN_INTEGER.items():
+        check_integer(key, cfg[key], minimum)
     for key in ("scale", "aesthetic"):
         check_finite(key, cfg[key])
     if cfg.negative_aesthetic is not None:
@@ -32,7 +32,7 @@ def check_sampling(cfg: DictConfig) -> None:
     check_writable(cfg.out, "out")
 
 
-def check_whole(key: str, value: Any, minimum: int) -> None:
+def check_integer(key: str, value: Any, minimum: int) -> None:
     """Raise UserError unless a value is a whole number of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool):
         hint = f": write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
@@ -83,7 +83,7 @@ def check_writable(path: str | None, key: str = "run") -> None:
     """Raise UserError if a folder, or a file in it, cannot be written; leave nothing behind."""
     if not path:
         raise UserError(f"{key} is empty: give a folder, for example {key}=runs/NAME")
-    existing = nearest_existing(Path(path))
+    existing = nearest_existing_path(Path(path))
     existing = existing.parent if existing.is_file() and key.endswith(".path") else existing
     if not existing.is_dir():
         raise UserError(f"cannot create {key}={path}: {existing} is a file, not a folder")
@@ -96,7 +96,7 @@ def check_writable(path: str | None, key: str = "run") -> None:
         ) from error
 
 
-def nearest_existing(path: Path) -> Path:
+def nearest_existing_path(path: Path) -> Path:
     """Return the path itself, or the nearest existing folder above it."""
     path = path.absolute()
     return next(p for p in (path, *path.parents) if p.exists())

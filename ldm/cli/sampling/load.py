@@ -26,7 +26,7 @@ def load_model(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]
     target = pick_device(device)
     tensors, config, header = model_file.load(path, "latent_diffusion")
     model: LatentDiffusion = build_untrusted(config)
-    for name, value in model.identity().items():
+    for name, value in model.describe_frozen_weights().items():
         if header.get(name) != value:
             raise UserError(
                 f"{path} was trained with {name} {header.get(name)}, but this version of ldm has {value}: "

@@ -12,20 +12,19 @@ EXAMPLE = "prompts=\"['a ...']\""
 
 
 def read_prompts(prompts: Any) -> list[str] | None:
-    """Return a list of prompts as it is, or the lines of a text file; None for None."""
+    """Return a list of prompts as strings, or the non-empty lines of a text file; None for None."""
     if prompts is None:
         return None
     if isinstance(prompts, ListConfig):
-        lines = [str(prompt) for prompt in prompts]
-    elif not isinstance(prompts, str) or not isfile(
-        prompts
-    ):  # isfile: False for a caption too long for a path
+        texts = [str(prompt) for prompt in prompts]
+    # Path.is_file would raise for a caption that is too long for a path
+    elif not isinstance(prompts, str) or not isfile(prompts):
         raise UserError(f"no prompt file {prompts}: give a text file, or the prompts as {EXAMPLE}")
     else:
-        lines = [line.strip() for line in _read_utf8(prompts).splitlines() if line.strip()]
-    if not lines:
+        texts = [line.strip() for line in _read_utf8(prompts).splitlines() if line.strip()]
+    if not texts:
         raise UserError(f"prompts={prompts} is empty: give prompts as {EXAMPLE}")
-    return lines
+    return texts
 
 
 def _read_utf8(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Save samples as PNGs that carry their settings, and as a labelled grid."""
+"""Save samples as PNGs with their settings in text chunks, and as a labelled grid."""
 
 import json
 from collections.abc import Sequence
@@ -14,40 +14,42 @@ from torch import Tensor
 
 from ldm.grid import labelled_grid, to_pil
 
-RECORDED = ("negative", "steps", "scale", "weak", "task", "also", "original_size", "crop", "aesthetic",
+RECORDED_KEYS = ("negative", "steps", "scale", "weak", "task", "also", "original_size", "crop", "aesthetic",
     "negative_aesthetic")  # fmt: skip
-"""The keys of sample.py that every PNG records as they were given."""
+"""Config keys of sample.py whose values are saved unchanged in every PNG."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images in [-1, 1] on the CPU; (prompt, seed) of each; the names of their files."""
+    """Images in [-1, 1] on the CPU, with their titles, seeds and file names (without the suffix)."""
 
     images: Float[Tensor, "b c h w"]
-    specs: Sequence[tuple[str, int]]
+    titles_and_seeds: Sequence[tuple[str, int]]
     names: Sequence[str]
 
 
 def save_samples(samples: Samples, cfg: DictConfig, header: dict[str, str]) -> None:
-    """Write a PNG per image, its prompt, seed and settings inside, and `grid.png`, a row per prompt."""
+    """Write a PNG per image, with its title as the prompt, seed and settings, and `grid.png`, a row per title."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     rows, settings = dict[str, list[Image.Image]](), _settings(cfg, header)
-    for x, (prompt, seed), name in zip(samples.images, samples.specs, samples.names, strict=True):
+    for x, (title, seed), name in zip(
+        samples.images, samples.titles_and_seeds, samples.names, strict=True
+    ):
         info = PngInfo()
-        info.add_text("prompt", prompt)
-        info.add_text("parameters", json.dumps(settings | {"prompt": prompt, "seed": seed}))
+        info.add_text("prompt", title)
+        info.add_text("parameters", json.dumps(settings | {"prompt": title, "seed": seed}))
         image = to_pil(x)
         image.save(out / f"{name}.png", pnginfo=info)
-        rows.setdefault(prompt, []).append(image)
+        rows.setdefault(title, []).append(image)
     labelled_grid(list(rows.items()), cfg.grid_scale).save(out / "grid.png")
     print(f"wrote {len(samples.images)} images and {out / 'grid.png'}")
 
 
 def _settings(cfg: DictConfig, header: dict[str, str]) -> dict[str, Any]:
-    """Return the settings that all images of a call share."""
+    """Return the settings that are the same for all images of a command."""
     values: Any = OmegaConf.to_container(cfg)
-    return {key: values[key] for key in RECORDED} | {
+    return {key: values[key] for key in RECORDED_KEYS} | {
         "guidance": cfg.guidance._target_,
         "sampler": cfg.sampler._target_,
         "ckpt": str(cfg.ckpt),

@@ -6,11 +6,11 @@ import torch
 from omegaconf import DictConfig
 
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.config.validate import check_whole, check_writable
+from ldm.cli.config.validate import check_integer, check_writable
 from ldm.cli.training import run_config
 from ldm.errors import UserError
 
-MIN_WHOLE = {
+MIN_INTEGER = {
     "seed": 0,
     "trainer.max_steps": 1,
     "trainer.val_check_interval": 1,
@@ -31,7 +31,7 @@ MIN_WHOLE = {
     "callbacks.images.scale": 1,
 }
 """Minimum of each whole number that nothing else checks before training."""
-MIN_VALUE = {"stage.gradient_clip": 0, "optimizer.lr": 0}
+MIN_NUMBER = {"stage.gradient_clip": 0, "optimizer.lr": 0}
 """Minimum of each number that need not be whole."""
 
 
@@ -55,9 +55,9 @@ def check_numbers(cfg: DictConfig) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, not {value}")
-    for key, minimum in MIN_WHOLE.items():
-        check_whole(key, values.get(key, minimum), minimum)
-    for key, minimum in MIN_VALUE.items():
+    for key, minimum in MIN_INTEGER.items():
+        check_integer(key, values.get(key, minimum), minimum)
+    for key, minimum in MIN_NUMBER.items():
         value = values.get(key, minimum)
         if isinstance(value, int | float) and value < minimum:
             raise UserError(f"{key} must be {minimum} or more, not {value}")

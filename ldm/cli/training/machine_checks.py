@@ -16,7 +16,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def count_devices(settings: Mapping[str, Any]) -> int:
-    """Return the processes per node, for every form of `devices`: auto, -1, 2, [0, 2] or "0,2"."""
+    """Return the number of processes per node; `devices` may be auto, -1, 2, [0, 2] or "0,2"."""
     devices = settings["devices"]
     if devices in ("auto", -1, "-1"):
         return 1 if settings["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
@@ -30,7 +30,8 @@ def count_devices(settings: Mapping[str, Any]) -> int:
         count = 0
     if count < 1:
         raise UserError(
-            f"trainer.devices={settings['devices']}: use auto, a number of processes or a list of devices"
+            f"trainer.devices={settings['devices']} names no devices: use auto, a number of processes or a list "
+            "of devices"
         )
     return count
 
@@ -45,7 +46,7 @@ def describe_precision(cfg: DictConfig) -> str:
 
 
 def check_shared_memory(cfg: DictConfig) -> str:
-    """Raise UserError if the prefetched batches may not fit into /dev/shm, which ends in a bus error."""
+    """Return the free and needed shared memory; UserError if prefetched batches may not fit (bus error)."""
     if not SHARED_MEMORY.is_dir():
         return f"no {SHARED_MEMORY} on this system"
     data = cfg.data
@@ -54,21 +55,22 @@ def check_shared_memory(cfg: DictConfig) -> str:
     text = f"{free / 2**30:.1f} GiB free, at most {needed / 2**30:.1f} GiB needed"
     if needed > free:
         raise UserError(
-            f"{text}: start the container with --shm-size={2 * needed >> 30 or 1}g, or lower data.num_workers"
+            f"{SHARED_MEMORY} may be too small ({text}): start the container with "
+            f"--shm-size={2 * needed >> 30 or 1}g, or lower data.num_workers"
         )
     return text
 
 
 def describe_open_files() -> str:
-    """Return the limit on open files, which train.py raises as far as it is allowed to."""
+    """Return the limit on open files, which train.py raises as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 0:
         return "no limit"
-    if soft >= setup.OPEN_FILES:
+    if soft >= setup.OPEN_FILES_LIMIT:
         return f"up to {soft:,} per process"
-    if 0 <= hard < setup.OPEN_FILES:
+    if 0 <= hard < setup.OPEN_FILES_LIMIT:
         return (
-            f"low limit: {hard:,} per process, {setup.OPEN_FILES:,} are enough for any run; if training "
+            f"low limit: {hard:,} per process, {setup.OPEN_FILES_LIMIT:,} are enough for any run; if training "
             'stops with "Too many open files", lower data.num_workers or ask for a higher `ulimit -Hn`'
         )
-    return f"up to {soft:,} per process, which train.py raises to {setup.OPEN_FILES:,}"
+    return f"up to {soft:,} per process, which train.py raises to {setup.OPEN_FILES_LIMIT:,}"

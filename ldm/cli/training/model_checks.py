@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ldm.cli.config.validate import nearest_existing
+from ldm.cli.config.validate import nearest_existing_path
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.spatial import Mask
 from ldm.data.datamodule import ShardDataModule
@@ -157,7 +157,7 @@ def check_disk_space(cfg: DictConfig, stage: Stage) -> str:
     """Return the size of the run's files and the free space; UserError if they do not fit."""
     keep = cfg.callbacks.checkpoint.keep if cfg.callbacks.get("checkpoint") else 0
     needed = (keep + 1) * checkpoint_bytes(stage) + _state_bytes(stage)
-    folder = nearest_existing(Path(cfg.run))
+    folder = nearest_existing_path(Path(cfg.run))
     free = shutil.disk_usage(folder).free
     text = (
         f"{keep} checkpoints, the next one and the model file need {needed / 1e9:.1f} GB, "

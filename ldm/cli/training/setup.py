@@ -31,8 +31,8 @@ StrategyRegistry.register(
     "ddp", DDPStrategy, override=True, find_unused_parameters=True, timeout=timedelta(minutes=30)
 )
 
-OPEN_FILES = 4096
-"""A limit that a process with 64 open shards and a dozen loader workers never reaches."""
+OPEN_FILES_LIMIT = 4096
+"""The soft limit set by train.py, enough for a process with 64 open shards and a dozen loader workers."""
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
@@ -127,8 +127,8 @@ def default_precision(accelerator: str) -> str:
 def raise_open_files_limit() -> None:
     """Raise the limit on open files: the usual 1,024 are too few for shards and the workers' batches."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < OPEN_FILES:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES) if hard >= 0 else OPEN_FILES, hard))
+    if 0 <= soft < OPEN_FILES_LIMIT:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES_LIMIT) if hard >= 0 else OPEN_FILES_LIMIT, hard))
 
 
 def silence_lightning() -> None:

@@ -1,4 +1,4 @@
-"""Fields stored as NumPy arrays: latent moments, cached text-encoder states."""
+"""Fields stored as NumPy arrays: latent moments, cached text embeddings."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from torch import Tensor
 from ldm import rng
 from ldm.data.shards.reader import BadSample, Sample
 
-warnings.filterwarnings("ignore", message="The given buffer is not writable")  # a batch copies it
+warnings.filterwarnings("ignore", message="The given buffer is not writable")  # collate copies it
 
 
 @dataclass
 class ArrayField:
-    """Read the member `kind`, fp16 of `shape`, as `batch_key`: a read-only view of the file's bytes."""
+    """Read the fp16 array in the member with extension `kind` as a read-only view of the file's bytes."""
 
     kind: str
     batch_key: str
     shape: Sequence[int]
 
     def __post_init__(self) -> None:
-        self._layout, self._bytes = ("<f2", tuple(self.shape)), 2 * prod(self.shape)
+        self._layout, self._num_bytes = ("<f2", tuple(self.shape)), 2 * prod(self.shape)
 
     def __call__(self, sample: Sample, position: int) -> Float16[Tensor, "..."]:
         data = sample.read(self.kind)
         start = 10 + int.from_bytes(data[8:10], "little")
-        if len(data) != start + self._bytes or _layout(data[:start]) != self._layout:
+        if len(data) != start + self._num_bytes or _parse_npy_header(data[:start]) != self._layout:
             raise BadSample(
                 f"the {self.kind} of sample {sample.key} in {sample.shard} is not fp16 of shape "
                 f"{tuple(self.shape)}: encode the shard again"
@@ -42,7 +42,7 @@ class ArrayField:
 
 @dataclass
 class VariantField:
-    """Read one of several encodings of an image, chosen by (seed, position): (v, ...) becomes (...)."""
+    """Read one of the v encodings of an image, keyed by (seed, position): (v, ...) becomes (...)."""
 
     array_field: ArrayField
     seed: int
@@ -67,8 +67,11 @@ def to_npy(array: np.ndarray) -> bytes:
 
 
 @lru_cache
-def _layout(header: bytes) -> tuple[str, tuple[int, ...]] | None:
-    # parsing the header costs ten times the read, and a data set has only one distinct header
+def _parse_npy_header(header: bytes) -> tuple[str, tuple[int, ...]] | None:
+    """Return dtype and shape; None if the header is invalid or the array is in Fortran order.
+
+    Cached: parsing takes ten times as long as reading the file, and all files of a dataset have one header.
+    """
     try:
         file = BytesIO(header)
         assert np.lib.format.read_magic(file) == (1, 0)

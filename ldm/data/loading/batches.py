@@ -85,14 +85,14 @@ class StepDataset(IterableDataset):
     loader's round robin over workers restores the order of steps.
     """
 
-    def __init__(self, global_batch: int, steps: int, rank: int, world: int) -> None:
-        if global_batch % world:
+    def __init__(self, global_batch_size: int, steps: int, rank: int, world_size: int) -> None:
+        if global_batch_size % world_size:
             raise UserError(
-                f"data.global_batch_size={global_batch} does not divide over {world} processes: "
-                f"make it a multiple of {world}, such as {-(-global_batch // world) * world}"
+                f"data.global_batch_size={global_batch_size} does not divide over {world_size} processes: "
+                f"make it a multiple of {world_size}, such as {-(-global_batch_size // world_size) * world_size}"
             )
-        self.global_batch, self.steps, self.rank = global_batch, steps, rank
-        self.local_batch = global_batch // world
+        self.global_batch_size, self.steps, self.rank = global_batch_size, steps, rank
+        self.local_batch_size = global_batch_size // world_size
         self.start = 0
 
     def steps_of_this_worker(self) -> range:
@@ -103,7 +103,7 @@ class StepDataset(IterableDataset):
 
     def first_position(self, step: int) -> int:
         """Return the position of the rank's first sample in a step."""
-        return step * self.global_batch + self.rank * self.local_batch
+        return step * self.global_batch_size + self.rank * self.local_batch_size
 
 
 class ShardStream(StepDataset):
@@ -122,14 +122,14 @@ class ShardStream(StepDataset):
         order: SampleOrder,
         shards: ShardSet,
         bucket_fields: Sequence[Sequence[Field]],
-        global_batch: int,
+        global_batch_size: int,
         steps: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         replace_bad: bool = True,
         derived_fields: Sequence[DerivedField] = (),
     ) -> None:
-        super().__init__(global_batch, steps, rank, world)
+        super().__init__(global_batch_size, steps, rank, world_size)
         self.order, self.shards = order, shards
         self.bucket_fields, self.derived_fields = bucket_fields, derived_fields
         self.replace_bad = replace_bad
@@ -143,7 +143,7 @@ class ShardStream(StepDataset):
                 return
             yield batch_and_errors
 
-    def read_first(self) -> None:
+    def read_first_sample(self) -> None:
         """Read the rank's first sample; UserError for a mistake that makes every sample fail."""
         position = self.first_position(0)
         location = self.order.locate(position, 1).tolist()[0]
@@ -154,7 +154,7 @@ class ShardStream(StepDataset):
         first = self.first_position(step)
         fields, errors = self.bucket_fields[self.order.bucket(first)], list[str]()
         samples = list[SampleValues]()
-        for position, location in enumerate(self.order.locate(first, self.local_batch).tolist(), first):
+        for position, location in enumerate(self.order.locate(first, self.local_batch_size).tolist(), first):
             sample = self._read(position, location, fields, errors)
             if sample is not None:
                 samples.append(sample)

@@ -159,4 +159,4 @@ class ResumableLoader(BatchLoader):
         self.step = int(state["step"])
 
     def _identity(self) -> dict[str, int | str]:
-        return {"seed": self.seed, "global_batch": self.stream.global_batch, "manifest": self.order_hash}
+        return {"seed": self.seed, "global_batch": self.stream.global_batch_size, "manifest": self.order_hash}

@@ -1,4 +1,4 @@
-"""Which samples are read, and in which bucket: decided from the indexes alone, so the same on all ranks."""
+"""Filters and aspect-ratio buckets, evaluated on the shard indexes alone and so identical on all ranks."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ INDEX_METADATA_COMMAND = "`python -m ldm.cli.index shards=FOLDER facts=true`"
 
 @dataclass
 class Filter:
-    """Requirements on the samples that are read; None disables a bound.
+    """Bounds on the samples that are read; None disables a bound.
 
     Args:
         min_size: minimum length of the image's short side, in pixels.
         max_aspect: maximum ratio of the long side to the short side.
-        min_caption: minimum length of the caption, in bytes; 1 leaves out images without a caption.
-        min_score: minimum of the number that was indexed as the sample's score.
+        min_caption: minimum length of the caption, in bytes; 1 excludes images without a caption.
+        min_score: minimum score, as recorded in the index.
     """
 
     min_size: int | None = None
@@ -37,7 +37,7 @@ class Filter:
     min_score: float | None = None
 
     def __call__(self, rows: np.ndarray) -> Bool[np.ndarray, " n"]:
-        """Return which rows of an index are read."""
+        """Return which rows of an index pass."""
         keep = np.ones(len(rows), bool)
         sides = np.stack([rows["width"], rows["height"]]).astype(np.float64)
         if self.min_size is not None:
@@ -47,7 +47,7 @@ class Filter:
         if self.min_caption is not None:
             keep &= (rows["caption"] != NO_CAPTION) & (rows["caption"] >= self.min_caption)
         if self.min_score is not None:
-            keep &= rows["score"] >= np.float16(self.min_score)  # unknown scores are nan, so left out
+            keep &= rows["score"] >= np.float16(self.min_score)  # an unknown score is nan and fails
         return keep
 
     @property
@@ -58,9 +58,9 @@ class Filter:
 
 @dataclass
 class AspectBuckets:
-    """Image shapes, one per batch; an image goes to the shape of the nearest aspect that it fills.
+    """Aspect-ratio buckets: image shapes, one per batch. An image goes to the shape of the nearest aspect ratio.
 
-    Of several shapes of nearly the same aspect, it goes to the largest that it fills without being enlarged,
+    Of several shapes of nearly the same ratio, it goes to the largest that it covers without being enlarged,
     so resolutions can be mixed, too. An image smaller than all of them goes to the smallest of these shapes.
 
     Args:
@@ -70,7 +70,7 @@ class AspectBuckets:
     shapes: Sequence[Sequence[int]]
 
     ASPECT_TOLERANCE = 1.05
-    """Aspects within this factor of the nearest count as equally near."""
+    """Aspect ratios within this factor of the nearest count as equally near."""
 
     def __call__(self, rows: np.ndarray) -> Int64[np.ndarray, " n"]:
         """Return the bucket of each row of an index."""
@@ -78,20 +78,20 @@ class AspectBuckets:
         width, height = (rows[name].astype(np.float64)[:, None] for name in ("width", "height"))
         distance = np.abs(np.log(np.maximum(width, 1) / np.maximum(height, 1) * shapes[:, 0] / shapes[:, 1]))
         is_near = distance <= distance.min(1, keepdims=True) + np.log(self.ASPECT_TOLERANCE)
-        is_filled = (width >= shapes[:, 1]) & (height >= shapes[:, 0])
-        area = np.where(is_filled, shapes.prod(1), -shapes.prod(1))  # the largest filled, else the smallest
+        is_covered = (width >= shapes[:, 1]) & (height >= shapes[:, 0])
+        area = np.where(is_covered, shapes.prod(1), -shapes.prod(1))  # the largest covered, else the smallest
         return np.where(is_near, area, -np.inf).argmax(1)
 
 
 class RowSelection:
-    """The rows of each shard that pass a filter, by bucket; counted at once, listed on first use.
+    """The rows of each shard that pass a filter, by bucket: counted on construction, listed on first use.
 
     Args:
-        filter: which samples are read.
-        buckets: which bucket each of them goes to; None has a single bucket.
+        buckets: shapes to which the rows are assigned; None for a single bucket.
     """
 
     MAX_CACHED = 1024
+    """Number of (shard, bucket) pairs whose rows are kept in memory."""
 
     def __init__(self, shards: Shards, filter: Filter, buckets: AspectBuckets | None = None) -> None:
         self.shards, self.filter, self.buckets = shards, filter, buckets
@@ -111,7 +111,7 @@ class RowSelection:
         return {**self.__dict__, "_rows": OrderedDict()}
 
     def _assign_buckets(self, shard: int) -> Int16[np.ndarray, " n"]:
-        """Return the bucket of each row, -1 for rows that are left out."""
+        """Return the bucket of each row, -1 for rows that are not read."""
         if not self.shards.counts[shard]:
             return np.zeros(0, np.int16)
         index = self._index(shard)
@@ -133,13 +133,13 @@ class RowSelection:
         index = read_index(index_path(path, folder))
         if index is None:
             raise UserError(
-                "data.order.filter and data.order.buckets need the indexes of all remote shards on this "
-                "machine: copy them into a folder and give it as data.index=FOLDER"
+                f"data.order.filter and data.order.buckets need the index of every remote shard, but that of "
+                f"{path.name} is not on this machine: copy all indexes into a folder and set data.index=FOLDER"
             )
         return index
 
     def _load_or_count(self) -> Int64[np.ndarray, "s k"]:
-        """Return the samples per shard and bucket; cached in a file beside the shards, if possible."""
+        """Return the number of samples per shard and bucket, cached in a file beside the shards if possible."""
         n_buckets = 1 if self.buckets is None else len(self.buckets.shapes)
         cache = self._counts_path()
         if cache is not None and cache.is_file():
@@ -150,7 +150,7 @@ class RowSelection:
             counts[shard] = np.bincount(buckets[buckets >= 0], minlength=n_buckets)
         if not counts.sum():
             raise UserError(
-                f"no sample of {self.shards.paths[0].parent} passes {self.filter}: loosen data.order.filter"
+                f"no sample in {self.shards.paths[0].parent} passes {self.filter}: loosen data.order.filter"
             )
         if cache is not None:
             try:
@@ -161,7 +161,7 @@ class RowSelection:
         return counts
 
     def _counts_path(self) -> Path | None:
-        """Return the path of the cached counts; None without a manifest, whose hashes it includes."""
+        """Return the path of the cached counts, named by the manifest's hashes; None without a manifest."""
         rows = self.shards.manifest_rows
         if rows is None:
             return None

@@ -124,16 +124,16 @@ class BucketOrder:
     """
 
     def __init__(
-        self, orders: Sequence[SampleOrder], shares: Sequence[int], global_batch: int, seed: int
+        self, orders: Sequence[SampleOrder], shares: Sequence[int], global_batch_size: int, seed: int
     ) -> None:
-        self.orders, self.global_batch = orders, global_batch
+        self.orders, self.global_batch_size = orders, global_batch_size
         self.samples = sum(order.samples for order in orders)
-        self.schedule = ProportionalSchedule(shares, global_batch, seed)
+        self.schedule = ProportionalSchedule(shares, global_batch_size, seed)
 
     def locate(self, position: int, n: int) -> Int64[np.ndarray, "m 2"]:
         """Return (shard, row) of n samples of one global batch."""
         bucket, bucket_position = self._bucket_position(position)
-        assert position % self.global_batch + n <= self.global_batch, "not of one batch"
+        assert position % self.global_batch_size + n <= self.global_batch_size, "not of one batch"
         return self.orders[bucket].locate(bucket_position, n)
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
@@ -147,9 +147,9 @@ class BucketOrder:
 
     def _bucket_position(self, position: int) -> tuple[int, int]:
         """Return (bucket, position in the bucket's order)."""
-        step, row = divmod(position, self.global_batch)
+        step, row = divmod(position, self.global_batch_size)
         bucket, batches = self.schedule.locate(step, 1)
-        return int(bucket[0]), int(batches[0]) * self.global_batch + row
+        return int(bucket[0]), int(batches[0]) * self.global_batch_size + row
 
 
 class FilteredOrder:

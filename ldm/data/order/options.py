@@ -35,11 +35,11 @@ class OrderOptions:
         if self.filter == Filter():
             self.filter = None  # it passes every sample
 
-    def build(self, sources: SourceShards, seed: int, global_batch: int) -> SampleOrder:
+    def build(self, sources: SourceShards, seed: int, global_batch_size: int) -> SampleOrder:
         """Return the order of the sources' samples; UserError if the options are inconsistent."""
-        self._check(sources, global_batch)
+        self._check(sources, global_batch_size)
         if self.filter is None and self.buckets is None:
-            orders = [self._shuffle(part.counts, seed, global_batch) for part in sources.parts]
+            orders = [self._shuffle(part.counts, seed, global_batch_size) for part in sources.parts]
             return self._mix(orders, sources, self.weights or [1.0], seed)
         selections = [RowSelection(part, self.filter or Filter(), self.buckets) for part in sources.parts]
         counts = [selection.counts.sum(0).tolist() for selection in selections]
@@ -47,7 +47,7 @@ class OrderOptions:
         bucket_orders, shares = list[SampleOrder](), list[int]()
         for bucket in range(len(counts[0])):
             orders = [
-                FilteredOrder(self._shuffle(s.counts[:, bucket], seed, global_batch), s, bucket)
+                FilteredOrder(self._shuffle(s.counts[:, bucket], seed, global_batch_size), s, bucket)
                 for s in selections
             ]
             weights = [
@@ -62,16 +62,16 @@ class OrderOptions:
             )
         if self.buckets is None:
             return bucket_orders[0]
-        return BucketOrder(bucket_orders, shares, global_batch, seed)
+        return BucketOrder(bucket_orders, shares, global_batch_size, seed)
 
-    def identity(self, sources: SourceShards) -> str:
+    def order_hash(self, sources: SourceShards) -> str:
         """Return a hash of what the order depends on; with default options, that of the shards' manifest."""
         manifests = [part.manifest_hash for part in sources.parts]
         if self == OrderOptions():
             return manifests[0]
         return blake2b(f"{manifests} {self}".encode(), digest_size=16).hexdigest()
 
-    def _check(self, sources: SourceShards, global_batch: int) -> None:
+    def _check(self, sources: SourceShards, global_batch_size: int) -> None:
         if self.weights is not None and len(self.weights) != len(sources.parts):
             raise UserError(
                 f"data.order.weights has {len(self.weights)} numbers for {len(sources.parts)} sources: "
@@ -82,14 +82,14 @@ class OrderOptions:
                 f"data.order.lanes={self.lanes} needs a single source, but data.order.weights mixes "
                 f"{len(sources.parts)}: set data.order.lanes=1 or data.order.weights=null"
             )
-        if self.lanes > 1 and global_batch % self.lanes:
+        if self.lanes > 1 and global_batch_size % self.lanes:
             raise UserError(
-                f"data.order.lanes={self.lanes} does not divide data.global_batch_size={global_batch}: "
+                f"data.order.lanes={self.lanes} does not divide data.global_batch_size={global_batch_size}: "
                 "change one of them"
             )
 
-    def _shuffle(self, counts: Int64[np.ndarray, " s"], seed: int, global_batch: int) -> ShuffledOrder:
-        return ShuffledOrder(counts, seed, self.window, self.lanes, global_batch)
+    def _shuffle(self, counts: Int64[np.ndarray, " s"], seed: int, global_batch_size: int) -> ShuffledOrder:
+        return ShuffledOrder(counts, seed, self.window, self.lanes, global_batch_size)
 
     def _mix(
         self, orders: Sequence[SampleOrder], sources: SourceShards, weights: Sequence[float], seed: int

@@ -48,15 +48,15 @@ class ShuffledOrder:
         seed: int,
         window: int = 4,
         lanes: int = 1,
-        global_batch: int = 1,
+        global_batch_size: int = 1,
     ) -> None:
-        if window < 1 or lanes < 1 or global_batch % lanes:
+        if window < 1 or lanes < 1 or global_batch_size % lanes:
             raise InvalidValue(
                 f"an order needs window >= 1 and a number of lanes that divides the global batch of "
-                f"{global_batch}, not window {window} and {lanes} lanes"
+                f"{global_batch_size}, not window {window} and {lanes} lanes"
             )
         self.counts = np.asarray(counts, np.int64)
-        self.seed, self.window, self.lanes, self.global_batch = seed, window, lanes, global_batch
+        self.seed, self.window, self.lanes, self.global_batch_size = seed, window, lanes, global_batch_size
         self.samples = int(self.counts.sum())
         self._epoch = -1
         self._shards = self._ends = np.zeros(0, np.int64)
@@ -87,8 +87,8 @@ class ShuffledOrder:
         self._permute_shards(epoch)
         lane, run = 0, self.samples
         if self.lanes > 1:
-            width = self.global_batch // self.lanes
-            lane, run = position % self.global_batch // width, width - position % width
+            width = self.global_batch_size // self.lanes
+            lane, run = position % self.global_batch_size // width, width - position % width
             index = self._lane_count(lane, position) - self._lane_count(lane, epoch * self.samples)
         first, last = self._lane_range(lane, epoch)
         index += first
@@ -118,8 +118,8 @@ class ShuffledOrder:
 
     def _lanes_count(self, lanes: int, position: int) -> int:
         """Return how many positions before this one belong to the first `lanes` lanes."""
-        batches, row = divmod(position, self.global_batch)
-        width = lanes * self.global_batch // self.lanes
+        batches, row = divmod(position, self.global_batch_size)
+        width = lanes * self.global_batch_size // self.lanes
         return batches * width + min(row, width)
 
     def _lane_range(self, lane: int, epoch: int) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def write_latents(
     batch_size: int,
     num_workers: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     encode_text: EncodeText | None = None,
 ) -> EncodingReport:
     """Write the moments of each shard of images, with their captions, into a shard of the same number.
@@ -56,9 +56,9 @@ def write_latents(
     other latents.
     """
     _claim_folder(out, header)
-    report, total = EncodingReport(), int(images.counts[rank::world].sum())
+    report, total = EncodingReport(), int(images.counts[rank::world_size].sum())
     with tqdm(total=total, desc="encoding", unit=" images", disable=rank > 0) as progress:
-        for number in range(rank, len(images), world):
+        for number in range(rank, len(images), world_size):
             target, count = out / f"{number:05d}.tar", int(images.counts[number])
             try:
                 source = images[number].index.hash
@@ -106,7 +106,7 @@ def _encode_samples(
             if encode_text is not None:
                 states = encode_text([CaptionField()(sample, 0) for sample in samples])
             for i, (sample, array) in enumerate(zip(samples, moments.numpy(), strict=True)):
-                members = {kind: d for kind, d in sample.members.items() if kind in header.copied_kinds}
+                members = {kind: d for kind, d in sample.members.items() if kind in header.copied_extensions}
                 if states is not None:
                     members[TEXT] = to_npy(states[i].to("cpu", torch.float16).numpy())
                 yield sample.key, {MOMENTS: to_npy(array), **members}

@@ -133,10 +133,10 @@ def test_the_number_of_ranks_and_workers_changes_nothing(
     parts = [sized(13, 40, 21), sized(30, 8, folder="other")][: 2 if options.weights else 1]
     sources = SourceShards(parts)
 
-    def make(rank: int = 0, world: int = 1) -> ShardStream:
+    def make(rank: int = 0, world_size: int = 1) -> ShardStream:
         order = options.build(sources, 5, BATCH)
         kinds = 1 if options.buckets is None else len(options.buckets.shapes)
-        return ShardStream(order, sources, [[RowField()]] * kinds, BATCH, 12, rank, world)
+        return ShardStream(order, sources, [[RowField()]] * kinds, BATCH, 12, rank, world_size)
 
     expected = read_global_batches(make, 1, 0, monkeypatch)
     assert len(expected) == 12 and all(len(batch) == BATCH for batch in expected)
@@ -188,7 +188,7 @@ def test_counts_are_cached_beside_a_manifest(sized: Callable[..., Shards], tmp_p
 
 def test_options_that_do_not_fit_the_data_are_refused(sized: Callable[..., Shards], tmp_path: Path) -> None:
     shards = sized(13, 40)
-    build = partial(OrderOptions.build, sources=SourceShards([shards]), seed=0, global_batch=BATCH)
+    build = partial(OrderOptions.build, sources=SourceShards([shards]), seed=0, global_batch_size=BATCH)
     with pytest.raises(UserError, match="no sample of .* passes Filter.min_size=999"):
         build(OrderOptions(filter=Filter(min_size=999)))
     with pytest.raises(UserError, match="weights has 2 numbers for 1 sources"):
@@ -204,7 +204,7 @@ def test_options_that_do_not_fit_the_data_are_refused(sized: Callable[..., Shard
 def test_the_identity_of_the_default_order_is_the_manifest_hash(sized: Callable[..., Shards]) -> None:
     sources = SourceShards([sized(3)])
     changed = [OrderOptions(window=5), OrderOptions(filter=Filter(min_size=1)), OrderOptions(lanes=2)]
-    identities = {options.identity(sources) for options in changed}
-    assert OrderOptions().identity(sources) == sources.parts[0].manifest_hash
-    assert OrderOptions(filter=Filter()).identity(sources) == sources.parts[0].manifest_hash
+    identities = {options.order_hash(sources) for options in changed}
+    assert OrderOptions().order_hash(sources) == sources.parts[0].manifest_hash
+    assert OrderOptions(filter=Filter()).order_hash(sources) == sources.parts[0].manifest_hash
     assert len(identities | {sources.parts[0].manifest_hash}) == 4

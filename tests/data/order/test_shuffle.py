@@ -44,12 +44,12 @@ def stream(
     shards: Shards,
     steps: int = 20,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     read: RowField | None = None,
     order: SampleOrder | None = None,
 ) -> ShardStream:
     order = order or ShuffledOrder(shards.counts, seed=5, window=2)
-    return ShardStream(order, shards, [[read or RowField()]], GLOBAL_BATCH, steps, rank, world)
+    return ShardStream(order, shards, [[read or RowField()]], GLOBAL_BATCH, steps, rank, world_size)
 
 
 def loader(shards: Shards, read: RowField | None = None, max_bad_rate: float = 0.01) -> ResumableLoader:
@@ -68,7 +68,7 @@ def read_global_batches(
     for rank in range(ranks):
         by_worker = []
         for worker in range(max(workers, 1)):
-            dataset = make(rank=rank, world=ranks)
+            dataset = make(rank=rank, world_size=ranks)
             dataset.start = start
             info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
             monkeypatch.setattr(module, "get_worker_info", lambda info=info: info)
@@ -93,9 +93,9 @@ BAD = ("000020004", "000000001", "000040008", "000040007")
 def test_every_layout_reads_the_same_global_batches(
     shards: Shards, monkeypatch: pytest.MonkeyPatch, ranks: int, workers: int, kind: str
 ) -> None:
-    def make(rank: int = 0, world: int = 1) -> ShardStream:
+    def make(rank: int = 0, world_size: int = 1) -> ShardStream:
         order = ShuffledOrder(COUNTS, 5, 2, 8, GLOBAL_BATCH) if kind == "lanes" else None
-        return stream(shards, 20, rank, world, RowField(BAD if kind == "bad" else ()), order)
+        return stream(shards, 20, rank, world_size, RowField(BAD if kind == "bad" else ()), order)
 
     expected = read_global_batches(make, 1, 0, monkeypatch)
     assert len(expected) == 20 and all(len(batch) == GLOBAL_BATCH for batch in expected)
@@ -159,7 +159,7 @@ def test_every_sample_comes_once_per_epoch_in_another_order() -> None:
 
 @pytest.mark.parametrize("lanes", [2, 3, 8])
 def test_lanes_partition_an_epoch(lanes: int) -> None:
-    order = ShuffledOrder(COUNTS, 1, 2, lanes, global_batch=24)
+    order = ShuffledOrder(COUNTS, 1, 2, lanes, global_batch_size=24)
     everything = {(shard, row) for shard, count in enumerate(COUNTS) for row in range(count)}
     for epoch in range(5):
         read = [tuple(p) for p in order.locate(epoch * sum(COUNTS), sum(COUNTS)).tolist()]
@@ -170,7 +170,7 @@ def test_lanes_partition_an_epoch(lanes: int) -> None:
 
 
 def test_a_rank_reads_only_the_shards_of_its_lanes() -> None:
-    order = ShuffledOrder((100,) * 64, 0, window=2, lanes=8, global_batch=32)
+    order = ShuffledOrder((100,) * 64, 0, window=2, lanes=8, global_batch_size=32)
     read = [
         set(order.locate(step * 32 + 4 * lane, 4)[:, 0].tolist()) for step in range(50) for lane in (0, 7)
     ]
@@ -245,7 +245,7 @@ def test_the_sequential_loader_leaves_out_bad_samples(pack: Callable[..., Shards
 
 def test_a_global_batch_that_does_not_divide_is_refused(shards: Shards) -> None:
     with pytest.raises(UserError, match="global_batch_size=24 does not divide over 5 processes.*25"):
-        stream(shards, world=5)
+        stream(shards, world_size=5)
 
 
 def test_a_loader_continues_where_another_stopped(shards: Shards) -> None:

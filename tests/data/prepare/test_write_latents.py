@@ -67,7 +67,7 @@ def test_the_number_of_ranks_changes_nothing(pack: Callable[..., Shards], tmp_pa
     images = pack(3, 2, 4, 1, 2)
     write_latents(images, tmp_path / "one", HEADER, encode, batch_size=2)
     for rank in (2, 0, 1):
-        report = write_latents(images, tmp_path / "three", HEADER, encode, 2, rank=rank, world=3)
+        report = write_latents(images, tmp_path / "three", HEADER, encode, 2, rank=rank, world_size=3)
         assert report.images == sum(n for i, n in enumerate((3, 2, 4, 1, 2)) if i % 3 == rank)
     one, three = (
         {path.name: content(path) for path in (tmp_path / name).iterdir()} for name in ("one", "three")
@@ -89,11 +89,11 @@ def test_a_killed_run_leaves_no_partial_shard_and_continues_on_another_number_of
             return encode(image)
 
         with pytest.raises(KeyboardInterrupt):
-            write_latents(images, out, HEADER, interrupt_in_the_second_shard, 2, rank=rank, world=2)
+            write_latents(images, out, HEADER, interrupt_in_the_second_shard, 2, rank=rank, world_size=2)
     assert sorted(path.name for path in out.glob("*.tar")) == ["00000.tar", "00001.tar"]
     before = [(out / f"0000{i}.tar").stat().st_ino for i in range(2)]
     for rank in range(3):
-        write_latents(images, out, HEADER, encode, 2, rank=rank, world=3)
+        write_latents(images, out, HEADER, encode, 2, rank=rank, world_size=3)
     assert [(out / f"0000{i}.tar").stat().st_ino for i in range(2)] == before
     assert open_shards(str(out)).counts.tolist() == [3, 3, 3, 3] and not list(out.glob(".*.tmp"))
 

@@ -1,4 +1,4 @@
-"""What all tasks share: n images per prompt, sampled from noise under the model's conditions."""
+"""The base of all tasks: sample n images per prompt from noise, under the model's conditions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from ldm.model import LatentDiffusion
 from ldm.typing import Batch
 
 Postprocess: TypeAlias = Callable[[Tensor], Tensor]
-"""Decoded images in [-1, 1], b c h w, to the images that are saved."""
+"""Function from decoded images in [-1, 1], b c h w, to the images that are saved."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SampleSpec:
     """One image to sample.
 
     Args:
-        choices: further conditions that a task lists, for example {"class": 3}.
+        choices: the values of further conditions, by name, one of several that a task lists: {"class": 3}.
     """
 
     prompt: str
@@ -36,7 +36,7 @@ class SampleSpec:
 
     @property
     def title(self) -> str:
-        """The label of its row in the grid."""
+        """The label of the image's row in the grid."""
         return ", ".join([*filter(None, [self.prompt]), *(f"{k} {v}" for k, v in self.choices.items())])
 
 
@@ -70,11 +70,11 @@ class Txt2Img:
         return [SampleSpec(prompt, options.seed + i) for prompt in prompts for i in range(options.n)]
 
     def expand(self, specs: Sequence[SampleSpec]) -> list[SampleSpec]:
-        """Return the images that the task makes of each of these: the same, or one per choice."""
+        """Return the images to sample for each of these: the same, or one for every choice of the task."""
         return list(specs)
 
     def input_size(self, model: LatentDiffusion) -> Size | None:
-        """Return the (height, width) that the task's own input fixes; None if it fixes none."""
+        """Return the (height, width) that the task's input determines; None if it determines none."""
         return None
 
     def conditions(self, model: LatentDiffusion, specs: Sequence[SampleSpec], size: Size) -> Batch:
@@ -88,19 +88,19 @@ class Txt2Img:
         return sampler, times, len(times) - 1
 
     def postprocess(self, model: LatentDiffusion, size: Size) -> Postprocess | None:
-        """Return what is done to decoded images; files that it needs are read now, before sampling."""
+        """Return the function applied to decoded images; its files are read here, before sampling."""
         return None
 
 
 class Conditional(Txt2Img):
-    """Sample n images under a condition that the model was trained with: alone, or under `also`."""
+    """Sample n images under a condition that the model was trained with, as `task` or under `also`."""
 
     needs_prompts = False
 
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """A model, the tasks that condition it, and the options they share; the first task samples.
+    """A model, the tasks that give its conditions, and their options; only the first task runs the sampler.
 
     Args:
         size: (height, width) of the images in pixels.
@@ -115,12 +115,12 @@ class SamplingContext:
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether prompts are the only way to condition the model here."""
+        """Whether prompts are required: the model uses them, and no task gives another condition."""
         task, *also = self.tasks
         return task.needs_prompts and not also and "caption" in self.model.conditioner.batch_keys
 
     def require_prompts(self, prompts: Sequence[str] | None) -> list[str]:
-        """Return the prompts, or one empty prompt where they are optional; UserError where they are not."""
+        """Return the prompts; if there are none, one empty prompt, or UserError where they are required."""
         if prompts is not None:
             return list(prompts)
         if self.needs_prompts:
@@ -128,12 +128,12 @@ class SamplingContext:
         if [type(task) for task in self.tasks] == [Txt2Img]:
             raise UserError(
                 f"this model does not use prompts, its conditions are {self._condition_names()}: give the "
-                "task=... for them, or task=unconditional"
+                "task=... of one of them, or task=unconditional"
             )
         return [""]
 
     def expand(self, specs: Sequence[SampleSpec]) -> list[SampleSpec]:
-        """Return the images that all tasks together make of these."""
+        """Return the images to sample for these, with the choices of all tasks combined."""
         for task in self.tasks:
             specs = task.expand(specs)
         return list(specs)
@@ -154,13 +154,13 @@ class SamplingContext:
         conditioner = self.model.conditioner
         if missing := set(conditioner.never_dropped) - set(conditioner.conditions_in(batch)):
             raise UserError(
-                f"this model needs the condition {', '.join(sorted(missing))}: give its task=..., or add it "
-                "to this one with +task@also.NAME=..."
+                f"this model needs the condition {', '.join(sorted(missing))}: select its task with task=..., or "
+                "add it to the current task with +task@also.NAME=..."
             )
         return batch
 
     def negative(self, n: int) -> Batch | None:
-        """Return the negative prompt and score of n images, if any."""
+        """Return the batch of the negative prompt and aesthetic score for n images; None without both."""
         prompt, score = self.options.negative, self.options.negative_aesthetic
         batch: Any = {} if prompt is None else {"caption": [prompt] * n}
         if score is not None:
@@ -168,7 +168,7 @@ class SamplingContext:
         return batch or None
 
     def postprocess(self) -> Postprocess:
-        """Return what all tasks together do to decoded images."""
+        """Return the function that applies the postprocessing of all tasks in order."""
         steps = [step for task in self.tasks if (step := task.postprocess(self.model, self.size)) is not None]
 
         def apply(images: Tensor) -> Tensor:
@@ -179,11 +179,12 @@ class SamplingContext:
         return apply
 
     def expand_to_one(self, spec: SampleSpec) -> SampleSpec:
-        """Return the one image that all tasks make of this; UserError if they make several."""
+        """Return the single image to sample for this one; UserError if the tasks list several choices."""
         first, *others = self.expand([spec])
         if others:
             raise UserError(
-                f"this task takes a single choice, but got {first.title} to {others[-1].title}: give one"
+                f"this task takes a single choice, but got {first.title} to {others[-1].title}: give "
+                "only one of them"
             )
         return first
 
@@ -191,7 +192,7 @@ class SamplingContext:
         """Return `sizes` and `aesthetic` of n images, if the model uses them (Podell et al. 2023, 2.2)."""
         used, options = self.model.conditioner.batch_keys, self.options
         if "sizes" not in used and (options.original_size is not None or any(options.crop)):
-            raise UserError("original_size and crop: this model has no size conditions, remove them")
+            raise UserError("this model has no size conditions: remove original_size and crop")
         original = options.original_size or self.size
         values = {"sizes": [*original, *options.crop, *self.size], "aesthetic": [options.aesthetic]}
         rows: Any = {key: torch.tensor([row] * n).float() for key, row in values.items() if key in used}
@@ -223,7 +224,7 @@ def sample_images(
     """Sample the images, in [-1, 1] on the CPU.
 
     Args:
-        steps: of the sampler, if it does not make one per interval of `times`.
+        steps: number of sampler steps; None for one per interval of `times`.
     """
     model, options, size = context.model, context.options, context.size
     batch: Any = context.conditions(specs)
@@ -252,7 +253,7 @@ def additional_tasks(tasks: Mapping[str, Any]) -> list[Conditional]:
         if not isinstance(task, Conditional):
             raise UserError(
                 f"also.{name} gives no condition: add one that does, for example +task@also.{name}=depth, "
-                "and give this task as task=..."
+                "or select this task with task=..."
             )
     return list(tasks.values())
 
@@ -260,9 +261,9 @@ def additional_tasks(tasks: Mapping[str, Any]) -> list[Conditional]:
 def output_size(
     tasks: Sequence[Txt2Img], model: LatentDiffusion, requested: Any, header: Mapping[str, str]
 ) -> Size:
-    """Return (height, width): as requested, of a task's input, or the square the model was trained on.
+    """Return (height, width): as requested, else that of a task's input, else the training size.
 
-    UserError for a size that the networks do not take.
+    UserError for a size that is not a multiple of the networks' downsampling factor.
     """
     if requested is None:
         fixed = [size for task in tasks if (size := task.input_size(model)) is not None]

@@ -13,7 +13,7 @@ from ldm.cli.sampling.tasks.base import Conditional, Postprocess, SampleSpec, Tx
 from ldm.cli.sampling.tasks.inputs import (
     Size,
     open_image,
-    paste_known,
+    restore_known_pixels,
     read_boxes,
     read_image,
     read_labels,
@@ -189,7 +189,7 @@ class InpaintingModel(Conditional):
         return repeat_rows(specs, mask=(255 * mask).byte(), masked=masked)
 
     def postprocess(self, model: LatentDiffusion, size: Size) -> Postprocess:
-        return paste_known(self.image, self.mask, size, image_channels(model))
+        return restore_known_pixels(self.image, self.mask, size, image_channels(model))
 
 
 class SuperResolution(Conditional):

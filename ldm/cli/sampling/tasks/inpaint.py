@@ -5,9 +5,9 @@ from functools import partial
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ldm.cli.config.validate import check_whole
+from ldm.cli.config.validate import check_integer
 from ldm.cli.sampling.tasks.base import Postprocess, SamplingContext, Txt2Img, encode_image, image_channels
-from ldm.cli.sampling.tasks.inputs import Size, paste_known, read_image, read_mask
+from ldm.cli.sampling.tasks.inputs import Size, restore_known_pixels, read_image, read_mask
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.inpaint import inpaint, resample
 from ldm.model import LatentDiffusion
@@ -23,8 +23,8 @@ class Inpaint(Txt2Img):
     """
 
     def __init__(self, image: str, mask: str, repeats: int, jump: int) -> None:
-        check_whole("task.repeats", repeats, 1)
-        check_whole("task.jump", jump, 1)
+        check_integer("task.repeats", repeats, 1)
+        check_integer("task.jump", jump, 1)
         self.image, self.mask, self.repeats, self.jump = image, mask, repeats, jump
 
     def prepare_sampler(
@@ -42,4 +42,4 @@ class Inpaint(Txt2Img):
         return repeated, times, self.repeats * (len(times) - 1)
 
     def postprocess(self, model: LatentDiffusion, size: Size) -> Postprocess:
-        return paste_known(self.image, self.mask, size, image_channels(model))
+        return restore_known_pixels(self.image, self.mask, size, image_channels(model))

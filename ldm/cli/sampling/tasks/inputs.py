@@ -1,4 +1,4 @@
-"""Read the user's images, masks, maps and boxes; refuse a bad file in one sentence."""
+"""Read the user's images, masks, maps and boxes; UserError for a file that cannot be used."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ldm.errors import UserError
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
-BOXES = "[[label, left, top, right, bottom], ...]"
+BOXES_FORMAT = "[[label, left, top, right, bottom], ...]"
 
 
 def read_image(path: str, size: Size, channels: int) -> Float[Tensor, "1 c h w"]:
@@ -25,7 +25,7 @@ def read_image(path: str, size: Size, channels: int) -> Float[Tensor, "1 c h w"]
 
 
 def open_image(path: str, name: str, channels: int) -> Image.Image:
-    """Open the image task.`name`, upright, as RGB for 3 channels or grey for 1."""
+    """Open the image task.`name`, rotated by its EXIF orientation, as RGB for 3 channels or grey for 1."""
     file = Path(path)
     if channels not in (1, 3):
         raise UserError(
@@ -62,7 +62,7 @@ def open_map(path: str, name: str) -> Image.Image:
 
 
 def check_map_size(image: Image.Image, path: str, name: str, size: Size) -> Image.Image:
-    """Return the map; UserError unless it has the images' size, since a map is never resized silently."""
+    """Return the map; UserError unless it has the size of the images, as maps are never resized."""
     if image.size != (size[1], size[0]):
         width, height = image.size
         raise UserError(
@@ -85,7 +85,7 @@ def read_labels(path: str, name: str, size: Size, num_labels: int) -> UInt8[Tens
     if len(unknown):
         raise UserError(
             f"task.{name}={path} has the label {int(unknown.max())}, but this model has the labels 0 to "
-            f"{num_labels - 1} (255 for none)"
+            f"{num_labels - 1}: use these, or 255 for unlabelled pixels"
         )
     return labels[None]
 
@@ -103,7 +103,7 @@ def read_scalar_map(path: str, name: str, size: Size) -> Float[Tensor, "1 1 h w"
 
 
 def read_mask(path: str, image_path: str, size: Size) -> Float[Tensor, "1 1 h w"]:
-    """Return 1 where the mask of an image is white, 0 elsewhere."""
+    """Return the mask of an image: 1 where it is white, 0 elsewhere."""
     image, mask = open_image(image_path, "image", 3), open_image(path, "mask", 1)
     if image.size != mask.size:
         (w, h), (mask_w, mask_h) = image.size, mask.size
@@ -112,34 +112,36 @@ def read_mask(path: str, image_path: str, size: Size) -> Float[Tensor, "1 1 h w"
         )
     white = (resize_and_crop(mask, size) >= 0.5).float()
     if not white.any():
-        raise UserError(f"task.mask={path} has no white pixels: paint the area to sample white")
+        raise UserError(f"task.mask={path} has no white pixels: paint the area to be sampled in white")
     return white
 
 
-def paste_known(image_path: str, mask_path: str, size: Size, channels: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that puts an image's own pixels back where its mask is not white."""
-    white, own = read_mask(mask_path, image_path, size), read_image(image_path, size, channels)
-    return lambda images: torch.where(white > 0, images, own)
+def restore_known_pixels(image_path: str, mask_path: str, size: Size, channels: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that restores the pixels of the input image wherever its mask is not white."""
+    mask, known = read_mask(mask_path, image_path, size), read_image(image_path, size, channels)
+    return lambda images: torch.where(mask > 0, images, known)
 
 
 def read_boxes(path: str, num_labels: int, num_boxes: int) -> Float[Tensor, "1 n 5"]:
     """Return the boxes of a JSON file, padded with -1 to `num_boxes`; coordinates are in [0, 1]."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"no file task.boxes={path}: give a JSON of {BOXES}")
+        raise UserError(f"no file task.boxes={path}: give a JSON of {BOXES_FORMAT}")
     try:
         boxes = torch.tensor(json.loads(file.read_text()), dtype=torch.float32)
     except (ValueError, TypeError) as error:
-        raise UserError(f"cannot read task.boxes={path} ({error}): give a JSON of {BOXES}") from error
+        raise UserError(f"cannot read task.boxes={path} ({error}): give a JSON of {BOXES_FORMAT}") from error
     if boxes.ndim != 2 or boxes.shape[1] != 5:
-        raise UserError(f"task.boxes={path} is not a list of boxes of 5 numbers: give {BOXES}")
+        raise UserError(f"task.boxes={path} is not a list of boxes of 5 numbers: give {BOXES_FORMAT}")
     if len(boxes) > num_boxes:
-        raise UserError(f"task.boxes={path} has {len(boxes)} boxes, but this model takes at most {num_boxes}")
+        raise UserError(
+            f"task.boxes={path} has {len(boxes)} boxes, but this model takes at most {num_boxes}: remove some"
+        )
     labels, corners = boxes[:, 0], boxes[:, 1:]
     if ((labels < 0) | (labels >= num_labels) | (labels != labels.round())).any():
         raise UserError(
             f"task.boxes={path} has the labels {', '.join(f'{x:g}' for x in labels.tolist())}, but this "
-            f"model has the labels 0 to {num_labels - 1}"
+            f"model has the labels 0 to {num_labels - 1}: use these"
         )
     if ((corners < 0) | (corners > 1)).any() or (corners[:, :2] >= corners[:, 2:]).any():
         raise UserError(

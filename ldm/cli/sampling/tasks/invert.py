@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm.cli.config.validate import check_whole
+from ldm.cli.config.validate import check_integer
 from ldm.cli.sampling.options import SamplingOptions
 from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import read_image
@@ -31,7 +31,7 @@ class Invert(Txt2Img):
     """
 
     def __init__(self, image: str, prompt: str | None, refinements: int) -> None:
-        check_whole("task.refinements", refinements, 0)
+        check_integer("task.refinements", refinements, 0)
         self.image, self.prompt, self.refinements = image, prompt, refinements
 
     def specs(self, prompts: Sequence[str], options: SamplingOptions) -> list[SampleSpec]:
