@@ -15,7 +15,7 @@ from ldm.cli.sampling.tiling import set_tile
 
 @command("sample")
 def main(cfg: DictConfig) -> None:
-    """Sample n images per prompt: PNGs that carry prompt, seed and settings, and a labelled grid."""
+    """Sample n images per prompt; write them as PNGs with prompt, seed and settings, and a labelled grid."""
     check_sampling(cfg)
     task, also = instantiate(cfg.task), additional_tasks(instantiate(cfg.also))
     prompts = read_prompts(cfg.prompts)

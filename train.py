@@ -9,15 +9,16 @@ from ldm.cli.training.preflight import Preflight
 
 @command("train")
 def main(cfg: DictConfig) -> None:
-    """Train the experiment's stage; images, metrics, checkpoints and the model file are written to `run`."""
+    """Train the stage of an experiment; write images, metrics, checkpoints and the model file to `run`."""
     setup.silence_lightning()
     setup.raise_open_files_limit()
-    job = Preflight(cfg, "train")
-    job.run()
-    with run_lock.hold(cfg.run, rank_zero=job.trainer.is_global_zero):
-        setup.print_summary(cfg, job.trainer, job.stage)
-        job.trainer.fit(job.stage, job.data, ckpt_path=job.resume, weights_only=True)
-    if job.trainer.is_global_zero:
+    preflight = Preflight(cfg, "train")
+    preflight.run()
+    trainer, stage = preflight.trainer, preflight.stage
+    with run_lock.hold(cfg.run, rank_zero=trainer.is_global_zero):
+        setup.print_summary(cfg, trainer, stage)
+        trainer.fit(stage, preflight.data, ckpt_path=preflight.resume, weights_only=True)
+    if trainer.is_global_zero:
         print(f"wrote {cfg.run}: checkpoints/, images/, metrics.csv and {setup.model_file_path(cfg).name}")
 
 

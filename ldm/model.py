@@ -70,7 +70,7 @@ class LatentDiffusion(nn.Module):
         size: Size | None = None,
         active: Collection[str] | None = None,
     ) -> Conditioning:
-        """Return the conditioning of a batch; the first stage encodes images for conditioners that need latents.
+        """Return the conditioning of a batch; `encode` gives the latents that some conditioners need.
 
         Args:
             u, active: see `Compose`.
@@ -149,7 +149,9 @@ class LatentDiffusion(nn.Module):
             active: names of the conditions to use, besides those that training never drops; None uses all.
         """
         if negative is not None and weak is not None:
-            raise UserError("negative or negative_aesthetic cannot be combined with weak: give one of the two")
+            raise UserError(
+                "negative or negative_aesthetic cannot be combined with weak: give one of the two"
+            )
         cond = self.condition(batch, size=size, active=self.active_names(active))
         if weak is None:
             null = self.null_condition(batch, scale, negative, size)
@@ -169,7 +171,7 @@ class LatentDiffusion(nn.Module):
         return Prediction(self.denoiser, self.schedule, self.parameterization, cond, null, weak)
 
     def active_names(self, names: Collection[str] | None) -> Collection[str] | None:
-        """Return the names and those of the conditions that training never drops; None, for all, stays None."""
+        """Return the names and those of the conditions that training never drops; None (all) stays None."""
         return None if names is None else {*names, *self.conditioner.never_dropped}
 
     def null_condition(

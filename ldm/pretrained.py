@@ -1,4 +1,4 @@
-"""Pretrained weights: source, hash and licence of each file, which is found on disk or else downloaded."""
+"""Pretrained weights: each file's source, hash and licence; files that are not on disk are downloaded."""
 
 import hashlib
 import os
@@ -24,14 +24,14 @@ class Weights:
     sha256: str
     licence: str
     cache: str
-    """The publisher's own download cache, which names the file as the url does or by its hash."""
-    name: str = ""
-    """The file name, if the url's is not descriptive."""
+    """Download cache of the publisher's library, where the file is named as in `url` or by its sha256."""
+    local_name: str = ""
+    """File name in the weights folder, if the one in `url` is not descriptive."""
 
     @property
     def file_name(self) -> str:
         """The file name in the weights folder."""
-        return self.name or self.url.rsplit("/", 1)[-1]
+        return self.local_name or self.url.rsplit("/", 1)[-1]
 
 
 WEIGHTS = {
@@ -49,7 +49,7 @@ WEIGHTS = {
         sha256="9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
         licence="MIT",
         cache="~/.cache/huggingface/hub/models--laion--CLIP-ViT-H-14-laion2B-s32B-b79K/blobs",
-        name="ViT-H-14.laion2b_s32b_b79k.bin",
+        local_name="ViT-H-14.laion2b_s32b_b79k.bin",
     ),
     "clip_vit_bigg14": Weights(
         title="LAION's CLIP ViT-bigG/14 (10.2 GB)",
@@ -57,7 +57,7 @@ WEIGHTS = {
         sha256="0d5318839ad03607c48055c45897c655a14c0276a79f6b867934ddd073760e39",
         licence="MIT",
         cache="~/.cache/huggingface/hub/models--laion--CLIP-ViT-bigG-14-laion2B-39B-b160k/blobs",
-        name="ViT-bigG-14.laion2b_s39b_b160k.bin",
+        local_name="ViT-bigG-14.laion2b_s39b_b160k.bin",
     ),
     "vgg16": Weights(
         title="torchvision's VGG-16 (0.6 GB)",
@@ -75,27 +75,28 @@ def weights_folder() -> Path:
 
 
 def find_or_download(name: str) -> Path:
-    """Return the file of the weights `name`, its hash verified; download it if it is not on disk.
+    """Return the path of the weights `name`, with a verified hash; download the file if it is not on disk.
 
-    UserError if it cannot be downloaded, or if its hash differs from the published one.
+    Raises UserError if it cannot be downloaded, or if its hash differs from the published one.
     """
     weights = WEIGHTS[name]
     cache = Path(weights.cache).expanduser()
     for path in (weights_folder() / weights.file_name, cache / weights.file_name, cache / weights.sha256):
         if path.is_file():
-            return _verify(path, weights)
+            return _verify(path, weights, str(path), f"delete it with `rm {path}` and run the command again")
     return _download(weights, weights_folder() / weights.file_name)
 
 
-def _verify(path: Path, weights: Weights) -> Path:
+def _verify(path: Path, weights: Weights, source: str, advice: str) -> Path:
+    """Return the path; UserError, with `advice`, if the file from `source` has another hash."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     if digest.hexdigest() != weights.sha256:
         raise UserError(
-            f"{path} is not {weights.title}: its sha256 starts with {digest.hexdigest()[:12]} instead of "
-            f"{weights.sha256[:12]}; delete it with `rm {path}` and run this again"
+            f"{source} is not {weights.title} (its sha256 starts with {digest.hexdigest()[:12]}, not "
+            f"{weights.sha256[:12]}): {advice}"
         )
     return path
 
@@ -112,21 +113,21 @@ def _download(weights: Weights, path: Path) -> Path:
                     progress.update(file.write(chunk))
         if part.stat().st_size < total:
             raise OSError(f"the connection closed after {part.stat().st_size} of {total} bytes")
-        return _verify(part, weights).replace(path)
+        return _verify(part, weights, weights.url, f"copy the published file to {path}").replace(path)
     except OSError as error:
         raise UserError(
-            f"the weights of {weights.title} are neither in {path.parent} nor in {weights.cache} and cannot "
+            f"the weights of {weights.title} are neither in {path.parent} nor in {weights.cache}, and cannot "
             f"be downloaded ({error}): run `curl -L --create-dirs -o {path} {weights.url}` on a machine with "
-            f"network access, or set LDM_WEIGHTS to a folder that has {weights.file_name}"
+            f"network access, or set LDM_WEIGHTS to a folder that contains {weights.file_name}"
         ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def exclude_from_state_dict(module: nn.Module, child: str) -> None:
-    """Leave the frozen `module.<child>` out of state dicts, while strict loading still works.
+    """Exclude the frozen `module.<child>` from state dicts; strict loading still works.
 
-    Checkpoints store only the hash of such weights. Loading a state dict leaves the child's unchanged.
+    Loading a state dict leaves the child's weights unchanged.
     """
     module.register_state_dict_post_hook(partial(_remove_child, child))
     module.register_load_state_dict_pre_hook(partial(_add_child, child))

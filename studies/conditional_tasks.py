@@ -1,4 +1,4 @@
-"""Score the demo's conditional tasks, their nulls and ceilings: `python -m studies.conditional_tasks`."""
+"""Score the demo's conditional tasks against null and ceiling: `python -m studies.conditional_tasks`."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from studies import CONFIGS, training_log
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over images with its 95 % interval: Wilson's for a proportion, otherwise the normal one."""
+    """A mean over images with its 95 % interval: Wilson's for proportions, else the normal approximation."""
 
     mean: float
     low: float
@@ -42,8 +42,8 @@ class Score:
         n, mean = len(values), float(values.mean())
         if is_proportion:
             return cls(mean, *wilson_interval(round(n * mean), n))
-        half = Z_95 * float(values.std()) / math.sqrt(n)
-        return cls(mean, mean - half, mean + half)
+        half_width = Z_95 * float(values.std()) / math.sqrt(n)
+        return cls(mean, mean - half_width, mean + half_width)
 
     def __str__(self) -> str:
         return f"{self.mean:.3g} ({self.low:.3g} – {self.high:.3g})"
@@ -51,7 +51,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """The scores of one task: with its conditions, without them, and of reconstructions."""
+    """The scores of one task: of samples with its conditions and without (null), and of reconstructions."""
 
     unit: str
     n: int
@@ -66,7 +66,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], training: training_log.TrainingSummary | None) -> "Result":
-        """Return the result that `asdict` turned into `values`."""
+        """Return the result that `asdict` converted to `values`."""
         scores = {kind: Score(**values[kind]) for kind in ("samples", "null", "ceiling")}
         baselines = {name: Score(**score) for name, score in values["baselines"].items()}
         return cls(values["unit"], values["n"], **scores, baselines=baselines, training=training)
@@ -78,7 +78,7 @@ class Result:
 
     @property
     def gap_closed(self) -> float | None:
-        """The proportion of the gap between null and ceiling that samples close; None without a gap."""
+        """The proportion of the gap between null and ceiling that the samples close; None without a gap."""
         gap = self.ceiling.mean - self.null.mean
         return None if gap == 0 else (self.samples.mean - self.null.mean) / gap
 
@@ -95,21 +95,21 @@ def main(cfg: DictConfig) -> None:
     grid = stack_vertically([Image.open(out / name / "images.png") for name in results])
     grid.save(out / "conditional_tasks.png")
     (out / "conditional_tasks.md").write_text(table(results) + "\n")
-    plain = {name: asdict(result) for name, result in results.items()}
-    (out / "conditional_tasks.json").write_text(json.dumps(plain, indent=1) + "\n")
+    serialized = {name: asdict(result) for name, result in results.items()}
+    (out / "conditional_tasks.json").write_text(json.dumps(serialized, indent=1) + "\n")
     print(f"{table(results)}\nwrote {out}/conditional_tasks.md, .json and .png")
 
 
 def find_trained(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Return the tasks whose models are trained; print the training commands of the others."""
+    """Return the tasks whose models are trained; print the training commands for the others."""
     trained = {}
     for name, task in cfg.tasks.items():
         overrides = {f"demo_{name}": f"experiment=demo/{name}"}
         if "weak" in task:
             overrides[task.weak.run] = task.weak.train
         commands = [
-            f"python train.py {words} run={cfg.runs}/{run}"
-            for run, words in overrides.items()
+            f"python train.py {arguments} run={cfg.runs}/{run}"
+            for run, arguments in overrides.items()
             if not model_path(cfg, run).is_file()
         ]
         if commands:
@@ -135,7 +135,7 @@ def load_or_score(name: str, task: DictConfig, cfg: DictConfig) -> Result:
     settings["task"] = OmegaConf.to_container(task, resolve=True)
     settings["files"] = [model.stat().st_mtime_ns for model in models]
     if path.is_file() and (saved := json.loads(path.read_text()))["settings"] == settings:
-        print(f"{name}: scored before", flush=True)
+        print(f"{name}: already scored", flush=True)
         return Result.from_dict(saved["result"], training)
     result, rows = score_task(name, task, cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,13 +211,13 @@ def sample_null(
 
 
 def validation_batches(folder: Path, task: DictConfig, cfg: DictConfig) -> Iterator[Batch]:
-    """Yield the first n validation samples, or all of a smaller set, with the conditions of the run."""
+    """Yield the first n validation samples (all, if there are fewer), with the conditions of the run."""
     data = OmegaConf.load(folder / "config.yaml").data
     sizes = {"global_batch_size": cfg.batch_size, "val_batches": -(-cfg.n // cfg.batch_size)}
-    left = cfg.n
+    remaining = cfg.n
     for batch in instantiate(OmegaConf.merge(data, task.get("data", {}), sizes)).val_dataloader():
-        yield {key: values[:left] for key, values in batch.items()}
-        left -= len(batch["position"])
+        yield {key: values[:remaining] for key, values in batch.items()}
+        remaining -= len(batch["position"])
 
 
 def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:

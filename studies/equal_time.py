@@ -20,7 +20,7 @@ from studies import training_log
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 TRIAL_STEPS = 60
-"""Steps of a trial, which measures an experiment's speed; also the fewest steps of a training run."""
+"""Steps of the trial that measures an experiment's speed; also the minimum number of training steps."""
 TRIAL_LOG_EVERY = 10
 """Steps per log row of a trial."""
 PLAN_FILE = "equal_time.json"
@@ -31,28 +31,30 @@ STEP_KEYS = (
     "callbacks.checkpoint.every_n_steps",
     "callbacks.images.every_n_steps",
 )
-"""Config keys, in steps, that scale with the number of training steps."""
+"""Config keys of step counts, which are scaled with the number of training steps."""
 ADVERSARY_STEP_KEYS = ("adversary.start", "adversary.warmup", "adversary.ramp_steps")
-"""The same for an experiment with a discriminator."""
+"""Further such keys of an experiment with a discriminator."""
 
 
 def main() -> None:
     """Train each experiment for as many steps as fit into the time on this machine; run again to resume."""
     parser = argparse.ArgumentParser(prog="python -m studies.equal_time", description=main.__doc__)
     parser.add_argument(
-        "words", nargs="+", metavar="WORD", help="experiments, and key=value overrides for all of them"
+        "arguments", nargs="+", metavar="ARG", help="experiments, and key=value overrides for all of them"
     )
     parser.add_argument(
-        "--seconds", type=float, required=True, help="training time of each, without validation"
+        "--seconds", type=float, required=True, help="training time of each experiment, without validation"
     )
     parser.add_argument(
-        "--trial", type=int, default=TRIAL_STEPS, help="steps that measure the speed, also the fewest trained"
+        "--trial", type=int, default=TRIAL_STEPS, help="steps of the speed trial, also the minimum trained"
     )
-    parser.add_argument("--out", required=True, help="folder in which each experiment gets its run's folder")
+    parser.add_argument(
+        "--out", required=True, help="folder of the runs; each experiment has its own folder in it"
+    )
     args = parser.parse_args()
     with user_errors():
-        experiments = [word for word in args.words if "=" not in word]
-        overrides = [word for word in args.words if "=" in word]
+        experiments = [argument for argument in args.arguments if "=" not in argument]
+        overrides = [argument for argument in args.arguments if "=" in argument]
         if args.seconds <= 0 or not experiments:
             raise UserError(
                 f"got {len(experiments)} experiments and --seconds {args.seconds:g}: give at least one "
@@ -66,8 +68,8 @@ def main() -> None:
 
 
 def train_all(experiments: list[str], out: Path, overrides: list[str], seconds: float, trial: int) -> None:
-    """Run all trials one after another, under the same load of the machine, then train each experiment."""
-    for name in experiments:  # find every mistake before the first step
+    """Run all trials in succession, so that the machine's load is the same, then train each experiment."""
+    for name in experiments:  # report invalid settings before the first step
         compose("train", [f"experiment={name}", *overrides])
         read_plan(out / name, overrides, seconds)
     steps = {name: plan_steps(name, out, overrides, seconds, trial) for name in experiments}
@@ -91,7 +93,7 @@ def train_or_resume(name: str, run: Path, overrides: list[str], steps: int) -> N
 
 
 def read_plan(run: Path, overrides: list[str], seconds: float) -> int | None:
-    """Return the planned number of steps, None for a new run; UserError if its plan has other settings."""
+    """Return the planned number of steps; None for a new run, UserError if the plan has other settings."""
     path = run / PLAN_FILE
     if not path.is_file():
         return None
@@ -100,8 +102,8 @@ def read_plan(run: Path, overrides: list[str], seconds: float) -> int | None:
         raise UserError(
             f"{run} was planned for {plan['seconds']:g} seconds, not {seconds:g}: give another --out"
         )
-    if plan.get("given", overrides) != overrides:  # the first plans lack this key
-        planned, requested = (" ".join(words) or "no overrides" for words in (plan["given"], overrides))
+    if plan.get("given", overrides) != overrides:  # plans of older versions lack this key
+        planned, requested = (" ".join(given) or "no overrides" for given in (plan["given"], overrides))
         raise UserError(f"{run} was planned with {planned}, not with {requested}: give another --out")
     return int(plan["steps"])
 
@@ -121,7 +123,7 @@ def plan_steps(name: str, out: Path, overrides: list[str], seconds: float, trial
 
 
 def run_trial(name: str, run: Path, overrides: list[str], cfg: DictConfig, steps: int) -> None:
-    """Train for a few steps to log the speed, with `cfg` scaled to them but no checkpoints or images."""
+    """Train for `steps` steps to log the speed, without checkpoints or images."""
     shutil.rmtree(run, ignore_errors=True)
     no_output = {
         "callbacks.checkpoint": "null",
@@ -141,7 +143,7 @@ def images_per_second(run: Path) -> float:
 
 
 def scale_steps(cfg: DictConfig, steps: int) -> dict[str, Any]:
-    """Return overrides that train for `steps` steps, with the other step counts in proportion."""
+    """Return overrides that train for `steps` steps, with the other step counts scaled in proportion."""
     keys = STEP_KEYS + (ADVERSARY_STEP_KEYS if cfg.stage.get("adversary") else ())
     values = {key: OmegaConf.select(cfg, key) for key in keys}
     factor = steps / cfg.trainer.max_steps
@@ -150,10 +152,10 @@ def scale_steps(cfg: DictConfig, steps: int) -> dict[str, Any]:
 
 
 def run_training(name: str, run: Path, overrides: list[str], settings: dict[str, Any]) -> None:
-    """Run train.py in its own process, which prints its log; UserError if it fails."""
-    words = [f"experiment={name}", f"run={run}", *overrides, *(f"{k}={v}" for k, v in settings.items())]
-    print(f"python train.py {' '.join(words)}", flush=True)
-    if subprocess.run([sys.executable, str(TRAIN), *words]).returncode:
+    """Run train.py in another process, which prints its progress; UserError if it fails."""
+    arguments = [f"experiment={name}", f"run={run}", *overrides, *(f"{k}={v}" for k, v in settings.items())]
+    print(f"python train.py {' '.join(arguments)}", flush=True)
+    if subprocess.run([sys.executable, str(TRAIN), *arguments]).returncode:
         raise UserError(f"training {name} failed, see the error above: run this command again to resume")
 
 

@@ -1,4 +1,4 @@
-"""Every test process computes on one thread, so that `pytest -n 2` does not fight over two cores."""
+"""One thread per test process, so that `pytest -n 2` does not oversubscribe two cores."""
 
 import os
 
@@ -14,5 +14,5 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """A test that forgets to seed is still the same test tomorrow."""
+    """Seed every test, so that one that does not seed itself is still deterministic."""
     torch.manual_seed(0)

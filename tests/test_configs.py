@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ from tests.support.configs import options
 
 EXPERIMENTS = options("experiment")
 SMALL = ("debug/", "demo/", "emoji/")
-"""How the names begin of those whose size was published nowhere."""
-GIVEN = ["data.shards=shards", "init=weights.safetensors", "first_stage=weights.safetensors"]
-"""What a user must say, for some experiments."""
+"""Prefixes of experiments without a published size."""
+REQUIRED = ["data.shards=shards", "init=weights.safetensors", "first_stage=weights.safetensors"]
+"""The keys that some experiments require."""
 COUNTS = {
     "ae_kl_f4": {"": 55_312_063},
     "ae_kl_f8": {"": 83_653_863},
@@ -76,7 +77,7 @@ COUNTS = {
     "sd2_depth512": {"denoiser": 865_913_604, "first_stage": 83_653_863, "conditioner": 340_387_840},
     "sd15_edges512": {"denoiser": 859_705_284, "first_stage": 83_653_863, "conditioner": 123_060_480},
 }
-PARTS = {
+GROUP_COUNTS = {
     "denoiser": {
         "sd15": 859_520_964,
         "sd15_inpainting": 859_535_364,
@@ -100,7 +101,7 @@ PARTS = {
         "ldm4_inpainting": 387_245_827,
         "ldm4_semantic": 215_229_315,
         "ldm4_super_resolution": 113_622_563,
-        "dit_xl2": 674_834_720 - 16 * (1152 + 1),  # without the four channels of a variance
+        "dit_xl2": 674_834_720 - 16 * (1152 + 1),  # without the four variance channels
     },
     "autoencoder": {
         "kl_f4": 55_312_063,
@@ -124,10 +125,10 @@ PARTS = {
         "clip_vit_h14": 340_387_840,
         "sdxl_text": 810_632_448,
         "clip_image": 303_966_208,
-        "transformer_text_1280": 567_069_440,  # published 581,994,042: BERT's words, an unused output layer
+        "transformer_text_1280": 567_069_440,  # 581,994,042 with BERT's vocabulary, unused output layer
     },
 }
-"""The published sizes, of LDM-1 in millions; kl_f2, kl_f8_16, the deep ones and ldm8_layout are our own."""
+"""Published parameter counts, LDM-1 rounded to millions; kl_f2, kl_f8_16, dc_* and ldm8_layout are ours."""
 GROUPS = {
     "autoencoder": [
         "autoencoder",
@@ -140,8 +141,8 @@ GROUPS = {
     ],
     "latent_diffusion": ["denoiser", "conditioner", "schedule", "parameterization", "weighting", "times"],
 }
-"""The stage in which each group is chosen."""
-DOCUMENTED = {
+"""The config groups of each stage."""
+DOCUMENTED_COUNTS = {
     (group, name): int(number.replace(",", ""))
     for group, name, number in re.findall(
         r"^\| `(\w+)=([\w/]+)` \|.*\| ([\d,]+) \|$",
@@ -150,26 +151,26 @@ DOCUMENTED = {
     )
 }
 """The parameter counts of docs/guide/networks.md."""
-LEAVES = [
+OPTIONS = [
     (stage, group, name) for stage, groups in GROUPS.items() for group in groups for name in options(group)
 ]
 
 
-def count(module: torch.nn.Module) -> int:
+def count_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_builds(name):
-    cfg = compose("train", [f"experiment={name}", *GIVEN])
+    cfg = compose("train", [f"experiment={name}", *REQUIRED])
     assert cfg.name == name.replace("/", "_") and cfg.run == f"runs/{cfg.name}"
     with torch.device("meta"):
         stage = instantiate(cfg.stage)
     assert isinstance(stage, Stage) and isinstance(instantiate(cfg.data), ShardDataModule)
     for part, expected in ({} if name.startswith(SMALL) else COUNTS[name]).items():
-        assert count(stage.model.get_submodule(part)) == expected, part
-    frozen = isinstance(stage, LatentDiffusionStage)
-    assert not frozen or not any(p.requires_grad for p in stage.model.first_stage.parameters())
+        assert count_parameters(stage.model.get_submodule(part)) == expected, part
+    if isinstance(stage, LatentDiffusionStage):
+        assert not any(p.requires_grad for p in stage.model.first_stage.parameters()), "frozen"
     assert stage.averaged_parameters()
     for callback in cfg.callbacks.values():
         instantiate(callback)
@@ -179,36 +180,38 @@ def test_an_experiment_builds(name):
     assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
 
 
-def test_the_published_recipes():
-    text, first = (build_stage(name) for name in ("ldm_f8_text", "ae_kl_f8"))
-    assert isinstance(text, LatentDiffusionStage) and isinstance(first, AutoencoderStage)
-    cfg = compose("train", ["experiment=ldm_f8_text", *GIVEN])
+def test_the_published_hyperparameters():
+    text, autoencoder = (build_stage(name) for name in ("ldm_f8_text", "ae_kl_f8"))
+    assert isinstance(text, LatentDiffusionStage) and isinstance(autoencoder, AutoencoderStage)
+    cfg = compose("train", ["experiment=ldm_f8_text", *REQUIRED])
     assert (cfg.data.global_batch_size, cfg.optimizer.lr, cfg.data.size) == (2048, 1e-4, 256)
     assert text.learning_rate(4999) == 0.5 and text.learning_rate(9999) == text.learning_rate(10**6) == 1
     schedule = instantiate(cfg.schedule)
     beta = 1 - (schedule.alpha(torch.tensor([1.0, 1000.0])) / schedule.alpha(torch.tensor([0.0, 999.0]))) ** 2
     torch.testing.assert_close(beta.flatten(), torch.tensor([0.00085, 0.012]), rtol=2e-3, atol=0)
     assert cfg.conditioner.conditioners.text.dropout == 0.1 and cfg.callbacks.ema.decay == 0.9999
-    larger = compose("train", ["experiment=ldm_f8_text_512", *GIVEN])
-    assert larger.data.size == 512 and larger.stage.init == "weights.safetensors"
+    finetuning = compose("train", ["experiment=ldm_f8_text_512", *REQUIRED])
+    assert finetuning.data.size == 512 and finetuning.stage.init == "weights.safetensors"
 
 
 def build_stage(name: str) -> Stage:
     with torch.device("meta"):
-        return instantiate(compose("train", [f"experiment={name}", *GIVEN]).stage)
+        return instantiate(compose("train", [f"experiment={name}", *REQUIRED]).stage)
 
 
-@pytest.mark.parametrize(("stage", "group", "name"), LEAVES, ids=[f"{g}/{n}" for _, g, n in LEAVES])
-def test_a_leaf_builds(stage, group, name):
-    cfg = compose("train", ["name=x", "trainer.max_steps=1000", f"stage={stage}", f"{group}={name}", *GIVEN])
+@pytest.mark.parametrize(("stage", "group", "name"), OPTIONS, ids=[f"{g}/{n}" for _, g, n in OPTIONS])
+def test_an_option_of_a_stage_builds(stage, group, name):
+    cfg = compose(
+        "train", ["name=x", "trainer.max_steps=1000", f"stage={stage}", f"{group}={name}", *REQUIRED]
+    )
     with torch.device("meta"):
-        made = instantiate(cfg[group])
-    if name in PARTS.get(group, {}):
-        assert count(made) == PARTS[group][name]
+        built = instantiate(cfg[group])
+    if name in GROUP_COUNTS.get(group, {}):
+        assert count_parameters(built) == GROUP_COUNTS[group][name]
     if group in ("autoencoder", "denoiser", "conditioner"):
-        assert DOCUMENTED.get((group, name)) == count(made), "as docs/guide/networks.md says"
+        assert DOCUMENTED_COUNTS.get((group, name)) == count_parameters(built), "docs/guide/networks.md"
     if group == "optimizer":
-        made([torch.nn.Parameter(torch.zeros(1))])
+        built([torch.nn.Parameter(torch.zeros(1))])
 
 
 @pytest.mark.parametrize("name", options("data"))
@@ -218,10 +221,10 @@ def test_a_data_config_builds(name):
 
 
 @pytest.mark.parametrize("name", options("trainer"))
-def test_a_trainer_config_has_arguments_of_the_trainer(name):
+def test_the_keys_of_a_trainer_config_are_arguments_of_the_trainer(name):
     settings = compose("train", ["experiment=debug/ae", f"trainer={name}"]).trainer
-    known = inspect.signature(Trainer).parameters
-    assert {key for key in settings if key != "_target_"} <= set(known)
+    arguments = inspect.signature(Trainer).parameters
+    assert {key for key in settings if key != "_target_"} <= set(arguments)
     assert settings.use_distributed_sampler is False and settings.enable_checkpointing is False
 
 
@@ -232,28 +235,33 @@ def test_a_logger_builds(name):
 
 
 @pytest.mark.parametrize("names", ["csv", "tensorboard", "[wandb,tensorboard]", "wandb"])
-def test_several_loggers_at_once_and_the_csv_always(names):
-    found = compose("train", ["experiment=debug/ae", f"logger={names}"]).logger
-    assert set(found) == {"csv", *names.strip("[]").split(",")}
+def test_loggers_can_be_combined_and_always_include_csv(names):
+    loggers = compose("train", ["experiment=debug/ae", f"logger={names}"]).logger
+    assert set(loggers) == {"csv", *names.strip("[]").split(",")}
 
 
 @pytest.mark.parametrize("name", options("source"))
 def test_a_source_builds(name, tmp_path):
     (tmp_path / "table.csv").write_text("path,caption\n")
     path = {"folder": tmp_path, "table": tmp_path / "table.csv"}.get(name)
-    given = [] if path is None else [f"source.path={path}"]
-    cfg = compose("pack", [f"source={name}", "out=out", *given])
+    required = [] if path is None else [f"source.path={path}"]
+    cfg = compose("pack", [f"source={name}", "out=out", *required])
     try:
         instantiate(cfg.source)
     except UserError as error:
-        assert "font" in str(error), "only the emoji's font may be missing here"
+        assert "font" in str(error), "only the emoji font may be missing"
 
 
-@pytest.mark.parametrize("name", options("timestep_spacing"))
+@cache
+def compose_sample(override):
+    return compose("sample", ["ckpt=a", "prompts=[a]", override])
+
+
+@pytest.mark.parametrize("spacing", options("timestep_spacing"))
 @pytest.mark.parametrize("sampler", options("sampler"))
-def test_sampling_builds(sampler, name):
-    cfg = compose("sample", ["ckpt=a", "prompts=[a]", f"sampler={sampler}", f"timestep_spacing={name}"])
-    assert callable(instantiate(cfg.sampler))
+def test_a_sampler_and_a_timestep_spacing_build(sampler, spacing):
+    assert callable(instantiate(compose_sample(f"sampler={sampler}").sampler))
+    cfg = compose_sample(f"timestep_spacing={spacing}")
     times = instantiate(cfg.timestep_spacing)(ScaledLinear(), cfg.steps)
     assert len(times) == cfg.steps + 1 == len(trailing(1000, cfg.steps))
 
@@ -271,16 +279,18 @@ def test_guidance_builds(name):
 
 @pytest.mark.parametrize("schedule", options("schedule"))
 @pytest.mark.parametrize("parameterization", options("parameterization"))
-def test_any_schedule_goes_with_any_prediction_but_eps_with_pure_noise(schedule, parameterization):
-    y, noise = (
+def test_every_parameterization_fits_every_schedule_except_eps_at_zero_terminal_snr(
+    schedule, parameterization
+):
+    prediction, noise_schedule = (
         instantiate(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
         for group, name in (("parameterization", parameterization), ("schedule", schedule))
     )
     if (schedule, parameterization) == ("rectified_flow", "eps"):
         with pytest.raises(ValueError, match="alpha_T = 0 at T = 1000"):
-            y.check(noise)
+            prediction.check(noise_schedule)
     else:
-        y.check(noise)
+        prediction.check(noise_schedule)
 
 
 RECIPES = {
@@ -295,21 +305,22 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_known_recipe_is_a_line_of_overrides(name):
+def test_a_published_recipe_is_a_few_overrides(name):
     cfg = compose("train", ["experiment=debug/text", "data.shards=shards", *RECIPES[name]])
     assert isinstance(instantiate(cfg.stage), LatentDiffusionStage)
 
 
 @pytest.mark.parametrize("name", options("task"))
 def test_a_task_builds(name):
-    words = ["ckpt=a", "prompts=[a]", f"task={name}"]
-    wanted = compose("sample", words, complete=False).task
-    given = {k: "[0]" if k == "labels" else "a" for k in wanted if OmegaConf.is_missing(wanted, k)}
-    instantiate(compose("sample", [*words, *(f"task.{k}={v}" for k, v in given.items())]).task)
+    overrides = ["ckpt=a", "prompts=[a]", f"task={name}"]
+    task = compose("sample", overrides, complete=False).task
+    missing = [key for key in task if OmegaConf.is_missing(task, key)]
+    overrides += [f"task.{key}={'[0]' if key == 'labels' else 'a'}" for key in missing]
+    instantiate(compose("sample", overrides).task)
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "overrides"),
     [
         ("encode_latents", ["first_stage=a", "shards=b", "out=c", "size=64"]),
         ("evaluate", ["ckpt=a", "out=b"]),
@@ -319,29 +330,31 @@ def test_a_task_builds(name):
         ("expand_inputs", ["experiment=sd15_inpainting512", "ckpt=a", "out=b"]),
     ],
 )
-def test_a_command_composes(command, words):
-    OmegaConf.to_container(compose(command, words), resolve=True, throw_on_missing=True)
+def test_a_command_composes(command, overrides):
+    OmegaConf.to_container(compose(command, overrides), resolve=True, throw_on_missing=True)
 
 
-@pytest.mark.parametrize(("study", "words"), [("samplers", ["ckpt=a", "out=b"]), ("two_moons", ["out=a"])])
-def test_a_study_composes(study, words):
-    OmegaConf.to_container(compose(study, words, STUDIES), resolve=True, throw_on_missing=True)
+@pytest.mark.parametrize(
+    ("study", "overrides"), [("samplers", ["ckpt=a", "out=b"]), ("two_moons", ["out=a"])]
+)
+def test_a_study_composes(study, overrides):
+    OmegaConf.to_container(compose(study, overrides, STUDIES), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_says_what_it_is(name):
-    package, what, how, cost, number, *rest = (
+def test_an_experiment_begins_with_four_comment_lines(name):
+    package, summary, command, cost, result, *rest = (
         (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()
     )
     assert package == "# @package _global_"
-    assert what.startswith("# ") and len(what) > 20
-    assert how.startswith("# ") and f"train.py experiment={name}" in how
-    assert cost.startswith("# cost: ") and number.startswith("# our number: ")
+    assert summary.startswith("# ") and len(summary) > 20
+    assert command.startswith("# ") and f"train.py experiment={name}" in command
+    assert cost.startswith("# cost: ") and result.startswith("# our number: ")
     assert not rest[0].startswith("#")
 
 
-def test_the_table_of_full_size_experiments_is_true():
-    """docs/guide/experiments.md has each of them once, with its size, its first stage and its conditioner."""
+def test_the_table_of_full_size_experiments_matches_the_configs():
+    """docs/guide/experiments.md lists each once, with its parameter count, first stage and conditioner."""
     cells = [
         [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
         for line in (CONFIGS.parent / "docs" / "guide" / "experiments.md").read_text().splitlines()
@@ -354,10 +367,10 @@ def test_the_table_of_full_size_experiments_is_true():
         chosen = choices("train", [f"experiment={name}"])
         assert chosen["conditioner"] == conditioner
         assert chosen["autoencoder"] == {"none": "identity"}.get(first_stage, first_stage)
-        trained_by = f"ae_{first_stage.removesuffix('_upscaler')}"
-        assert trained_by in EXPERIMENTS or first_stage == "none"
+        experiment = f"ae_{first_stage.removesuffix('_upscaler')}"
+        assert experiment in EXPERIMENTS or first_stage == "none"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_a_config_opens_with_one_line_that_says_what_it_is(path: Path):
+def test_a_config_begins_with_a_comment(path: Path):
     assert path.read_text().startswith("# ")

@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md that a test can check: import direction, sizes of files and functions."""
+"""The rules of docs/architecture.md that a test can check: imports, file and function sizes."""
 
 import ast
 import sys
@@ -13,12 +13,12 @@ FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "ldm").rglob("*.py"), *(ROOT / "stu
 NAMES = [str(f.relative_to(ROOT)) for f in FILES]
 
 
-def tree(file: Path) -> ast.Module:
+def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(), str(file))
 
 
-def imports(file: Path) -> Iterator[str]:
-    for node in ast.walk(tree(file)):
+def imported_modules(file: Path) -> Iterator[str]:
+    for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -27,34 +27,36 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def test_imports_point_down(capsys):
-    """The contracts of pyproject.toml."""
+    """As contracted in pyproject.toml."""
     status = lint_imports(str(ROOT / "pyproject.toml"), no_cache=True)
     assert status == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("package", ["diffusion", "networks"])
-def test_the_maths_and_the_networks_import_only_torch(package):
-    known = {"torch", "einops", "jaxtyping"}
-    ours = {f"ldm.{package}", "ldm.typing", "ldm.errors"}
+def test_diffusion_and_networks_import_only_torch(package):
+    external = {"torch", "einops", "jaxtyping"}
+    internal = {f"ldm.{package}", "ldm.typing", "ldm.errors"}
     for file in (ROOT / "ldm" / package).rglob("*.py"):
-        for module in imports(file):
+        for module in imported_modules(file):
             top = module.split(".")[0]
-            inside = any(module == m or module.startswith(f"{m}.") for m in ours)
-            assert inside or top in known or top in sys.stdlib_module_names, f"{file} imports {module}"
+            is_internal = any(module == m or module.startswith(f"{m}.") for m in internal)
+            assert is_internal or top in external or top in sys.stdlib_module_names, (
+                f"{file} imports {module}"
+            )
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_small(file):
+def test_files_and_functions_are_short(file):
     lines = file.read_text().count("\n") + 1
     assert lines <= 300, f"{file} has {lines} lines"
-    for node in ast.walk(tree(file)):
+    for node in ast.walk(parse(file)):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 40, f"{file}:{node.lineno}: {node.name} has {length} lines"
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_no_junk_drawer_and_no_postponed_annotations(file):
+def test_modules_have_specific_names_and_no_postponed_annotations(file):
     assert not {"utils", "helpers", "misc", "common", "core"} & {file.stem, *file.relative_to(ROOT).parts}
-    assert "__future__" not in list(imports(file)), "jaxtyping's checks need the annotations themselves"
-    assert ast.get_docstring(tree(file)), "a module's first line says what it is"
+    assert "__future__" not in list(imported_modules(file)), "jaxtyping needs evaluated annotations"
+    assert ast.get_docstring(parse(file)), "a module begins with a docstring"

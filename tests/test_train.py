@@ -168,7 +168,10 @@ def test_both_stages_from_images_to_a_score(images, tmp_path):
     ("words", "phrases"),
     [
         (["experiment=debug/tex"], ["debug/tex", "debug/text"]),
-        (["experiment=debug/ae", "trainer.max_steps=4"], ["discriminator", "adversary.start", " 4"]),
+        (
+            ["experiment=debug/ae", "trainer.max_steps=4"],
+            ["discriminator", "adversary.start=4", "trainer.max_steps=4"],
+        ),
         (["experiment=debug/ae", "data.shards=/nowhere"], ["/nowhere", "data.shards"]),
         (["experiment=debug/ae", "resume=/nowhere.ckpt"], ["no checkpoint /nowhere.ckpt"]),
         (

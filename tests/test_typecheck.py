@@ -1,4 +1,4 @@
-"""Annotations are checked while the tests run, else a wrong shape in a signature would never be noticed."""
+"""The tests run with type and shape checks, so that wrong annotations are noticed."""
 
 import pytest
 import torch
@@ -14,5 +14,5 @@ def test_shapes_and_types_are_checked():
         ReconstructionLoss("a")
 
 
-def test_an_int_is_a_float():
+def test_an_int_is_accepted_as_a_float():
     assert ReconstructionLoss(2)(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)).tolist() == [2.0]

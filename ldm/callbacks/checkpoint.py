@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, in plain types, verified by a hash, at given steps."""
+"""Checkpoints every given number of steps: plain types, written atomically, verified by a hash."""
 
 import hashlib
 import importlib.metadata
@@ -29,8 +29,8 @@ class CheckpointWriteError(OSError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint atomically, then its sha256 into a file next to it.
 
-    A file under its final name is complete at any time, also after a kill; the hash tells whether it has been
-    corrupted since. A checkpoint without a hash, after a kill between the two writes, counts as intact.
+    A file under its final name is always complete, even after a kill; the hash shows whether it has been
+    corrupted since. A kill between the two writes leaves a checkpoint without a hash, which counts as intact.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(path.parent).free
             if free < 1.2 * self._last_size:
-                raise OSError(f"{free:,} bytes are free, but the last one took {self._last_size:,}")
+                raise OSError(f"{free:,} bytes are free, but the last checkpoint took {self._last_size:,}")
             with write_atomically(path, path.with_name(f".{path.name}.part"), sync_folder=True) as part:
                 digest = _save_and_hash(checkpoint, part)
                 sync(part)  # may fail on a full disk, so before the old hash is removed
@@ -66,7 +66,7 @@ def hash_path(path: Path) -> Path:
 
 
 def is_intact(path: Path) -> bool:
-    """Return whether a checkpoint has the hash that it was written with."""
+    """Return whether a checkpoint still has its recorded hash; True if none is recorded."""
     try:
         expected = hash_path(path).read_text().split()[0]
     except (FileNotFoundError, IndexError):
@@ -117,11 +117,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
 class Checkpoint(Callback):
     """Save `folder/step00001000.ckpt` every `every_n_steps` and at the end; keep the newest `keep`.
 
-    A failed save is logged and the next one tried when it is due; the third failure in a row ends the run.
+    A failed save is logged and the next one is tried when it is due; the third failure in a row ends the run.
 
     Args:
         keep: at least 2, so that one is left if the newest is corrupt.
-        milestone_every: steps between checkpoints that are kept for good; 0 keeps none.
+        milestone_every: steps between checkpoints that are kept permanently; 0 for none.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class Checkpoint(Callback):
     ) -> None:
         if every_n_steps < 1 or keep < 2 or milestone_every < 0:
             raise InvalidValue(
-                f"checkpoints need every_n_steps >= 1, keep >= 2 and milestone_every >= 0, not "
-                f"{every_n_steps}, {keep} and {milestone_every}"
+                "checkpoints need every_n_steps >= 1, keep >= 2 and milestone_every >= 0, not "
+                f"{every_n_steps=}, {keep=} and {milestone_every=}"
             )
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self.milestone_every = milestone_every
@@ -146,17 +146,17 @@ class Checkpoint(Callback):
         checkpoint["ldm"] = {"version": version, "loggers": ids, **self.metadata}
 
     def on_train_start(self, trainer: Trainer, stage: Stage) -> None:
-        """Raise UserError if the ranks resume from different steps, because the file system is slow."""
+        """Raise UserError if ranks resume from different steps, as a slow shared file system can cause."""
         first = trainer.strategy.broadcast(trainer.global_step)
         if not trainer.strategy.reduce_boolean_decision(trainer.global_step == first):
             raise UserError(
-                f"ranks resume from different steps, this one from {trainer.global_step}, rank 0 from"
-                f" {first}: the shared file system does not yet show the same files in {self.folder} on all"
-                " nodes, retry in a minute or give resume=PATH"
+                f"this rank resumes from step {trainer.global_step} but rank 0 from step {first}, since the"
+                f" shared file system does not yet show the same files in {self.folder} on all nodes: retry"
+                " in a minute, or set resume=PATH"
             )
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
-        """Save every `every_n_steps`, but the last step only in `on_train_end`, after the model file."""
+        """Save every `every_n_steps`; the last step is saved in `on_train_end`, after the model file."""
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
             self.save(trainer)
 
@@ -167,7 +167,7 @@ class Checkpoint(Callback):
             raise UserError(f"{problem}: free disk space and start again with resume=auto")
 
     def save(self, trainer: Trainer) -> str:
-        """Write this step's file once and remove the oldest beyond `keep`; return the problem, "" if none."""
+        """Write this step's file once and remove the oldest beyond `keep`; return the problem, or ""."""
         # Not path.exists(), which may differ by rank: either all ranks enter save_checkpoint or none.
         if trainer.global_step == self.saved_step:
             return ""

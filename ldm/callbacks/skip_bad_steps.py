@@ -21,19 +21,20 @@ LISTED_STEPS = 8
 
 
 class SkipBadSteps(Callback):
-    """Skip steps whose gradient norm is not finite or more than `factor` times its running geometric mean.
+    """Skips steps whose gradient norm is not finite or more than `factor` times its running geometric mean.
 
-    DDP has averaged the gradients, so every rank comes to the same decision by itself. The decision stays on
-    the device and reaches the fused optimizers as `found_inf`: there is no host sync, and the weights and
-    moments do not change.
+    DDP has averaged the gradients, so the decision is the same on all ranks without communication. It stays
+    on the device and reaches the fused optimizers as `found_inf`: there is no host sync, and the weights and
+    optimizer moments do not change.
 
     Args:
-        folder: of the checkpoints, to name the last good one.
-        factor: a norm larger than this many times the mean is a spike. Norms of 0 do not enter the mean:
-            the discriminator's before it trains.
-        warmup: good steps before spikes are detected.
+        folder: folder of the checkpoints; the error that ends the run names the last good one.
+        factor: a norm larger than this many times the mean is a spike. Norms of 0 do not enter the mean,
+            such as the discriminator's before it is trained.
+        warmup: number of good steps before spikes are detected.
         window: number of steps over which the mean is taken.
-        patience: number of consecutive skipped steps that ends the run, checked every `every_n_steps`.
+        patience: number of consecutive skipped steps that ends the run.
+        every_n_steps: steps between warnings, and between checks of `patience`.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class SkipBadSteps(Callback):
     ) -> None:
         if factor <= 1 or min(window, patience, every_n_steps) < 1 or warmup < 0:
             raise InvalidValue(
-                "skip_bad_steps needs factor > 1, window, patience and every_n_steps >= 1 and warmup >= 0, "
-                f"not {factor}, {window}, {patience}, {every_n_steps} and {warmup}"
+                "skip_bad_steps needs factor > 1, window, patience and every_n_steps >= 1, and warmup >= 0, "
+                f"not {factor=}, {window=}, {patience=}, {every_n_steps=}, {warmup=}"
             )
         self.folder, self.factor, self.warmup, self.window = Path(folder), factor, warmup, window
         self.patience, self.every_n_steps = patience, every_n_steps
@@ -56,11 +57,11 @@ class SkipBadSteps(Callback):
         self._step = self._batch_size = self._num_reported = 0
 
     def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:
-        """Initialise the state, or move that of a checkpoint to the device, and become the stage's guard."""
+        """Initialise the state, or move a checkpoint's to the device, and set the stage's `step_guard`."""
         optimizers = trainer.optimizers
         if not all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
             raise UserError(
-                "callbacks.skip_bad_steps can only skip steps of fused optimizers: give optimizer.fused=true"
+                "callbacks.skip_bad_steps can only skip steps of fused optimizers: set optimizer.fused=true,"
                 " or callbacks.skip_bad_steps=null to train without it"
             )
         zeros = torch.zeros(len(optimizers))
@@ -74,15 +75,15 @@ class SkipBadSteps(Callback):
 
     @torch.no_grad()
     def check_norms(self, norms: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Return 1 if the step must be skipped, else 0, and update the running means with good norms."""
+        """Return 1 if the step must be skipped, else 0; update the running means if it is not."""
         norms = norms.detach().to(torch.float32)
         log_mean, seen = self.state["log_mean"], self.state["seen"]
         log_norms = norms.log()
         is_spike = (seen >= self.warmup) & (log_norms > log_mean + math.log(self.factor))
         is_bad = is_spike.any() | ~norms.isfinite().all()
-        counts = ~is_bad & (norms > 0)
-        seen += counts
-        log_mean += torch.where(counts, (log_norms - log_mean) / seen.clamp(1, self.window), 0)
+        is_counted = ~is_bad & (norms > 0)
+        seen += is_counted
+        log_mean += torch.where(is_counted, (log_norms - log_mean) / seen.clamp(1, self.window), 0)
         slots = torch.arange(LISTED_STEPS, device=is_bad.device)
         next_slot = is_bad & (slots == self.state["skipped"] % LISTED_STEPS)
         self.state["steps"].masked_fill_(next_slot, self._step)
@@ -109,7 +110,7 @@ class SkipBadSteps(Callback):
                 raise UserError(self._explain_end(trainer.global_step, in_a_row))
 
     def _describe(self, skipped: int) -> str:
-        """Return a sentence on the steps skipped since the last warning, with their positions in the data."""
+        """Return a warning about newly skipped steps, with the positions of their samples."""
         steps = self.state["steps"].tolist()
         first = max(self._num_reported, skipped - LISTED_STEPS)
         latest = [int(steps[n % LISTED_STEPS]) for n in range(first, skipped)]
@@ -121,8 +122,9 @@ class SkipBadSteps(Callback):
         good = [path for number, path in list_checkpoints(self.folder) if number <= step - in_a_row]
         start = f"resume from the last good checkpoint, resume={good[-1]}," if good else "start again"
         return (
-            f"the last {in_a_row} steps up to {step} were skipped, their gradient norms not finite or above"
-            f" {self.factor:g} times the mean: {start} with a lower optimizer.lr or trainer.precision=32-true"
+            f"the last {in_a_row} steps up to {step} were skipped, since their gradient norms were not finite"
+            f" or above {self.factor:g} times the mean: {start} with a lower optimizer.lr or"
+            " trainer.precision=32-true"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from lightning import Callback, LightningModule, Trainer
 from ldm.errors import InvalidValue
 
 GRACE = 30.0
-"""Seconds from a rank's stack trace to its SIGALRM, after which srun kills the other ranks: time for theirs."""
+"""Seconds between a rank's stack trace and its SIGALRM, so that all write theirs before srun ends them."""
 
 
 class Watchdog(Callback):
     """A timer: after `seconds` without progress, a rank writes its stack trace and is ended by SIGALRM.
 
-    The trace of rank 0 is in `folder/rank0.txt`. A thread in C writes it and the kernel sends the signal, since
-    a hanging process may never run Python code again. Collectives time out as well, but later (after half an
-    hour, `ldm.cli.training.setup`) and without showing where the ranks hang.
+    Rank 0 writes to `folder/rank0.txt`. The trace is written by a C thread and the signal sent by the kernel,
+    since a hanging process may never run Python code again. Collectives time out as well, but later (after
+    half an hour, `ldm.cli.training.setup`) and without showing where the ranks hang.
     """
 
     def __init__(self, folder: str, seconds: float = 900.0, grace: float = GRACE) -> None:

@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with metrics.csv and config.yaml")
     parser.add_argument("--metric", default=None, help="default: val/loss, else val/nll, else train/loss")
     parser.add_argument("--highest", action="store_true", help="higher is better, as for val/psnr")
-    parser.add_argument("--out", default="compare.png", help="the plot; the table is written next to it as .csv")
+    parser.add_argument(
+        "--out", default="compare.png", help="the plot; the table is written next to it as .csv"
+    )
     args = parser.parse_args()
     with user_errors():
         runs = [run_log.read(Path(path)) for path in args.runs]

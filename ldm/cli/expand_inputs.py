@@ -25,7 +25,9 @@ def main(cfg: DictConfig) -> None:
     expanded = expand_inputs(model.state_dict(), old)
     config: Any = OmegaConf.to_container(cfg.stage.model, resolve=True)
     extra = {"step": "0", "size": str(cfg.data.size), "widened_from": str(cfg.ckpt)}
-    model_file.save(cfg.out, expanded.tensors, config, "latent_diffusion", model.describe_frozen_weights() | extra)
+    model_file.save(
+        cfg.out, expanded.tensors, config, "latent_diffusion", model.describe_frozen_weights() | extra
+    )
     num_copied = len(expanded.tensors) - len(expanded.padded) - len(expanded.new)
     print(f"wrote {cfg.out}: {num_copied} tensors copied unchanged")
     for names, change in (

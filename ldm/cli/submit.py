@@ -66,8 +66,8 @@ def check_job(job: DictConfig) -> None:
         raise UserError(f"hours must be above 0, not {job.hours}")
     if job.signal >= 60 * to_minutes(job.hours):
         raise UserError(
-            f"signal={job.signal} asks the run to stop {job.signal} s before the end of hours={job.hours:g}, "
-            "before it starts, so it would be requeued forever: use e.g. signal=30, or more hours"
+            f"signal={job.signal} stops the run {job.signal} s before the end of hours={job.hours:g}, which "
+            "is before it starts, so it would be requeued forever: use e.g. signal=30, or more hours"
         )
 
 

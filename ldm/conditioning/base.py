@@ -1,4 +1,4 @@
-"""The base class of conditioners, and `Compose`, which runs, drops and concatenates several of them."""
+"""The base class of conditioners, and `Compose`, which combines several and drops them in training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,8 +22,8 @@ class Conditioner(nn.Module, ABC):
     Args:
         batch_key: the key of its input in the batch.
         dropout: the probability that a training sample gets the null condition, for classifier-free guidance
-            (Ho and Salimans 2022, algorithm 1). At 0 the network never learns the null condition, so
-            guidance does not drop it.
+            (Ho and Salimans 2022, algorithm 1). At 0 the network never learns the null, and guidance
+            does not drop the condition either.
     """
 
     needs_first_stage: ClassVar[bool] = False

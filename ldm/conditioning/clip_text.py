@@ -20,8 +20,8 @@ class ClipText(Conditioner):
     """c = the hidden states of CLIP's frozen text tower, one per token (Radford et al. 2021).
 
     The null is the encoding of the empty text, computed when the weights are loaded and stored in `empty`.
-    Checkpoints hold only `empty`, and `describe_frozen_weights` names the tower. The chunks of a long text are encoded
-    separately, and their tokens concatenated.
+    Checkpoints hold only `empty`, and name the tower's weights (`describe_frozen_weights`). The chunks of a
+    long text are encoded separately, and their tokens concatenated.
 
     Towers without CLIP's byte-pair vocabulary, or that append a token of their own to the text, are refused:
     SigLIP's, CLIPA's, CoCa's, those on RoBERTa, mT5 and NLLB, and the multilingual ones. Two in three of

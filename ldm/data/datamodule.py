@@ -189,7 +189,8 @@ class ShardDataModule(LightningDataModule):
             return self.global_batch_size, min(self.val_batches, samples // self.global_batch_size)
         if samples < world_size:
             raise UserError(
-                f"data.val_shards={self.val_shards} contains {samples} images for {world_size} processes: add some"
+                f"data.val_shards={self.val_shards} contains {samples} images for {world_size} "
+                "processes: add images, or use fewer processes"
             )
         return samples // world_size * world_size, min(self.val_batches, 1)
 

@@ -49,7 +49,7 @@ class LatentHeader:
 
     @property
     def copied_extensions(self) -> tuple[str, ...]:
-        """Extensions of the members copied from the image shards; of maps only for a single centre crop."""
+        """Extensions of the members copied from the image shards; maps only with a single centre crop."""
         return ("txt", "json", "cls") + (MAPS if self.variants == 1 and not self.crops else ())
 
     @property
@@ -59,7 +59,7 @@ class LatentHeader:
         return 2 * self.channels, side, side
 
     def fields(self, seed: int) -> list[Field]:
-        """Return the fields of a sample: one of its encodings, keyed by (seed, position), and its text embeddings."""
+        """Return the fields of a sample: an encoding, chosen by (seed, position), and the text embeddings."""
         moments: Field = ArrayField(MOMENTS, "moments", self.shape)
         if self.variants > 1:
             moments = VariantField(ArrayField(MOMENTS, "moments", (self.variants, *self.shape)), seed)
@@ -102,7 +102,7 @@ def read_header(*shards: Sequence[Path]) -> LatentHeader | None:
 
 
 def read_folder_header(folder: Path) -> LatentHeader | None:
-    """Return a folder's header; None if it contains images. UserError if its images were preprocessed otherwise."""
+    """Return a folder's header, None if it contains images; UserError for other preprocessing."""
     try:
         fields = json.loads((folder / HEADER_FILE).read_text())
     except FileNotFoundError:

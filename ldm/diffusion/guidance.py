@@ -1,10 +1,10 @@
 """From a network to `denoise(z_t, t) -> (z_0, eps)`, with or without guidance.
 
-Every guidance extrapolates away from a worse prediction. Without `weak` that is the network's own prediction
-for `null`, the empty or the negative prompt (classifier-free guidance); all predictions come from one pass
-over a stacked batch. With `weak`, a smaller or less trained network, it is that network's prediction, and
-`null` holds the condition as that network encodes it (autoguidance, Karras et al. 2024, eq. 3). What is not
-needed, at scale 1 and outside of the interval, is not computed.
+Guidance extrapolates away from a worse prediction. In classifier-free guidance this is the same network's
+prediction for `null`, the empty or the negative prompt; all predictions come from one pass over a stacked
+batch. In autoguidance (Karras et al. 2024, eq. 3) it is the prediction of `weak`, a smaller or less trained
+network, and `null` holds the condition as encoded for that network. A prediction that does not affect the
+result (at scale 1, or outside the interval) is not computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +27,12 @@ Denoise: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction y of a network for several conditions, each b z h w.
+    """A network that predicts y (b z h w), and the conditions between which a guidance extrapolates.
 
     Args:
-        cond: the condition to follow.
+        cond: the condition to sample from.
         null: the condition to extrapolate away from.
-        weak: the network that predicts for `null`; None is `network` itself.
+        weak: the network that predicts for `null`; None for `network`.
     """
 
     network: Network
@@ -49,14 +49,14 @@ class Prediction:
     def combine(
         self, conds: Sequence[Conditioning], mix: Callable[..., Tensor], weak: bool = True
     ) -> Denoise:
-        """Return the denoiser of y = mix(y of conds[0], y of conds[1], ...), one pass per network.
+        """Return the denoiser with y = mix(y of conds[0], y of conds[1], ...), in one pass per network.
 
         Args:
-            weak: let the weak network, if there is one, predict for the last condition.
+            weak: whether the weak network, if there is one, predicts for the last condition.
         """
         weak_network = self.weak if weak else None
-        own = conds if weak_network is None else conds[:-1]
-        stacked_cond, n = _stack(own), len(own)
+        own_conds = conds if weak_network is None else conds[:-1]
+        stacked_cond, n = _stack(own_conds), len(own_conds)
 
         def predict(inputs: Tensor, time: Tensor) -> Tensor:
             y = self.network(torch.cat([inputs] * n), torch.cat([time] * n), stacked_cond)
@@ -70,11 +70,11 @@ class Prediction:
     def required_null(self, scale: float) -> Conditioning:
         """Return `null`; InvalidValue if there is none."""
         if self.null is None:
-            raise InvalidValue(f"guidance of scale {scale} needs the null condition")
+            raise InvalidValue(f"guidance with scale {scale} needs the null condition")
         return self.null
 
     def _denoise(self, predict: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
-        """Wrap predict(network input, network time) -> y by the input scale and the solve for z_0 and eps."""
+        """Return `denoise`, which scales z_t, calls predict(input, time) -> y and solves for (z_0, eps)."""
 
         def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             t = t.to(z_t.device, torch.promote_types(z_t.dtype, torch.float32)).expand(len(z_t))
@@ -88,7 +88,10 @@ class Prediction:
 
 @runtime_checkable
 class Guidance(Protocol):
-    """A prediction and a scale to a denoiser; scale 1 is no guidance."""
+    """A function that builds a denoiser from a prediction and a scale.
+
+    Scale 1 is no guidance, unless the function has further scales.
+    """
 
     def __call__(self, prediction: Prediction, scale: float) -> Denoise: ...
 
@@ -101,11 +104,11 @@ def classifier_free_guidance(prediction: Prediction, scale: float) -> Denoise:
 def rescaled_cfg(prediction: Prediction, scale: float, phi: float = 0.7) -> Denoise:
     """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g (Lin et al. 2023, eq. 15, 16).
 
-    y_g is that of classifier-free guidance, which large scales spread more than any image is spread; std is
-    taken over each image's y.
+    y_g is the y of classifier-free guidance, whose std grows with the scale, which overexposes images. Each
+    std is over all elements of one image's y.
     """
     if not 0 <= phi <= 1:
-        raise InvalidValue(f"guidance needs a rescaling phi in 0..1, not {phi}")
+        raise InvalidValue(f"guidance.phi must be in 0..1, not {phi}")
     if scale == 1:
         return prediction.without_guidance()
 
@@ -132,9 +135,7 @@ def interval_cfg(
     FID was at (0.28, 2.90] with EDM2-S and (0.19, 1.61] with EDM2-XXL (table 1).
     """
     if not 0 <= low < high:
-        raise InvalidValue(
-            f"guidance needs an interval of sigma/alpha with 0 <= low < high, not {low}, {high}"
-        )
+        raise InvalidValue(f"guidance.low and guidance.high need 0 <= low < high, not {low}, {high}")
     inside, outside = guidance(prediction, scale), prediction.without_guidance()
 
     def denoise(z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,14 +148,17 @@ def interval_cfg(
 def instruct_pix2pix_cfg(prediction: Prediction, scale: float, image_scale: float = 1.5) -> Denoise:
     """y = y_null + image_scale (y_image - y_null) + scale (y_cond - y_image) (Brooks et al. 2023, eq. 3).
 
-    y_image is conditioned on the image, the condition's `concat`, alone; `scale` is that of all other
-    conditions, in the paper the text.
+    y_image is conditioned only on the image, the condition's `concat`; `scale` applies to all other
+    conditions (in the paper, the text).
     """
     if scale == 1 and image_scale == 1:
         return prediction.without_guidance()
     null = prediction.required_null(scale)
     if prediction.cond.concat is None:
-        raise InvalidValue("guidance by image and text needs a condition with `concat`, the image")
+        raise InvalidValue(
+            "guidance=instruct_pix2pix needs a condition that is concatenated to the latent, but this model "
+            "has none: use guidance=cfg"
+        )
     image = Conditioning(null.context, null.vector, prediction.cond.concat)
     return nested_cfg(prediction, scale, [image], [image_scale])
 
@@ -168,33 +172,35 @@ def nested_cfg(
     """y = y_null + sum_i s_i (y_{c1..ci} - y_{c1..c(i-1)}) (Brooks et al. 2023, eq. 3, has two conditions).
 
     `intermediate` are the conditions c1, then c1 and c2, and so on, with their s_i in `scales`; `scale` is
-    that of the last step, to `cond`. Where two neighbours' scales agree, and where the first is 1, the
-    prediction between them cancels and is not computed.
+    the s_i of the last term, up to `cond`. Where s_i = s_(i+1) the prediction between the two terms cancels,
+    and where s_1 = 1 that for null does; these are not computed.
     """
     if len(intermediate) != len(scales):
-        raise InvalidValue(f"{len(scales)} scales for {len(intermediate)} conditions between null and all")
-    steps = [1.0, *scales, scale]
-    if all(step == 1 for step in steps):
+        raise InvalidValue(
+            f"nested_cfg needs a scale per intermediate condition, not {len(scales)} for {len(intermediate)}"
+        )
+    all_scales = [1.0, *scales, scale]
+    if all(s == 1 for s in all_scales):
         return prediction.without_guidance()
-    levels = [prediction.required_null(scale), *intermediate, prediction.cond]
-    used = [i for i in range(len(levels)) if i == len(levels) - 1 or steps[i] != steps[i + 1]]
+    conds = [prediction.required_null(scale), *intermediate, prediction.cond]
+    used = [i for i in range(len(conds)) if i == len(conds) - 1 or all_scales[i] != all_scales[i + 1]]
 
     def mix(*y_from_cond: Tensor) -> Tensor:
         predictions = y_from_cond[::-1]
         y = predictions[0]
         for i, before, after in zip(used[1:], predictions[:-1], predictions[1:], strict=True):
-            y = y + steps[i] * (after - before)
+            y = y + all_scales[i] * (after - before)
         return y
 
-    # From cond to null, since the weak network predicts the last one; it is not needed if null cancels.
-    return prediction.combine([levels[i] for i in reversed(used)], mix, weak=used[0] == 0)
+    # From cond to null: the weak network predicts for the last condition, unless null cancels.
+    return prediction.combine([conds[i] for i in reversed(used)], mix, weak=used[0] == 0)
 
 
 @dataclass(frozen=True)
 class NestedCFG:
-    """`nested_cfg` by condition names: {image: 1.5} uses 1.5 for the condition `image`, then `scale` for all.
+    """`nested_cfg` by condition names: {image: 1.5} gives `image` the scale 1.5, all others `scale`.
 
-    The names are in the order of the sum. None, or no name, is `classifier_free_guidance`.
+    The names are in the order of the sum. None or an empty mapping is `classifier_free_guidance`.
     """
 
     scales: Mapping[str, float] | None
@@ -210,7 +216,7 @@ class NestedCFG:
         return partial(nested_cfg, intermediate=intermediate, scales=list((self.scales or {}).values()))
 
     def __call__(self, prediction: Prediction, scale: float) -> Denoise:
-        """InvalidValue if there are names: `with_conditions` gives their conditions."""
+        """Apply classifier-free guidance; InvalidValue with `scales`, which need `with_conditions` first."""
         return self.with_conditions([])(prediction, scale)
 
 

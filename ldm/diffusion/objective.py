@@ -1,4 +1,4 @@
-"""The training objective."""
+"""The training objective of the denoiser."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from ldm.typing import Conditioning
 
 @runtime_checkable
 class Network(Protocol):
-    """f_theta(z_t, t, c)."""
+    """f_theta(z_t, t, c), called with the scaled z_t and `schedule.network_time(t)`."""
 
     def __call__(
         self, z_t: Float[Tensor, "b z h w"], t: Float[Tensor, " b"], cond: Conditioning
@@ -35,11 +35,11 @@ def diffusion_loss(
 ) -> Float[Tensor, " b"]:
     """L_LDM = E w(t) ‖ y − f_θ(z_t, t, c) ‖²,  z_t = α_t z_0 + σ_t ε   (Rombach et al. 2022, eq. 2 and 3).
 
-    One term per sample; training takes their mean. Pure: the caller samples eps ~ N(0, I) and u ~ U[0, 1).
+    Returns one term per sample; training minimises their mean. The caller samples eps ~ N(0, I), u ~ U[0, 1).
 
     Args:
-        network: f_theta; its squared error is a mean over channels and pixels.
-        weighting: w.
+        network: f_theta; its squared error is averaged over channels and latent positions.
+        weighting: w(t).
         times: maps u to t.
         input_noise: added to eps in z_t but not in y (Ning et al. 2023, "input perturbation").
     """

@@ -1,6 +1,6 @@
-"""Distributions of t in training, and timestep spacings for sampling.
+"""Timestep distributions for training, and timestep spacings for sampling.
 
-A spacing is called as `spacing(schedule, steps)`; spacings of whole times also accept T as the schedule.
+A spacing is called as `spacing(schedule, steps)`; spacings of integer times also accept T as the schedule.
 """
 
 import math
@@ -27,7 +27,7 @@ class UniformTimes:
 
 
 class LogitNormalTimes:
-    """logit(t/T) ~ N(mean, std²) (Esser et al. 2024, section 3.1); mean > 0 gives noisier t."""
+    """logit(t/T) ~ N(mean, std²) (Esser et al. 2024, section 3.1); mean > 0 favours noisier t."""
 
     def __init__(self, num_steps: int, mean: float = 0.0, std: float = 1.0) -> None:
         _check_num_steps(num_steps)
@@ -54,9 +54,9 @@ class LogNormalTimes:
 
 
 class ShiftedTimes:
-    """t' = s t/(1 + (s - 1) t/T) for t of other times (Esser et al. 2024, eq. 23): s > 1 gives noisier t.
+    """t' = s t/(1 + (s - 1) t/T) for t of other times (Esser et al. 2024, eq. 23): s > 1 favours noisier t.
 
-    For a rectified flow this multiplies sigma/alpha by s, as training at s times the resolution requires.
+    For a rectified flow this multiplies sigma/alpha by s, as recommended for s times the resolution.
     """
 
     def __init__(self, times: Callable[[Tensor], Tensor], num_steps: int, shift: float = 3.0) -> None:
@@ -73,10 +73,10 @@ class ShiftedTimes:
 
 
 def stratify(u: Float[Tensor, " b"], position: Int64[Tensor, " b"], strata: int) -> Float[Tensor, " b"]:
-    """u' = (position mod B + u)/B: the B samples of a global batch have one u' in each B-th of [0, 1).
+    """u' = (position mod B + u)/B: each of B equal parts of [0, 1) gets one u' per B positions.
 
-    Kingma et al. 2021, appendix I.1, with one u per sample. Position p is the (p mod B)-th of its batch on
-    any rank, so ranks exchange nothing; B = 1 leaves u unchanged.
+    Kingma et al. 2021, appendix I.1, with one u per sample; B = `strata`. Position p is the (p mod B)-th of
+    its global batch on any rank, so ranks need not communicate. B = 1 leaves u unchanged.
     """
     if strata < 1:
         raise InvalidValue(f"stratified u needs strata >= 1 parts of [0, 1), not {strata}")
@@ -85,9 +85,9 @@ def stratify(u: Float[Tensor, " b"], position: Int64[Tensor, " b"], strata: int)
 
 
 def deterministic_u(position: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """u = frac(1/2 + p (sqrt 5 - 1)/2): multiples of the golden ratio fill [0, 1) evenly for any number.
+    """u = frac(1/2 + p (sqrt 5 - 1)/2): multiples of the golden ratio fill [0, 1) evenly for any number of p.
 
-    Used in validation instead of random u: each image is always evaluated at the same noise levels.
+    Replaces random u in validation, so that an image is always evaluated at the same noise level.
     """
     u = (0.5 + position.double() * (math.sqrt(5) - 1) / 2).frac().float()
     return u.clamp(max=1 - torch.finfo(torch.float32).eps / 2)
@@ -128,7 +128,7 @@ def exponential(schedule: Schedule, steps: int) -> Float[Tensor, " s"]:
 
 
 def explicit(schedule: Schedule, steps: int, times: Sequence[float]) -> Float[Tensor, " s"]:
-    """Return the decreasing `times`, then 0; another number of steps interpolates lam over their index.
+    """Return the decreasing `times`, then 0; for another number of steps, lam is interpolated over the index.
 
     This is how the optimised lists of Sabour et al. (2024, "Align Your Steps") are used.
     """
@@ -136,7 +136,7 @@ def explicit(schedule: Schedule, steps: int, times: Sequence[float]) -> Float[Te
     listed = torch.tensor([float(t) for t in times], dtype=torch.float64)
     if len(listed) < 2 or listed[0] > schedule.num_steps or listed[-1] < 1 or (listed.diff() >= 0).any():
         raise InvalidValue(
-            f"times must be a list of 2 or more, decreasing within 1..{schedule.num_steps}, not {times}"
+            f"timestep_spacing.times needs 2 or more, decreasing within 1..{schedule.num_steps}, not {times}"
         )
     if steps == len(listed):
         return _append_zero(listed)
@@ -164,7 +164,7 @@ def _to_normal(u: Tensor) -> Tensor:
 
 
 def _check_steps(schedule: Schedule | int, steps: int) -> int:
-    """Return T, given directly or by a schedule; ValueError unless steps lie in 1..T."""
+    """Return T, given directly or by a schedule; InvalidValue unless steps lie in 1..T."""
     T = schedule if isinstance(schedule, int) else schedule.num_steps
     if not 1 <= steps <= T:
         raise InvalidValue(f"steps must lie in 1..{T}, not {steps}")

@@ -1,7 +1,7 @@
 """Loss weights by noise level, for the squared error in y.
 
-An error in y is sigma/det times as large in z_0. So a paper's weight of the squared error in z_0 is here
-multiplied by (sigma/det)², for every prediction type. SNR = (alpha/sigma)².
+An error in y is an error sigma/det times as large in z_0. A weight that a paper defines for the squared error
+in z_0 is therefore multiplied by (sigma/det)², for every prediction type. SNR = (alpha/sigma)².
 """
 
 import math
@@ -31,11 +31,11 @@ class Weighting(ABC):
 
     @property
     def fixed(self) -> "Weighting":
-        """The weighting without its learned part, for validation."""
+        """The weighting without learned parameters, for validation."""
         return self
 
     def check(self, schedule: Schedule) -> None:
-        """Raise ValueError if a t in 1..T at which the network must learn has the weight 0."""
+        """Raise InvalidValue if the weight is 0 at T, where sampling starts."""
         return None
 
 
@@ -64,21 +64,21 @@ class Z0Weighting(Weighting):
 
 
 class SNR(Z0Weighting):
-    """w = SNR on the error in z_0: the simple loss of the noise (Salimans & Ho 2022, section 4)."""
+    """w = SNR on the error in z_0: the simple loss of eps prediction (Salimans & Ho 2022, section 4)."""
 
     def z_0_weight(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Coefficient:
         """SNR."""
         return (alpha_t / sigma_t).square()
 
     def check(self, schedule: Schedule) -> None:
-        """Raise ValueError at zero terminal SNR."""
-        _refuse_zero_terminal_snr(schedule, "SNR", "use weighting=min_snr with weighting.least=0.005")
+        """Raise InvalidValue at zero terminal SNR."""
+        _require_terminal_snr(schedule, "SNR", "use weighting=min_snr with weighting.least=0.005")
 
 
 class MinSNR(Z0Weighting):
     """w = min(SNR, gamma) on the error in z_0 (Hang et al. 2023, "Min-SNR-γ").
 
-    At zero terminal SNR the weight is 0 at t = T, where sampling starts, so the network does not learn it.
+    At zero terminal SNR the weight is 0 at T, where sampling starts, so the network would not learn this t.
     With `least` > 0, w = min(max(SNR, least), gamma); 0.005 is the smallest SNR of Stable Diffusion.
     """
 
@@ -93,9 +93,9 @@ class MinSNR(Z0Weighting):
         return (alpha_t / sigma_t).square().clamp(self.least, self.gamma)
 
     def check(self, schedule: Schedule) -> None:
-        """Raise ValueError at zero terminal SNR without `least`."""
+        """Raise InvalidValue at zero terminal SNR without `least`."""
         if self.least == 0:
-            _refuse_zero_terminal_snr(schedule, "min-SNR", "set weighting.least=0.005")
+            _require_terminal_snr(schedule, "min-SNR", "set weighting.least=0.005")
 
 
 class SoftMinSNR(Z0Weighting):
@@ -112,16 +112,15 @@ class SoftMinSNR(Z0Weighting):
         return self.gamma * alpha_t**2 / (alpha_t**2 + self.gamma * sigma_t**2)
 
     def check(self, schedule: Schedule) -> None:
-        """Raise ValueError at zero terminal SNR."""
-        _refuse_zero_terminal_snr(
-            schedule, "soft-min-SNR", "use weighting=min_snr with weighting.least=0.005"
-        )
+        """Raise InvalidValue at zero terminal SNR."""
+        _require_terminal_snr(schedule, "soft-min-SNR", "use weighting=min_snr with weighting.least=0.005")
 
 
 class EDM(Z0Weighting):
     """w = (r² + std²)/(r std)² on the error in z_0, r = sigma/alpha (Karras et al. 2022, table 1).
 
-    It is 1 for EDM's own y and nowhere 0, so zero terminal SNR works as well. `std` is that of the data.
+    On the error in EDM's own y, w = 1. It is never 0, so zero terminal SNR works, too. `std` is that of the
+    latents.
     """
 
     def __init__(self, parameterization: Parameterization, std: float = 0.5) -> None:
@@ -138,12 +137,12 @@ class EDM(Z0Weighting):
 class LearnedUncertainty(nn.Module, Weighting):
     """L = w error / exp(u) + u, u(lam) learned (Karras et al. 2024, "Analyzing and Improving", eq. 14).
 
-    At the optimum exp(u) is the mean of w error at each noise level, so levels have gradients of equal size.
+    At the optimum exp(u) is the mean of w error at each noise level, which equalises their gradients.
     u is linear in fixed random Fourier features of c_noise = -lam/4, |lam| <= 10, and starts at 0.
 
     Args:
         weighting: w.
-        channels: the number of features.
+        channels: number of Fourier features.
     """
 
     frequencies: Tensor
@@ -161,7 +160,7 @@ class LearnedUncertainty(nn.Module, Weighting):
         self.weight = nn.Parameter(torch.zeros(channels))
 
     def __call__(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Float[Tensor, " b"]:
-        """w."""
+        """Return w."""
         return self.weighting(alpha_t, sigma_t)
 
     def loss(
@@ -172,26 +171,25 @@ class LearnedUncertainty(nn.Module, Weighting):
         return self(alpha_t, sigma_t) * error / u.exp() + u
 
     def uncertainty(self, alpha_t: Coefficient, sigma_t: Coefficient) -> Float[Tensor, " b"]:
-        """u."""
-        noise = (sigma_t.log() - alpha_t.log()).clamp(-10, 10).flatten()[:, None] / 4
-        features = math.sqrt(2) * (noise * self.frequencies + self.phases).cos()  # b k
-        return (features * self.weight).sum(1) / math.sqrt(
-            len(self.weight)
-        )  # not a matrix product, which autocast would round
+        """Return u of each sample."""
+        c_noise = (sigma_t.log() - alpha_t.log()).clamp(-10, 10).flatten()[:, None] / 4
+        features = math.sqrt(2) * (c_noise * self.frequencies + self.phases).cos()  # b k
+        # A sum instead of a matrix product, which autocast would round.
+        return (features * self.weight).sum(1) / math.sqrt(len(self.weight))
 
     @property
     def fixed(self) -> Weighting:
-        """w."""
+        """The weighting w, without u."""
         return self.weighting
 
     def check(self, schedule: Schedule) -> None:
-        """Check w."""
+        """Raise InvalidValue if `weighting` does."""
         self.weighting.check(schedule)
 
 
-def _refuse_zero_terminal_snr(schedule: Schedule, name: str, advice: str) -> None:
+def _require_terminal_snr(schedule: Schedule, name: str, advice: str) -> None:
     if schedule.has_zero_terminal_snr:
         raise InvalidValue(
-            f"alpha_T = 0 at T = {schedule.num_steps}, and {name} gives T, where sampling starts, "
-            f"the weight 0: {advice}"
+            f"alpha_T = 0 at T = {schedule.num_steps}, so the {name} weight is 0 at T, where sampling "
+            f"starts: {advice}"
         )

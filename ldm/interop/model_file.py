@@ -70,9 +70,10 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape
     )
     if mismatched:
+        total = len(own.keys() | tensors.keys())
         raise UserError(
-            f"{path} does not fit this configuration: {len(mismatched)} of {len(own)} tensors differ,"
-            f" {mismatched[0]} first; use the config groups and values that the file was trained with"
+            f"{path} does not fit this config ({len(mismatched)} of {total} tensors differ, the first is"
+            f" {mismatched[0]}): use the config groups and values of the run that wrote it"
         )
     module.load_state_dict(dict(tensors))
 

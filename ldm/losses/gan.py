@@ -34,10 +34,10 @@ class HingeLoss(GANLoss):
 
 
 class NonSaturatingLoss(GANLoss):
-    """Non-saturating loss: binary cross-entropy with labels flipped for the generator (Goodfellow et al. 2014)."""
+    """Binary cross-entropy; the generator's is non-saturating (Goodfellow et al. 2014, section 3)."""
 
     def discriminator_loss(self, real: Logits, fake: Logits) -> Float[Tensor, ""]:
-        """(-E log s(D(x)) - E log(1 - s(D(x_hat)))) / 2, where s is the sigmoid   (Goodfellow et al. 2014, section 3)."""
+        """(-E log s(D(x)) - E log(1 - s(D(x_hat)))) / 2, where s is the sigmoid."""
         return 0.5 * (softplus(-real).mean() + softplus(fake).mean())
 
     def generator_loss(self, fake: Logits) -> Float[Tensor, ""]:

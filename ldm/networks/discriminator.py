@@ -44,7 +44,7 @@ class PatchDiscriminator(nn.Module):
         """Return logits, positive for real; raise ValueError for images too small for one patch."""
         if min(x.shape[-2:]) < self.min_size:
             raise InvalidValue(
-                f"{x.shape[-2]}x{x.shape[-1]} pixels: the discriminator needs {self.min_size} or more"
+                f"the discriminator needs {self.min_size} pixels per side, not {x.shape[-2]}x{x.shape[-1]}"
             )
         h = self.activation(self.conv_in(x))
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""The identity first stage: diffusion on pixels, the paper's baseline LDM-1."""
+"""The identity as a first stage: diffusion on pixels, the baseline LDM-1 of Rombach et al. (2022)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class IdentityEncoder(EncoderBase):
 
 
 class IdentityDecoder(DecoderBase):
-    """x = z; without weights, so there is no last layer."""
+    """x = z; without weights, and so without a `last_layer`."""
 
     def __init__(self, out_channels: int = 3) -> None:
         super().__init__()

@@ -21,10 +21,10 @@ from ldm.networks.attention import AttentionBlock
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample
 
 Box: TypeAlias = tuple[int, int, int, int]
-"""Top, bottom, left, right of a tile, in positions of its map."""
+"""(top, bottom, left, right) of a tile, in positions of the feature map."""
 
 TileReader: TypeAlias = Callable[[Box], Tensor]
-"""Returns the part of a map inside a box, on the device."""
+"""Function that returns the part of a map inside a box, on the device."""
 
 Map: TypeAlias = Float[Tensor, "b _ _ _"]
 """A feature map; channels and size depend on the layer."""
@@ -43,15 +43,17 @@ def spatial_size(x: Map) -> tuple[int, int]:
 
 
 class Tiles:
-    """Runs layers on `device`, on one tile of `tile` × `tile` positions at a time."""
+    """The operations on feature maps, run on `device` for one tile of `tile` × `tile` positions at a time."""
 
     def __init__(self, tile: int, device: torch.device) -> None:
         if tile < 1:
-            raise InvalidValue(f"tile={tile}: use a tile of at least 1 latent position per side")
+            raise InvalidValue(
+                f"tile={tile}: the side of a tile must be at least 1 position of the feature map"
+            )
         self.tile, self.device = tile, device
 
     def reader(self, x: Map, factor: int = 1) -> TileReader:
-        """Return a reader of x; a box is in units of `factor` positions of x."""
+        """Return a reader of tiles of x, whose boxes are in units of `factor` positions of x."""
 
         def read(box: Box) -> Tensor:
             top, bottom, left, right = (factor * edge for edge in box)
@@ -60,7 +62,7 @@ class Tiles:
         return read
 
     def assemble(self, size: tuple[int, int], read: TileReader, into: Map | None = None) -> Map:
-        """Read a map of `size` tile by tile into one tensor on the CPU, or add it to `into`."""
+        """Read a map of `size` tile by tile; return it on the CPU, added to `into` if given."""
         for box in tile_boxes(*size, self.tile):
             part, (top, bottom, left, right) = read(box).cpu(), box
             if into is None:
@@ -80,43 +82,43 @@ class Tiles:
     ) -> Map:
         """Apply a 3×3 convolution to a map of `size` that `read` returns in tiles; add the result to `into`.
 
-        `pad_before` is the zero padding at the top and left; outside the map everything is zero.
+        `pad_before` is the padding at the top and left; positions outside the map are zero.
         """
         height, width = size
 
         def read_convolved(box: Box) -> Tensor:
             top, bottom, left, right = box
-            a, b, c, d = (stride * n - pad_before for n in (top, bottom - 1, left, right - 1))
-            b, d = b + 3, d + 3  # one past the kernel's last position
-            inside = max(a, 0), min(b, height), max(c, 0), min(d, width)
-            padding = inside[2] - c, d - inside[3], inside[0] - a, b - inside[1]
+            y0, x0 = stride * top - pad_before, stride * left - pad_before
+            y1, x1 = y0 + stride * (bottom - top - 1) + 3, x0 + stride * (right - left - 1) + 3  # exclusive
+            inside = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
+            padding = inside[2] - x0, x1 - inside[3], inside[0] - y0, y1 - inside[1]
             return F.conv2d(F.pad(read(inside), padding), conv.weight, conv.bias, stride)
 
         return self.assemble((height // stride, width // stride), read_convolved, into)
 
     def norm_silu(self, norm: GroupNorm, x: Map) -> TileReader:
-        """Return a reader of silu(norm(x)), with the statistics of the whole of x."""
+        """Return a reader of tiles of silu(norm(x)), normalised by the statistics of the whole map x."""
         groups, channels, (height, width) = norm.num_groups, x.shape[1], spatial_size(x)
         read, sums = self.reader(x), torch.zeros(2, len(x), groups, dtype=torch.float64)
         for box in tile_boxes(height, width, self.tile):
             values = read(box).float().unflatten(1, (groups, -1))
             sums += torch.stack([values.sum((2, 3, 4)), values.square().sum((2, 3, 4))]).cpu()
-        mean, square = sums / (channels // groups * height * width)
-        scale = (square - mean.square() + norm.eps).rsqrt()
+        mean, mean_square = sums / (channels // groups * height * width)
+        inverse_std = (mean_square - mean.square() + norm.eps).rsqrt()
 
         def expand_groups(statistic: Tensor) -> Tensor:
-            """Repeat a number per group for each of its channels."""
+            """Repeat the statistic of each group for all of its channels."""
             per_channel = statistic.float().repeat_interleave(channels // groups, dim=1)
             return per_channel[..., None, None].to(self.device)
 
-        weight = expand_groups(scale) * norm.weight[:, None, None]
+        weight = expand_groups(inverse_std) * norm.weight[:, None, None]
         bias = norm.bias[:, None, None] - expand_groups(mean) * weight
         return lambda box: F.silu((read(box).float() * weight + bias).to(x.dtype))
 
 
 @singledispatch
 def forward_tiled(layer: nn.Module, x: Map, tiles: Tiles) -> Map:
-    """Return layer(x), with maps on the CPU; raise ValueError for a layer that registers no tiled version."""
+    """Return layer(x), with maps on the CPU; raise InvalidValue for a layer without a tiled version."""
     raise InvalidValue(f"{type(layer).__name__} cannot be computed tile by tile: use tile=null")
 
 

@@ -1,4 +1,4 @@
-"""The U-Net denoiser, conditioned on time and by cross-attention, a vector or concatenated maps."""
+"""The U-Net denoiser, conditioned on time, and by cross-attention, a vector or concatenated maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ Map: TypeAlias = Float[Tensor, "b _ _ _"]
 """A feature map; channels and size depend on the layer."""
 
 Embedding: TypeAlias = Float[Tensor, "b e"]
-"""The embedding of time and vector."""
+"""The embedding of t and cond.vector."""
 
 Context: TypeAlias = Float[Tensor, "b l d"]
 """Tokens for cross-attention."""
 
 
 class Block(Checkpointed):
-    """A residual block, then attention if the level has it."""
+    """A residual block, followed by attention at the levels that have it."""
 
     def __init__(self, residual: TimeResidualBlock, attention: nn.Module | None, recompute: bool) -> None:
         super().__init__(recompute)
@@ -40,7 +40,7 @@ class Block(Checkpointed):
 
 
 def apply_resample(h: Map, layer: nn.Module, e: Embedding) -> Map:
-    """Change the map's resolution; a residual block also takes the embedding."""
+    """Apply a layer that changes the resolution; residual blocks also take the embedding."""
     return layer(h, e) if isinstance(layer, TimeResidualBlock) else layer(h)
 
 
@@ -52,7 +52,7 @@ class DownLevel(nn.Module):
         self.blocks, self.downsample = nn.ModuleList(blocks), downsample
 
     def forward(self, h: Map, e: Embedding, context: Context | None) -> list[Map]:
-        """Return every layer's output: all are skip connections, the last is also the level's output."""
+        """Return the output of every layer; all are skip connections, and the last is the level's output."""
         outputs = []
         for block in self.blocks:
             h = block(h, e, context)
@@ -88,7 +88,7 @@ def count_heads(channels: int, num_heads: int | None, head_channels: int | None)
 
 @dataclass(kw_only=True)
 class LayerBuilder:
-    """Builds a U-Net's layers from their common options; arguments as in `UNet`."""
+    """A builder of a U-Net's layers with common options; arguments as in `UNet`."""
 
     time_channels: int
     attention_levels: Sequence[int]
@@ -119,7 +119,7 @@ class LayerBuilder:
         return Block(residual, attention, self.recompute)
 
     def middle(self, channels: int) -> nn.ModuleList:
-        """Return two blocks, the first with attention of the coarsest level's depth."""
+        """Return two blocks; the first has attention, with the transformer depth of the coarsest level."""
         residual, attention = (
             self.residual(channels, channels),
             self.attention(channels, -1, cross_only=False),
@@ -130,7 +130,7 @@ class LayerBuilder:
         )
 
     def attention(self, channels: int, level: int, cross_only: bool) -> nn.Module:
-        """Return a transformer with cross-attention, or plain self-attention for a model without context."""
+        """Return a transformer with cross-attention, or only self-attention for a model without context."""
         heads = count_heads(channels, self.num_heads, self.head_channels)
         if self.context_channels is not None:
             return SpatialTransformer(channels, self.context_channels, heads, self.depths[level], cross_only)
@@ -184,7 +184,7 @@ class UNet(Denoiser):
 
     Args:
         in_channels: channels of z_t and cond.concat together.
-        channel_mult: width of each level in `model_channels`; every level but the last downsamples by 2.
+        channel_mult: width of each level as a multiple of `model_channels`; all but the last downsample by 2.
         attention_levels: indices of the levels with attention, 0 the finest; the middle always has it.
         num_heads, head_channels: number of heads, or channels per head; exactly one of them is set.
         context_channels: channels of cond.context; None for no cross-attention, as in unconditional models.
@@ -193,9 +193,9 @@ class UNet(Denoiser):
         dropout: probability inside residual blocks.
         scale_shift_norm: see `TimeResidualBlock`.
         num_labels: if set, cond.vector is one integer label per sample, in 0..num_labels-1.
-        cross_only_levels: levels that attend only to the context, without self-attention (the ×4 upscaler).
+        cross_only_levels: levels with cross-attention but no self-attention, as in the ×4 upscaler.
         resample_in_blocks: resample in residual blocks instead of convolutions (Dhariwal & Nichol 2021, 3).
-        activation_checkpointing: see `Checkpointed`; less memory in training for a third more time.
+        activation_checkpointing: see `Checkpointed`; uses less memory, but training takes a third longer.
     """
 
     title = "the U-Net"
@@ -258,7 +258,7 @@ class UNet(Denoiser):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def embed(self, t: Float[Tensor, " b"], cond: Conditioning) -> Embedding:
-        """Return silu(time + vector), shared by all residual blocks; each has its own projection."""
+        """Return silu(time + vector), which every residual block projects by its own linear layer."""
         e = self.time_embedding(sinusoidal_embedding(t, self.model_channels))
         if self.vector_embedding is not None:
             e = e + self.vector_embedding(cond.vector)
@@ -266,7 +266,7 @@ class UNet(Denoiser):
 
 
 def depth_per_level(depth: int | Sequence[int], num_levels: int) -> Sequence[int]:
-    """Return one depth per level."""
+    """Return the transformer depth of each level."""
     depths = [depth] * num_levels if isinstance(depth, int) else depth
     if len(depths) != num_levels:
         raise InvalidValue(

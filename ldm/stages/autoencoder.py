@@ -25,19 +25,20 @@ from ldm.typing import Batch
 
 
 class AutoencoderStage(Stage):
-    """L = L_rec + w L_perceptual + L_bottleneck + ramp λ L_adv (Rombach et al. 2022; Esser et al. 2021).
+    """L = L_rec + w L_perceptual + L_bottleneck + w_adv λ L_adv (Rombach et al. 2022; Esser et al. 2021).
 
-    All terms are means over an image's dimensions (C H W). The KL's weight is then the published one: that
-    1e-6 multiplies a KL summed over the latent, next to an error summed over the image.
+    w_adv is the adversary's ramped weight, λ the adaptive one. All terms are divided by the number of an
+    image's dimensions (C H W). The KL's weight is then the published one: there, 1e-6 multiplies a KL summed
+    over the latent, and the reconstruction error is summed over the image.
 
     Args:
         adversary: the discriminator, with its start and ramp; None trains without one.
-        logvar: turns the distance into a negative log-likelihood; None uses the distance itself.
+        logvar: converts the distance to a negative log-likelihood; None uses the distance itself.
         equivariance: rotates and downscales latents and images in some steps (EQ-VAE); None never does.
         decoder_only: freeze encoder and bottleneck, to finetune a decoder for existing latents.
         init: a model file of stage 1 with the initial weights.
         statistics_batches: number of training batches over which the latents' mean and std are measured.
-        The others as in `Stage`.
+        The others are as in `Stage`.
     """
 
     model: Autoencoder
@@ -78,21 +79,21 @@ class AutoencoderStage(Stage):
             model_file.load_state(self.model, tensors, self.init)
 
     def check_steps(self, max_steps: int) -> None:
-        """Raise UserError if there is nothing to train or the discriminator starts after the last step."""
+        """Raise UserError if nothing is trainable or the adversarial loss starts after the last step."""
         if not self.averaged_parameters():
             raise UserError(
-                "this autoencoder has nothing to train: in pixel space train only stage 2, with "
+                "this autoencoder has no trainable parameters: in pixel space train only stage 2, with "
                 "autoencoder=identity and without first_stage"
             )
         if self.adversary is not None and self.adversary.start >= max_steps:
             raise UserError(
-                f"the discriminator starts at step {self.adversary.start}, past the end of training "
-                f"at {max_steps}: lower adversary.start, raise trainer.max_steps, "
-                "or train without it by stage.adversary=null"
+                f"adversary.start={self.adversary.start} is not before the end of training, "
+                f"trainer.max_steps={max_steps}: lower adversary.start, raise trainer.max_steps, or train "
+                "without the discriminator by stage.adversary=null"
             )
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, DiagonalGaussian]:
-        """Return (x, x_hat, posterior), or (τ x, D(τ z), posterior) in a step with τ of `equivariance`."""
+        """Return (x, x_hat, posterior), or (τ x, D(τ z), posterior) where `equivariance` draws a τ."""
         x = self.pixels(batch)
         posterior = self.model.posterior(x)
         z = posterior.sample(self.normal(batch, "posterior", posterior.mean.shape[1:]))
@@ -102,7 +103,7 @@ class AutoencoderStage(Stage):
         return x, self.model.reconstruct(z).float(), posterior
 
     def reconstruction_terms(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Return the reconstruction and perceptual terms and their `nll`; `scale` too where it is learned."""
+        """Return the reconstruction and perceptual terms and their `nll`, and with `logvar` its `scale`."""
         rec, perceptual = self.reconstruction(x_hat, x).mean(), self.perceptual(x_hat, x).mean()
         distance = rec + self.perceptual_weight * perceptual
         terms = {"rec": rec, "perceptual": perceptual, "nll": distance}
@@ -111,7 +112,7 @@ class AutoencoderStage(Stage):
         return terms
 
     def generator_terms(self, x: Tensor, x_hat: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
-        """Return all terms of the autoencoder's loss, `loss` their weighted sum."""
+        """Return all terms of the autoencoder's loss, and `loss`, their weighted sum."""
         terms = self.reconstruction_terms(x_hat, x)
         terms |= self.model.bottleneck.terms(posterior, self.model.dimensions(posterior))
         terms["loss"] = terms["nll"] + terms["penalty"]
@@ -128,7 +129,7 @@ class AutoencoderStage(Stage):
         return terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Train on one global batch: backward by micro-batches for both networks, then one step of each."""
+        """Train on one global batch: accumulate the gradients of both networks, then step both optimizers."""
         logs: dict[str, Tensor] = {}
         for part, fraction in self.micro_batches(batch):
             x, x_hat, posterior = self.reconstruct(part)
@@ -142,7 +143,7 @@ class AutoencoderStage(Stage):
 
     @property
     def trains_discriminator(self) -> bool:
-        """Whether this step trains the discriminator: some steps before the generator uses it, and after."""
+        """Whether this step trains the discriminator: `adversary.warmup` steps before its use, and after."""
         return self.adversary is not None and self.adversary.trains_at(self.global_step)
 
     def backward_discriminator(self, x: Tensor, x_hat: Tensor, fraction: float) -> dict[str, Tensor]:
@@ -153,15 +154,15 @@ class AutoencoderStage(Stage):
         return terms
 
     def step_optimizers(self) -> dict[str, Any]:
-        """Clip and step; Lightning steps only the autoencoder's optimizer, so global_step counts batches."""
+        """Clip, step; only the autoencoder's optimizer through Lightning, so global_step counts batches."""
         (generator, *discriminators), schedulers = self.optimizers_and_schedulers()
         logs = {"learning_rate": schedulers[0].get_last_lr()[0]}
         norms = {"gradient_norm": self.clip_gradient(self.trained_parameters())}
         if self.adversary is not None:
             norms["discriminator_gradient_norm"] = self.clip_gradient(self.adversary.parameters())
         accepted = self.apply_step_guard(*norms.values())
-        # The discriminator first, since the generator's step advances global_step. Before the discriminator
-        # trains it has no gradients, and its step changes nothing.
+        # The discriminator steps first, since the generator's step advances global_step. Before it is trained
+        # it has no gradients, and its step changes nothing.
         if self.adversary is not None:
             (discriminator,) = discriminators
             discriminator.optimizer.step()
@@ -185,12 +186,12 @@ class AutoencoderStage(Stage):
             checkpoint["codebook_counts"] = counts.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give rank 0 the counts of all ranks, whose number may have changed."""
+        """Restore the counts of all ranks on rank 0 alone, since the number of ranks may have changed."""
         if "codebook_counts" in checkpoint and self.global_rank == 0:
             self.model.bottleneck.restore(checkpoint["codebook_counts"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the terms and PSNR in dB of reconstructions from the posterior's mean."""
+        """Log the terms, and the PSNR in dB of reconstructions from the posterior mean."""
         x = self.pixels(batch)
         posterior = self.model.posterior(x)
         x_hat = self.model.reconstruct(posterior.mean).float().clamp(-1, 1)
@@ -203,7 +204,7 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def preview_images(self, data: Any) -> list[tuple[str, list[PIL.Image.Image]]]:
-        """Return rows of validation images, or else training images, each above its reconstructions."""
+        """Return rows of validation images, or else training images, each row above its reconstructions."""
         batch = next(iter(data.val_dataloader() or data.train_dataloader()))
         x = self.pixels(batch)[:16]
         x_hat = self.model.reconstruct(self.model.posterior(x).mean)
@@ -227,8 +228,8 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Batch]) -> None:
-        """Set the buffers of the latents' mean and std per channel, which normalise them for stage 2."""
-        moments = []  # E[z] and E[z²] of each batch, over the posterior
+        """Measure the latents' mean and std per channel, by which the model normalises them for stage 2."""
+        moments = []  # per batch, E[z] and E[z²] under the posterior
         for batch in batches:
             posterior = self.model.posterior(self.pixels(batch))
             mean, std = posterior.mean.double(), posterior.std.double()
@@ -237,7 +238,7 @@ class AutoencoderStage(Stage):
         self.model.set_latent_statistics(mean.float(), (square - mean.square()).sqrt().float())
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the autoencoder's optimizer: its own, and the scale of `logvar`."""
+        """Return the parameters of the autoencoder's optimizer: the autoencoder's and that of `logvar`."""
         scale = [] if self.logvar is None else self.logvar.parameters()
         return [*self.averaged_parameters().values(), *scale]
 

@@ -26,7 +26,7 @@ class Stage(LightningModule, ABC):
     Args:
         seed: of all random numbers in training.
         learning_rate: step -> factor of the optimizer's learning rate.
-        gradient_clip: largest norm of the gradient; 0 disables clipping.
+        gradient_clip: maximum norm of the gradient; 0 disables clipping.
         micro_batch_size: images per forward and backward pass on one rank; 0 takes the rank's whole batch.
         log_every: steps between log rows; in between, no value leaves the device.
 
@@ -35,10 +35,10 @@ class Stage(LightningModule, ABC):
     Attributes that callbacks set:
         extra_metrics: further values of the next log row, by name; the loggers get those of rank 0.
         per_rank_metrics: numbers measured on every rank; the log row gets the smallest and the largest.
-        step_guard: function of the gradient norms, 1 to skip the step, else 0; None accepts every step.
-        validation_interrupted: True leaves the validation that was just cut short out of the log.
+        step_guard: returns 1 for gradient norms whose step must be skipped, else 0; None accepts every step.
+        validation_interrupted: whether the last validation was cut short, so that it is not logged.
 
-    What callbacks read:
+    Attributes and methods that callbacks read:
         logs_this_step: whether to measure for `extra_metrics`, in `on_train_batch_start`.
         last_batch_end: `time.perf_counter()` after the last training batch and all callbacks; `Throughput`
             moves it past a validation.
@@ -47,11 +47,11 @@ class Stage(LightningModule, ABC):
     Hooks that callbacks call:
         measure(batch, prefix): measure a validation batch again with other weights in place.
         preview_images(data): labelled rows of images, with averaged weights in place.
-        on_export(data): measure what belongs in the model file, with averaged weights in place.
+        on_export(data): measure the statistics stored in the model file, with averaged weights in place.
         exported_tensors(), header_entries(): the content of the model file.
 
-    In a stage, `apply_step_guard(*norms)` asks `step_guard`, and `accumulated_metrics()` returns what is counted
-    over all steps between two log rows.
+    A stage calls `apply_step_guard(*norms)` before its optimizer step, and returns what it counts over all
+    steps between two log rows from `accumulated_metrics()`.
     """
 
     automatic_optimization = False
@@ -75,21 +75,21 @@ class Stage(LightningModule, ABC):
         self.last_batch_end = 0.0
 
     def setup(self, stage: str) -> None:
-        """Convert to the training precision, or Lightning would load a float64 checkpoint into fp32."""
+        """Convert to the training precision; otherwise Lightning loads a float64 checkpoint into fp32."""
         self.trainer.precision_plugin.convert_module(self)
 
     def load_pretrained(self) -> None:
-        """Load published weights and model files from disk; UserError where they are missing."""
+        """Load published weights and model files; UserError if they are missing."""
 
     def on_export(self, data: Any) -> None:
-        """Measure what belongs in the model file; averaged weights are in place."""
+        """Measure the statistics that the model file stores; averaged weights are in place."""
 
     def header_entries(self) -> dict[str, str]:
         """Return what the model file's header states besides the config."""
         return {}
 
     def exported_tensors(self) -> dict[str, Tensor]:
-        """Return the model file's tensors, without pretrained ones that its header names by hash."""
+        """Return the model file's tensors, without the pretrained ones whose hash its header records."""
         return self.model.state_dict()
 
     @abstractmethod
@@ -105,21 +105,21 @@ class Stage(LightningModule, ABC):
         return batch["image"].to(self.device).float() / 127.5 - 1
 
     def normal(self, batch: Batch, stream: str, shape: Iterable[int]) -> Float[Tensor, "b z h w"]:
-        """Return N(0, I) of `shape` per sample, keyed by its position."""
+        """Sample a tensor of `shape` from N(0, I) per sample, keyed by its position."""
         return rng.normal(self.seed, batch["position"].tolist(), stream, tuple(shape)).to(self.device)
 
     def uniform(self, batch: Batch, stream: str, shape: tuple[int, ...] = ()) -> Float[Tensor, "b ..."]:
-        """Return U[0, 1) of `shape` per sample, keyed by its position."""
+        """Sample a tensor of `shape` from U[0, 1) per sample, keyed by its position."""
         return rng.uniform(self.seed, batch["position"].tolist(), stream, shape).to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the global generator (network dropout) by (seed, step, rank): resuming repeats the step."""
+        """Seed the global generator, for network dropout, by (seed, step, rank): a resumed run repeats it."""
         torch.manual_seed(
             rng.generator(self.seed, self.global_step, f"rank/{self.global_rank}").initial_seed()
         )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Note the time: Lightning calls this after all callbacks, then the run waits for data."""
+        """Record the time: Lightning calls this after all callbacks, then the run waits for data."""
         self.last_batch_end = time.perf_counter()
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
@@ -134,7 +134,7 @@ class Stage(LightningModule, ABC):
         return optimizer, LambdaLR(optimizer, lambda step: self.learning_rate(step))
 
     def optimizers_and_schedulers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
-        """Return all optimizers and their learning-rate schedulers, also where there is only one."""
+        """Return lists of all optimizers and their learning-rate schedulers, even if there is only one."""
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
         return (
             optimizers if isinstance(optimizers, list) else [optimizers],
@@ -144,12 +144,12 @@ class Stage(LightningModule, ABC):
     def clip_gradient(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
         """Clip the gradient in place; return its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
-        return norm.to(self.device)  # without gradients it is a 0 on the CPU
+        return norm.to(self.device)  # without gradients the norm is 0 on the CPU
 
     def apply_step_guard(self, *norms: Tensor) -> Bool[Tensor, ""]:
-        """Return whether `step_guard` accepts these gradient norms; if not, fused optimizers skip the step.
+        """Make fused optimizers skip the step if `step_guard` rejects it; return whether it is accepted.
 
-        The result stays on the device, so there is no host sync. Other state that moves with the weights
+        The result stays on the device, so there is no host sync. Other state that is updated with the weights
         (codebook, running means) must check it as well.
         """
         if self.step_guard is None:
@@ -165,7 +165,7 @@ class Stage(LightningModule, ABC):
         return (self.global_step + 1) % self.log_every == 0
 
     def accumulated_metrics(self) -> dict[str, Tensor]:
-        """Return what all steps and ranks counted since the last log row; all ranks call it together."""
+        """Return metrics accumulated over steps and ranks since the last log row; all ranks must call it."""
         return {}
 
     def log_training(self, values: Mapping[str, Tensor | float]) -> None:
@@ -182,12 +182,12 @@ class Stage(LightningModule, ABC):
     ) -> tuple[dict[str, Tensor | float], dict[str, float]]:
         """Return the values of the global batch, and the smallest and largest of `per_rank_metrics`.
 
-        A plain number is the same on all ranks. Besides that of `accumulated_metrics` this is the only
-        collective of logging: all ranks reach it at the same steps and have just shared their gradients.
+        A plain number is the same on all ranks. Apart from that of `accumulated_metrics`, this is the only
+        collective of logging: all ranks reach it in the same steps, just after averaging their gradients.
         """
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         means, world = torch.stack(list(tensors.values())), self.trainer.world_size
-        # A column per rank, zero in those of other ranks: the mean times their number has all columns.
+        # Each rank fills its own column and leaves 0 in the others: the mean times their number is complete.
         columns = torch.zeros(len(self.per_rank_metrics) if world > 1 else 0, world)
         columns[:, self.global_rank] = torch.tensor(list(self.per_rank_metrics.values()))[: len(columns)]
         local = torch.cat([means, columns.flatten().to(means)])
@@ -201,16 +201,16 @@ class Stage(LightningModule, ABC):
         return {**values, **dict(zip(tensors, reduced[: len(means)].unbind(), strict=True))}, extremes
 
     def measure(self, batch: Batch, prefix: str) -> None:
-        """Measure a validation batch with the current weights, logged under `prefix`; default: do nothing."""
+        """Measure a validation batch with the current weights, logged under `prefix`; by default a no-op."""
 
     def on_validation_epoch_end(self) -> None:
-        """Log what validation measured and counted."""
+        """Log the mean and the accumulated validation metrics."""
         logged, counted = self.trainer.callback_metrics, self.accumulated_metrics().items()
         row = {name: value for name, value in logged.items() if name.startswith("val/")}
         self.log_row(row | {f"val/{name}": value for name, value in counted})
 
     def log_row(self, values: Mapping[str, Tensor | float]) -> None:
-        """Give the loggers one row; `self.log` would repeat the last values at every step in between."""
+        """Pass one row to the loggers; `self.log` would repeat the last values at every step in between."""
         if self.validation_interrupted:  # measured on fewer batches than the other rows
             self.validation_interrupted = False
             return

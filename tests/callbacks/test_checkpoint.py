@@ -78,7 +78,9 @@ def test_a_partial_file_is_not_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("numbers", [(0, 2, 0), (1, 0, 0), (1, 1, 0), (1, 2, -1)])
 def test_numbers_out_of_range_are_refused(numbers):
-    with pytest.raises(ValueError, match="not {}, {} and {}".format(*numbers)):
+    with pytest.raises(
+        ValueError, match="not every_n_steps={}, keep={} and milestone_every={}".format(*numbers)
+    ):
         Checkpoint("anywhere", *numbers)
 
 
@@ -88,7 +90,7 @@ def test_ranks_that_found_different_checkpoints_do_not_start(tmp_path, monkeypat
 
     monkeypatch.setattr(SingleDeviceStrategy, "broadcast", broadcast_other_step)
     with pytest.raises(
-        UserError, match=r"this one from 0, rank 0 from 3: the shared file system .*resume=PATH"
+        UserError, match=r"from step 0 but rank 0 from step 3, since the shared file system .*resume=PATH"
     ):
         tiny.fit(tiny.first_stage(), [tiny.batch(1)], [Checkpoint(str(tmp_path))])
 
@@ -210,6 +212,6 @@ def test_too_little_free_space_is_noticed_before_writing(tmp_path, monkeypatch):
     saver = AtomicCheckpointIO()
     saver.save_checkpoint({"weight": torch.ones(9000)}, tmp_path / "step00000001.ckpt")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000))
-    with pytest.raises(CheckpointWriteError, match="30,000 bytes are free, but the last one took 3"):
+    with pytest.raises(CheckpointWriteError, match="30,000 bytes are free, but the last checkpoint took 3"):
         saver.save_checkpoint({"weight": torch.ones(9000)}, tmp_path / "step00000002.ckpt")
     assert names(tmp_path) == ["step00000001.ckpt"]

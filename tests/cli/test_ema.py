@@ -13,9 +13,9 @@ from ldm.cli.sampling.load import load_model
 from ldm.interop import model_file
 from tests.callbacks.test_ema import History
 from tests.callbacks.test_posthoc_ema import weights_of_steps
-from tests.cli.sampling.test_load import TINY
 from tests.studies.test_samplers import run
 from tests.support import tiny
+from tests.support.sampling_models import TINY
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def test_without_gpus_and_dry(run_submit):
         (["data.shards=/nowhere"], ["/nowhere", "data.shards"]),
         (["data.val_shards=/nowhere"], ["/nowhere", "data.val_shards"]),
         (["trainer.devices=3"], ["trainer.devices=3, but srun started 8 processes on each of 1 nodes"]),
-        (["trainer.max_steps=4"], ["discriminator", "adversary.start", "trainer.max_steps", " 4"]),
+        (["trainer.max_steps=4"], ["discriminator", "adversary.start=4", "trainer.max_steps=4"]),
         (["callbacks.ema.decay=2"], ["callbacks.ema", "decay", "not 2"]),
         (["stage.init=/nowhere.safetensors"], ["/nowhere.safetensors"]),
         (["resume=/nowhere.ckpt"], ["no checkpoint /nowhere.ckpt"]),

@@ -118,7 +118,7 @@ def test_a_map_for_another_size_than_the_latents_is_refused() -> None:
     }
     compose, batch = Compose(maps), {"depth": torch.zeros(2, 1, 8, 4), "edges": torch.zeros(2, 1, 16, 8)}
     assert compose.latent_size(batch) == (4, 2) and compose(batch).concat.shape == (2, 2, 4, 2)
-    with pytest.raises(UserError, match="'depth' is for 4x2 latents .* 4x4"):
+    with pytest.raises(UserError, match="'depth' is for 4x2 latents, .* are 4x4"):
         compose(batch, size=(4, 4))
     with pytest.raises(UserError, match=r"different sizes \(depth 4x2, edges 2x2\)"):
         compose(batch | {"edges": torch.zeros(2, 1, 8, 8)})

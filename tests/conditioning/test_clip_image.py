@@ -111,7 +111,9 @@ def test_it_is_frozen_and_left_out_of_checkpoints(weights: str) -> None:
     model = tower(weights)
     assert Compose({"image": model}).state_dict() == {} and not model.train().tower.training
     assert not model(images()).context.requires_grad
-    assert model.describe_frozen_weights() == {"name": "tiny-eyes", "weights": "own"}, "open_clip's tags have no hash"
+    assert model.describe_frozen_weights() == {"name": "tiny-eyes", "weights": "own"}, (
+        "open_clip's tags have no hash"
+    )
 
 
 def test_unknown_weights_and_models_are_refused(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:

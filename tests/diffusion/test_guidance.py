@@ -246,17 +246,17 @@ def test_nested_takes_its_first_prediction_from_a_weak_network() -> None:
 def test_nested_names_its_conditions_in_order() -> None:
     guidance = NestedCFG({"image": 1.5, "text": 3.0})
     assert guidance.subsets == [("image",), ("image", "text")]
-    with pytest.raises(ValueError, match="2 scales for 0 conditions"):
+    with pytest.raises(ValueError, match="a scale per intermediate condition, not 2 for 0"):
         guide(guidance, Recording(), ScaledLinear(), Eps(), cond(1.0), cond(0.0), 2.0)
 
 
 def test_refuses_what_is_no_guidance() -> None:
     at = (Recording(), ScaledLinear(), Eps(), cond(1.0), cond(0.0), 2.0)
-    with pytest.raises(ValueError, match=r"phi in 0\.\.1, not 1\.5"):
+    with pytest.raises(ValueError, match=r"phi must be in 0\.\.1, not 1\.5"):
         guide(rescaled_cfg, *at, phi=1.5)
     with pytest.raises(ValueError, match=r"0 <= low < high, not 3, 2"):
         guide(interval_cfg, *at, low=3, high=2)
-    with pytest.raises(ValueError, match="`concat`, the image"):
+    with pytest.raises(ValueError, match="guidance=instruct_pix2pix needs .* guidance=cfg"):
         guide(instruct_pix2pix_cfg, *at)
 
 

@@ -102,8 +102,11 @@ REFUSED = {
         for steps in (0, 1001)
     },
     "karras rho": (partial(times.karras, SCHEDULE, 5, rho=0.0), "rho > 0, not 0.0"),
-    "explicit": (partial(times.explicit, SCHEDULE, 2, [1001, 5]), r"in 1\.\.1000, not \[1001, 5\]"),
-    "rescaled_cfg": (partial(guide, guidance.rescaled_cfg, phi=-0.1), r"phi in 0\.\.1, not -0.1"),
+    "explicit": (partial(times.explicit, SCHEDULE, 2, [1001, 5]), r"within 1\.\.1000, not \[1001, 5\]"),
+    "rescaled_cfg": (
+        partial(guide, guidance.rescaled_cfg, phi=-0.1),
+        r"guidance.phi must be in 0\.\.1, not -0.1",
+    ),
     "interval_cfg low": (partial(guide, guidance.interval_cfg, low=-1.0), "0 <= low < high, not -1.0"),
     "interval_cfg high": (partial(guide, guidance.interval_cfg, high=0.1), "low < high, not 0.28, 0.1"),
     "ddim eta": (partial(run, ddim, eta=1.5), r"0\.\.1, not 1.5"),

@@ -151,7 +151,7 @@ def test_load_state_takes_every_tensor_or_none():
     for tensors in ({}, {"weight": torch.zeros(3, 2)}, nn.Linear(2, 4).state_dict()):
         with pytest.raises(UserError, match="x.safetensors does not fit .* of 2 tensors differ"):
             load_state(module, tensors, "x.safetensors")
-    with pytest.raises(UserError, match="1 of 2 tensors differ, extra first"):
+    with pytest.raises(UserError, match="1 of 3 tensors differ, the first is extra"):
         load_state(module, {**source.state_dict(), "extra": torch.zeros(1)}, "x.safetensors")
     assert content_hash(module) == before
 

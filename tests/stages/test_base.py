@@ -31,7 +31,7 @@ def test_the_gradient_is_clipped_to_its_norm():
     for limit, expected in ((0.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (10.0, [3.0, 4.0])):
         weight.grad = torch.tensor([3.0, 4.0])
         stage.gradient_clip = limit
-        assert stage.clip([weight]).item() == 5.0
+        assert stage.clip_gradient([weight]).item() == 5.0
         torch.testing.assert_close(weight.grad, torch.tensor(expected))
 
 

@@ -20,7 +20,7 @@ from ldm.interop import model_file
 from studies import CONFIGS, conditional_tasks
 from studies.conditional_tasks import Result, Score, table
 from studies.training_log import TrainingSummary
-from tests.cli.sampling.test_load import TINY
+from tests.support.sampling_models import TINY
 
 UNCONDITIONAL = ["conditioner=unconditional", "denoiser.context_channels=null"]
 WEAK = "demo_unconditional_weak"
@@ -124,7 +124,7 @@ def test_trained_tasks_are_scored_once_and_others_are_listed(shell, tmp_path) ->
     save_run(runs, WEAK, *UNCONDITIONAL)
     status, output = shell("n=4")
     assert status == 0, output
-    assert "text: scored before" in output and "unconditional: valid scene" in output
+    assert "text: already scored" in output and "unconditional: valid scene" in output
     both = json.loads((out / "conditional_tasks.json").read_text())
     assert both["text"] == first["text"] and both["unconditional"]["n"] == 4
     with Image.open(out / "conditional_tasks.png") as sheet:
@@ -137,7 +137,7 @@ def test_a_smaller_set_is_scored_whole_and_new_weights_again(shell, tmp_path) ->
     assert json.loads((tmp_path / "out" / "conditional_tasks.json").read_text())["text"]["n"] == 6
     save_run(tmp_path / "runs", "demo_text")
     status, output = shell("n=9")
-    assert status == 0 and "scored before" not in output
+    assert status == 0 and "already scored" not in output
 
 
 def test_without_a_trained_task_there_is_nothing_to_score(shell, tmp_path) -> None:

@@ -16,8 +16,8 @@ from ldm.interop import model_file
 from ldm.model import LatentDiffusion
 from studies import downsampling_factors, equal_time
 from studies.downsampling_tables import PAPER, paper_table
-from tests.cli.sampling.test_load import TINY
 from tests.support import tiny
+from tests.support.sampling_models import TINY
 
 SPACES = {"demo/pixels": 1, "demo/text_f2": 2, "demo/text_f4": 4, "demo/text_f8": 8}
 SMALL = {

@@ -8,8 +8,8 @@ from ldm.callbacks.export import Export
 from ldm.cli.config.compose import compose
 from ldm.cli.config.instantiate import instantiate
 from studies import samplers
-from tests.cli.sampling.test_load import TINY
 from tests.support import tiny
+from tests.support.sampling_models import TINY
 
 
 def run(monkeypatch, main, *words) -> int:

@@ -1,4 +1,4 @@
-"""A user's mistakes: what is typed, and the config keys and numbers that the error message must contain.
+"""A user's mistakes: the arguments, and the config keys and numbers that the error message must contain.
 
 In words and phrases, {files} is a folder of prepared files (`tests.support.error_messages.prepare_files`) and
 {run} a new folder, into which train.py and `submit` write unless the words choose another.
@@ -73,7 +73,7 @@ NUMBERS = [
     Mistake(
         "no checkpoints to keep",
         [*AE, "callbacks.checkpoint.keep=0"],
-        ["callbacks.checkpoint", "every_n_steps", "keep", " 0 "],
+        ["callbacks.checkpoint", "every_n_steps", "keep=0"],
     ),
 ]
 
@@ -108,7 +108,7 @@ SETTINGS = [
     Mistake(
         "a discriminator that starts after the last step",
         [*AE, "trainer.max_steps=4"],
-        ["discriminator", " 4", "adversary.start", "trainer.max_steps"],
+        ["adversary.start=4", "trainer.max_steps=4"],
     ),
 ]
 
@@ -164,9 +164,11 @@ RESUMING = [
     ),
     Mistake("another seed", [*RESUME, "seed=1"], ["seed=0", "seed=1"]),
     Mistake(
-        "another batch size", [*RESUME, "data.global_batch_size=6"], ["global_batch=4", "global_batch=6"]
+        "another batch size",
+        [*RESUME, "data.global_batch_size=6"],
+        ["data.global_batch_size=4", "data.global_batch_size=6"],
     ),
-    Mistake("other shards", [*RESUME, "data.shards={files}/captionless"], ["manifest"]),
+    Mistake("other shards", [*RESUME, "data.shards={files}/captionless"], ["data.shards", "data.order"]),
 ]
 
 DATA = [
@@ -229,7 +231,7 @@ MACHINE = [
         gpus=2,
     ),
     Mistake(
-        "a batch that does not divide over the processes",
+        "a batch size that is not divisible by the number of processes",
         [*AE, "trainer.devices=3", "trainer.strategy=ddp"],
         ["data.global_batch_size=4", "3 processes"],
     ),
@@ -246,7 +248,7 @@ MACHINE = [
         environment={"SLURM_NTASKS": "4", "SLURM_NNODES": "1"},
     ),
     Mistake(
-        "tasks that do not divide over the nodes",
+        "tasks that do not divide evenly over the nodes",
         AE,
         ["3 tasks", "2 nodes", "--ntasks-per-node"],
         machine="by srun in a SLURM job of 3 tasks on 2 nodes",
@@ -275,7 +277,7 @@ SUBMIT = [
         ("no sbatch on this machine", [], ["no sbatch", "dry=true"]),
         ("a signal before the start", ["hours=0.05"], ["signal=300", "hours=0.05", "signal=30"]),
         (
-            "a batch that does not divide over the job",
+            "a batch size that is not divisible by the job's number of tasks",
             ["nodes=3"],
             ["data.global_batch_size=32", "nodes=3 x tasks=8", "data.global_batch_size=24"],
         ),
@@ -365,7 +367,7 @@ OVERRIDES = [
     Mistake("a group that the config lacks", [*AE, "sampler=ddim"], ["'sampler'"]),
     Mistake("a key without a value", [*AE, "seed"], ["'seed'", "seed=..."]),
     Mistake("an override with dashes", ["prompts=[a]", "--steps=3"], ["--steps=3", "key=value"], "sample.py"),
-    Mistake("a text for a number", [*AE, "seed=abc"], ["seed must be a number", "'abc'"]),
+    Mistake("a string for a number", [*AE, "seed=abc"], ["seed must be a number", "'abc'"]),
     Mistake("no for false", [*AE, "data.flip=no"], ["data.flip must be true or false", "'no'"]),
     Mistake("a sweep without -m", [*AE, "seed=1,2"], ["seed=1,2", "seed=[1,2]", "-m"]),
     Mistake("a required key without a value", ["prompts=[a]"], ["ckpt is required", "ckpt=..."], "sample.py"),

@@ -1,4 +1,4 @@
-"""Tiny models of every kind for tests of sampling: configs, model files of random weights, and task inputs."""
+"""Tiny models of every kind for tests of sampling: configs, model files, and inputs for tasks."""
 
 import json
 from pathlib import Path
@@ -66,6 +66,11 @@ MODELS = {
     "several_depth_always_on": SEVERAL,
 }  # fmt: skip
 """For each model, its overrides of `FACTOR_8`."""
+
+
+def sample_config(*overrides: str) -> DictConfig:
+    """Return the config of sample.py for 2 images of one prompt."""
+    return compose("sample", ["ckpt=c", "prompts=[p]", "n=2", *overrides])
 
 
 def model_config(name: str) -> dict[str, Any]:

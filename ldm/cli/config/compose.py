@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.cli.config.hydra_private import apply_overrides
-from ldm.cli.config.messages import hint, nearest, one_line
+from ldm.cli.config.messages import hint, list_options, nearest, one_line
 from ldm.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -130,7 +130,7 @@ def _missing_option(error: MissingConfigException) -> str:
     if not group:
         return f"no config '{path}': {one_line(error)}"
     name, names = path.removeprefix(f"{group}/"), _options(group)
-    return f"no {group} '{name}';{hint(name, names)} all: {', '.join(names) or 'none'}"
+    return f"no {group} '{name}';{hint(name, names)} {list_options(names)}"
 
 
 def _number_for_group(parsed: Sequence[Override]) -> str | None:

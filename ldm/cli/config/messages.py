@@ -2,7 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MANY = 25
+"""More options than an error message should list."""
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
@@ -12,6 +15,11 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     leaf = name.rpartition(".")[2]
     leaves = difflib.get_close_matches(leaf, {n.rpartition(".")[2] for n in names}, n=3, cutoff=0.75)
     return list(dict.fromkeys(whole + [n for x in leaves for n in names if n.rpartition(".")[2] == x]))[:3]
+
+
+def list_options(names: Sequence[str]) -> str:
+    """Return the options as a clause of an error message; many are left to --help."""
+    return f"--help lists all {len(names)}" if len(names) > MANY else f"all: {', '.join(names) or 'none'}"
 
 
 def hint(name: str, names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Checks of config values that need nothing but the values: numbers, sizes, folders."""
+"""Checks of single config values: numbers, sizes, folders."""
 
 import math
 import tempfile
@@ -11,11 +11,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ldm.errors import UserError
 
 MIN_INTEGER = {"n": 1, "steps": 1, "seed": 0, "batch_size": 1, "grid_scale": 1}
-"""The minimum of each whole number of sample.py."""
+"""Minimum of each integer in sample.py's config."""
 
 
 def check_sampling(cfg: DictConfig) -> None:
-    """Raise UserError for whatever can be seen to be wrong in sample.py's config alone."""
+    """Raise UserError for a mistake in sample.py's config that shows before a model is loaded."""
     for key, minimum in MIN_INTEGER.items():
         check_integer(key, cfg[key], minimum)
     for key in ("scale", "aesthetic"):
@@ -33,7 +33,7 @@ def check_sampling(cfg: DictConfig) -> None:
 
 
 def check_integer(key: str, value: Any, minimum: int) -> None:
-    """Raise UserError unless a value is a whole number of at least `minimum`."""
+    """Raise UserError unless a value is an integer of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool):
         hint = f": write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
         raise UserError(f"{key} must be a whole number, not {'null' if value is None else value}{hint}")
@@ -48,7 +48,7 @@ def check_finite(key: str, value: Any) -> None:
 
 
 def parse_pixels(key: str, value: Any, minimum: int) -> tuple[int, int]:
-    """Return a size's (height, width), of which one number is a square, or a corner's (top, left)."""
+    """Return (height, width) of a size, which one number gives for a square, or (top, left) of a crop."""
     is_size = key.endswith("size")
     pair = [value, value] if is_size and type(value) is int else value
     valid = (
@@ -66,37 +66,37 @@ def parse_pixels(key: str, value: Any, minimum: int) -> tuple[int, int]:
 
 
 def check_guidance_scales(guidance: DictConfig) -> None:
-    """Raise UserError unless a guidance with scales has a number for each condition."""
+    """Raise UserError if guidance.scales is set, but not to a mapping from conditions to numbers."""
     scales = guidance.get("scales")
     if scales is None:
         return
     if not OmegaConf.is_dict(scales):
         raise UserError(
-            f"guidance.scales={scales} must give a number per condition, for example "
-            '"guidance.scales={depth: 1.5}"; scale=... is for all others'
+            f"guidance.scales={scales} names no condition: give a number for each, for example "
+            '"guidance.scales={depth: 1.5}"; scale=... applies to all others'
         )
     for name, value in scales.items():
         check_finite(f"guidance.scales.{name}", value)
 
 
 def check_writable(path: str | None, key: str = "run") -> None:
-    """Raise UserError if a folder, or a file in it, cannot be written; leave nothing behind."""
+    """Raise UserError if a folder, or a file in it, cannot be written; no file is left behind."""
     if not path:
         raise UserError(f"{key} is empty: give a folder, for example {key}=runs/NAME")
     existing = nearest_existing_path(Path(path))
     existing = existing.parent if existing.is_file() and key.endswith(".path") else existing
     if not existing.is_dir():
-        raise UserError(f"cannot create {key}={path}: {existing} is a file, not a folder")
+        raise UserError(f"{key}={path} cannot be created, since {existing} is a file: choose another folder")
     try:
-        tempfile.TemporaryFile(dir=existing).close()  # os.access always says yes to root
+        tempfile.TemporaryFile(dir=existing).close()  # os.access returns True for root even in /proc
     except OSError as error:
         raise UserError(
-            f"cannot create {key}={path}: {existing} is not writable ({error.strerror}), choose another "
-            "folder"
+            f"{key}={path} cannot be created, since {existing} is not writable ({error.strerror}): choose "
+            "another folder"
         ) from error
 
 
 def nearest_existing_path(path: Path) -> Path:
-    """Return the path itself, or the nearest existing folder above it."""
+    """Return the path if it exists, else its nearest existing parent folder."""
     path = path.absolute()
     return next(p for p in (path, *path.parents) if p.exists())

@@ -17,7 +17,7 @@ def read_prompts(prompts: Any) -> list[str] | None:
         return None
     if isinstance(prompts, ListConfig):
         texts = [str(prompt) for prompt in prompts]
-    # Path.is_file would raise for a caption that is too long for a path
+    # Path.is_file may raise for a caption that is too long for a path
     elif not isinstance(prompts, str) or not isfile(prompts):
         raise UserError(f"no prompt file {prompts}: give a text file, or the prompts as {EXAMPLE}")
     else:

@@ -29,13 +29,11 @@ class Samples:
 
 
 def save_samples(samples: Samples, cfg: DictConfig, header: dict[str, str]) -> None:
-    """Write a PNG per image, with its title as the prompt, seed and settings, and `grid.png`, a row per title."""
+    """Write a PNG per image, with title, seed and settings as text, and `grid.png`, one row per title."""
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     rows, settings = dict[str, list[Image.Image]](), _settings(cfg, header)
-    for x, (title, seed), name in zip(
-        samples.images, samples.titles_and_seeds, samples.names, strict=True
-    ):
+    for x, (title, seed), name in zip(samples.images, samples.titles_and_seeds, samples.names, strict=True):
         info = PngInfo()
         info.add_text("prompt", title)
         info.add_text("parameters", json.dumps(settings | {"prompt": title, "seed": seed}))

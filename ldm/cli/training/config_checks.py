@@ -30,9 +30,9 @@ MIN_INTEGER = {
     "callbacks.images.every_n_steps": 1,
     "callbacks.images.scale": 1,
 }
-"""Minimum of each whole number that nothing else checks before training."""
+"""Minimum of each integer that nothing else checks before training."""
 MIN_NUMBER = {"stage.gradient_clip": 0, "optimizer.lr": 0}
-"""Minimum of each number that need not be whole."""
+"""Minimum of each number that need not be an integer."""
 
 
 def check_config(cfg: DictConfig) -> None:

@@ -30,8 +30,8 @@ def count_devices(settings: Mapping[str, Any]) -> int:
         count = 0
     if count < 1:
         raise UserError(
-            f"trainer.devices={settings['devices']} names no devices: use auto, a number of processes or a list "
-            "of devices"
+            f"trainer.devices={settings['devices']} names no devices: use auto, a number of processes or a "
+            "list of devices"
         )
     return count
 
@@ -70,7 +70,8 @@ def describe_open_files() -> str:
         return f"up to {soft:,} per process"
     if 0 <= hard < setup.OPEN_FILES_LIMIT:
         return (
-            f"low limit: {hard:,} per process, {setup.OPEN_FILES_LIMIT:,} are enough for any run; if training "
-            'stops with "Too many open files", lower data.num_workers or ask for a higher `ulimit -Hn`'
+            f"low limit: {hard:,} per process, {setup.OPEN_FILES_LIMIT:,} are enough for any run; if "
+            'training stops with "Too many open files", lower data.num_workers or request a larger '
+            "`ulimit -Hn`"
         )
     return f"up to {soft:,} per process, which train.py raises to {setup.OPEN_FILES_LIMIT:,}"

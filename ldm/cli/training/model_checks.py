@@ -160,7 +160,7 @@ def check_disk_space(cfg: DictConfig, stage: Stage) -> str:
     folder = nearest_existing_path(Path(cfg.run))
     free = shutil.disk_usage(folder).free
     text = (
-        f"{keep} checkpoints, the next one and the model file need {needed / 1e9:.1f} GB, "
+        f"{keep} checkpoints, the next one and the model file need {needed / 1e9:.1f} GB, and "
         f"{folder} has {free / 1e9:.1f} GB free"
     )
     if needed > free:
@@ -178,9 +178,10 @@ def check_checkpoint(path: Path | None, stage: Stage) -> None:
     stored = {name: value.shape for name, value in checkpoint["state_dict"].items()}
     different = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))
     if different:
+        total = len(expected.keys() | stored.keys())
         raise UserError(
-            f"{path} was trained with another config ({len(different)} of {len(expected)} tensors differ, "
-            f"the first is {different[0]}): resume with the settings of that run, or start a new run=FOLDER"
+            f"{path} is from a run with another config ({len(different)} of {total} tensors differ, the "
+            f"first is {different[0]}): resume with the settings of that run, or start a new run=FOLDER"
         )
 
 

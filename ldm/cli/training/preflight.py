@@ -27,7 +27,7 @@ Command = Literal["train", "doctor", "submit"]
 
 @dataclass(frozen=True)
 class Check:
-    """One check by name: `run` returns its result in a few words, or raises UserError."""
+    """A named check; `run` returns a short result, or raises UserError."""
 
     name: str
     run: Callable[[], str]
@@ -36,13 +36,13 @@ class Check:
 
 
 class Preflight:
-    """The checks of one run; on the way they build its trainer, data and stage, which train.py then uses.
+    """The checks of one run, which also build the trainer, data and stage that train.py then uses.
 
     Args:
-        command: train.py runs all checks that can stop a run; the doctor also reports on the machine;
-            `submit` runs those that a login node can do: without GPUs, without downloads, and with memory for
-            no other network than the first stage, whose hash the cached latents name.
-        launch: the processes that will train; None detects those that were started here.
+        command: "train" runs all checks that can stop a run; "doctor" also reports on the machine; "submit"
+            runs those that a login node can do, without GPUs or downloads. It allocates only the first stage,
+            whose hash is compared with that in the cached latents.
+        launch: the number of processes that will train; None detects the launcher of this process.
     """
 
     trainer: Trainer
@@ -72,7 +72,7 @@ class Preflight:
         yield Check("W&B", self._check_wandb)
 
     def run(self) -> None:
-        """Run all checks in silence; the first UserError ends it."""
+        """Run all checks without printing, up to the first UserError."""
         for check in self.checks():
             check.run()
 
@@ -83,7 +83,7 @@ class Preflight:
     def _check_folders(self) -> str:
         config_checks.check_folders(self.cfg)
         if self.command == "submit" and self.cfg.resume in (None, "auto"):
-            # the job script passes resume=auto; the job itself verifies the checkpoint's hash
+            # the job script passes resume=auto; only the job verifies the checkpoint's hash
             paths = [path for _, path in list_checkpoints(Path(self.cfg.run) / "checkpoints")]
             self.resume = paths[-1] if paths else None
         else:
@@ -91,7 +91,7 @@ class Preflight:
         return f"{self.cfg.run} can be written"
 
     def _check_processes(self) -> str:
-        """Check that the batch divides evenly over the processes; UserError for GPUs that are missing."""
+        """Check that the processes divide the batch size evenly, and that their GPUs exist."""
         settings = run_config.to_dict(self.cfg.trainer)
         if self.launch is not None:
             launcher.merge_devices(settings, self.launch)
@@ -112,7 +112,7 @@ class Preflight:
         return str(launch)
 
     def _build_trainer(self) -> str:
-        if self.command == "submit":  # the GPUs that the trainer needs are elsewhere
+        if self.command == "submit":  # the trainer needs GPUs, which a login node lacks
             loggers, callbacks = setup.build_loggers(self.cfg), setup.build_callbacks(self.cfg)
         else:
             self.trainer = setup.build_trainer(self.cfg)
@@ -122,7 +122,7 @@ class Preflight:
         return f"{len(callbacks)} callbacks, {len(loggers)} logger(s)"
 
     def _check_shards(self) -> str:
-        """Check the shards; the doctor also reads the first and last sample of the first and last shard."""
+        """Check the shards; for "doctor", also read the first and last sample of the first and last shard."""
         self.data = instantiate(self.cfg.data)
         ranks = SimpleNamespace(global_rank=0, world_size=self.world_size)
         self.data.trainer = self.trainer if self.command == "train" else cast(Trainer, ranks)
@@ -169,6 +169,6 @@ class Preflight:
         for logger in loggers:
             logger.check()
         if not loggers:
-            return "not used (logger=wandb)"
+            return "not used (logger=wandb enables it)"
         mode = "offline" if loggers[0].offline else os.environ.get("WANDB_MODE", "online")
         return "an API key is set, not verified with the server" if mode == "online" else mode

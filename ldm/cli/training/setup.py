@@ -128,7 +128,9 @@ def raise_open_files_limit() -> None:
     """Raise the limit on open files: the usual 1,024 are too few for shards and the workers' batches."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES_LIMIT:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES_LIMIT) if hard >= 0 else OPEN_FILES_LIMIT, hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES_LIMIT) if hard >= 0 else OPEN_FILES_LIMIT, hard)
+        )
 
 
 def silence_lightning() -> None:

@@ -1,4 +1,4 @@
-"""One rank's share of the batches of an order of samples."""
+"""The batches of one rank, read in an order of samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -13,12 +13,12 @@ from ldm.errors import UserError
 from ldm.typing import Batch
 
 MAX_BAD_IN_A_ROW = 100
-"""A run stops after this many bad samples in a row."""
+"""Number of consecutive bad samples that ends the run."""
 
 
 @runtime_checkable
 class Field(Protocol):
-    """Read from a sample what the batch has under `batch_key`; raises BadSample."""
+    """Reads a sample's value of `batch_key`; raises BadSample if it cannot be used."""
 
     @property
     def batch_key(self) -> str: ...
@@ -39,7 +39,7 @@ BatchAndErrors: TypeAlias = tuple[Batch, list[str]]
 
 @runtime_checkable
 class DerivedField(Protocol):
-    """Compute batch keys from a sample's other values; all randomness is keyed by the position."""
+    """Computes further batch keys from a sample's values; all randomness is keyed by the position."""
 
     def __call__(self, values: Mapping[str, Any], position: int, /) -> Mapping[str, Tensor]: ...
 
@@ -58,15 +58,15 @@ def read_sample(
             values.update(derive(values, position))
         except KeyError as error:
             raise UserError(
-                f"{type(derive).__name__} in data.derived_fields needs {error}, but {sample.shard} only "
-                f"gives {', '.join(values)}: put the field that provides it first, or use images if these "
-                "are latents"
+                f"{type(derive).__name__} in data.derived_fields needs {error}, but {sample.shard} provides "
+                f"only {', '.join(values)}: list the field that provides it first, or use image shards if "
+                "these are latents"
             ) from error
     return position, sample.key, values
 
 
 def collate(samples: Sequence[SampleValues], fields: Sequence[Field]) -> Batch:
-    """Return samples as a batch: tensors stacked, texts as lists; of no samples, an empty list per field."""
+    """Return a batch of samples, tensors stacked and texts in lists; without samples, empty lists."""
     batch: dict[str, Any] = {
         "position": torch.tensor([position for position, _, _ in samples], dtype=torch.int64),
         "key": [key for _, key, _ in samples],
@@ -79,24 +79,24 @@ def collate(samples: Sequence[SampleValues], fields: Sequence[Field]) -> Batch:
 
 
 class StepDataset(IterableDataset):
-    """One rank's batches of the steps `start` .. `steps` - 1; a subclass defines what a batch contains.
+    """One rank's batches for steps `start` to `steps` - 1; a subclass defines what a batch contains.
 
-    Rank and world size are arguments, never detected. Worker w of n serves every n-th step, so that the data
-    loader's round robin over workers restores the order of steps.
+    Rank and world size are arguments, never detected. Each of n workers loads every n-th step, so that the
+    data loader's round robin over workers restores the order of steps.
     """
 
     def __init__(self, global_batch_size: int, steps: int, rank: int, world_size: int) -> None:
         if global_batch_size % world_size:
             raise UserError(
-                f"data.global_batch_size={global_batch_size} does not divide over {world_size} processes: "
-                f"make it a multiple of {world_size}, such as {-(-global_batch_size // world_size) * world_size}"
+                f"data.global_batch_size={global_batch_size} is not divisible by {world_size} processes: "
+                f"use e.g. data.global_batch_size={-(-global_batch_size // world_size) * world_size}"
             )
         self.global_batch_size, self.steps, self.rank = global_batch_size, steps, rank
         self.local_batch_size = global_batch_size // world_size
         self.start = 0
 
     def steps_of_this_worker(self) -> range:
-        """Return the steps that this process serves: a worker, or the training process itself."""
+        """Return the steps that this process loads: a worker's share, or all in the training process."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         return range(self.start + first, self.steps, stride)
@@ -107,9 +107,9 @@ class StepDataset(IterableDataset):
 
 
 class ShardStream(StepDataset):
-    """Step s reads positions [s * B, (s + 1) * B) of an order; each rank reads a contiguous part of them.
+    """Batches of an order of samples: step s has positions [s B, (s + 1) B), each rank a contiguous part.
 
-    Yields UserError instead of raising it: raised in a worker, it would be wrapped in a stack trace.
+    Yields UserError instead of raising it: the data loader would wrap a worker's error in a stack trace.
 
     Args:
         bucket_fields: the fields to read, for each bucket of the order.
@@ -144,7 +144,7 @@ class ShardStream(StepDataset):
             yield batch_and_errors
 
     def read_first_sample(self) -> None:
-        """Read the rank's first sample; UserError for a mistake that makes every sample fail."""
+        """Read the rank's first sample; UserError for a mistake that affects every sample."""
         position = self.first_position(0)
         location = self.order.locate(position, 1).tolist()[0]
         self._read(position, location, self.bucket_fields[self.order.bucket(position)], [])
@@ -163,7 +163,7 @@ class ShardStream(StepDataset):
     def _read(
         self, position: int, location: Sequence[int], fields: Sequence[Field], errors: list[str]
     ) -> SampleValues | None:
-        """Read the sample at (shard, row); None if it is bad and must not be replaced."""
+        """Read the sample at (shard, row), or a replacement if it is bad; None if `replace_bad` is False."""
         for attempt in range(MAX_BAD_IN_A_ROW):
             try:
                 shard, row = location

@@ -16,6 +16,12 @@ from ldm.typing import Batch
 
 LOG = logging.getLogger(__name__)
 VERIFY_COMMAND = "`python -m ldm.cli.verify shards=FOLDER`"
+CONFIG_KEYS = {
+    "seed": "seed",
+    "global_batch": "data.global_batch_size",
+    "manifest": "hash(data.shards, data.order)",
+}
+"""Config key of each name in a loader's state."""
 ALWAYS_LOGGED, LOG_INTERVAL, MIN_SAMPLES = 5, 60.0, 1000
 
 
@@ -151,10 +157,10 @@ class ResumableLoader(BatchLoader):
         """Continue where another loader stopped; UserError if it read another stream of samples."""
         for name, value in self._identity().items():
             if state[name] != value:
+                key = CONFIG_KEYS[name]
                 raise UserError(
-                    f"the checkpoint was trained on data with {name}={state[name]}, but this run has "
-                    f"{name}={value}: resume with the settings and shards it was started with, or "
-                    "start a new run"
+                    f"the checkpoint is from a run with {key}={state[name]}, but this run has {key}={value}: "
+                    "resume with the settings and shards of that run, or start a new run=FOLDER"
                 )
         self.step = int(state["step"])
 

@@ -58,7 +58,7 @@ class Filter:
 
 @dataclass
 class AspectBuckets:
-    """Aspect-ratio buckets: image shapes, one per batch. An image goes to the shape of the nearest aspect ratio.
+    """Image shapes, one per batch; an image goes to the shape of the nearest aspect ratio.
 
     Of several shapes of nearly the same ratio, it goes to the largest that it covers without being enlarged,
     so resolutions can be mixed, too. An image smaller than all of them goes to the smallest of these shapes.
@@ -87,7 +87,8 @@ class RowSelection:
     """The rows of each shard that pass a filter, by bucket: counted on construction, listed on first use.
 
     Args:
-        buckets: shapes to which the rows are assigned; None for a single bucket.
+        filter: the bounds on the rows.
+        buckets: the shapes to which the rows are assigned; None for a single bucket.
     """
 
     MAX_CACHED = 1024
@@ -134,12 +135,12 @@ class RowSelection:
         if index is None:
             raise UserError(
                 f"data.order.filter and data.order.buckets need the index of every remote shard, but that of "
-                f"{path.name} is not on this machine: copy all indexes into a folder and set data.index=FOLDER"
+                f"{path.name} is not on this machine: copy all into a folder and set data.index=FOLDER"
             )
         return index
 
     def _load_or_count(self) -> Int64[np.ndarray, "s k"]:
-        """Return the number of samples per shard and bucket, cached in a file beside the shards if possible."""
+        """Return the number of samples per shard and bucket; cache it beside the shards if possible."""
         n_buckets = 1 if self.buckets is None else len(self.buckets.shapes)
         cache = self._counts_path()
         if cache is not None and cache.is_file():

@@ -1,4 +1,4 @@
-"""A user's own config becomes plain Python objects."""
+"""Objects built from a config get plain Python containers."""
 
 from omegaconf import OmegaConf
 
@@ -6,5 +6,7 @@ from ldm.cli.config.instantiate import instantiate
 
 
 def test_lists_and_dicts_become_plain_python_containers():
-    built = instantiate(OmegaConf.create({"_target_": "builtins.dict", "levels": [1, 2], "deep": {"a": [1]}}))
-    assert type(built["levels"]) is list and type(built["deep"]) is dict and type(built["deep"]["a"]) is list
+    config = {"_target_": "builtins.dict", "levels": [1, 2], "nested": {"a": [1]}}
+    built = instantiate(OmegaConf.create(config))
+    assert type(built["levels"]) is list
+    assert type(built["nested"]) is dict and type(built["nested"]["a"]) is list

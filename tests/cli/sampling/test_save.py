@@ -7,11 +7,11 @@ from PIL import Image
 
 from ldm.cli.sampling.save import Samples, save_samples
 from ldm.grid import to_pil
-from tests.cli.sampling.test_load import settings
+from tests.support.sampling_models import sample_config
 
 
 def test_images_carry_their_settings(tmp_path):
-    cfg = settings(f"out={tmp_path}", "n=2", "scale=3.5", "steps=7", "ckpt=runs/x.safetensors")
+    cfg = sample_config(f"out={tmp_path}", "n=2", "scale=3.5", "steps=7", "ckpt=runs/x.safetensors")
     images = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
     specs = [("a red square, on grey", 5), ("a red square, on grey", 6), ("ü", 5), ("ü", 6)]
     names = ["a5", "a6", "u5", "u6"]

@@ -1,4 +1,4 @@
-"""sample.py on models of several conditions: sizes and scores, combined tasks, a guidance scale per condition."""
+"""sample.py on models of several conditions: sizes and scores, combined tasks, nested guidance."""
 
 import json
 

@@ -217,7 +217,7 @@ def test_fields_derived_from_images_are_rejected_on_latents(tmp_path: Path) -> N
     assert write_latents(open_shards(str(tmp_path / "shards")), tmp_path / "z", header, encode, 2).bad == 0
     data = module(tmp_path / "z", derived_fields=[FullMask()])
     with pytest.raises(
-        UserError, match="FullMask in data.derived_fields needs 'image', but .* only gives moments, cap"
+        UserError, match="FullMask in data.derived_fields needs 'image', but .* provides only moments, cap"
     ):
         data.check()
     data.check_channels(3)  # only checks images: the first stage of latents is identified by its hash

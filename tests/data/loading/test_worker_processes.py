@@ -25,7 +25,11 @@ def training_loader(
 ) -> ResumableLoader:
     shards = open_shards(str(folder))
     stream = ShardStream(
-        ShuffledOrder(shards.counts, 5), shards, [[ImageField(size, 5, True, True)]], global_batch_size=6, steps=11
+        ShuffledOrder(shards.counts, 5),
+        shards,
+        [[ImageField(size, 5, True, True)]],
+        global_batch_size=6,
+        steps=11,
     )
     return ResumableLoader(
         stream, 5, shards.manifest_hash, num_workers, max_bad_rate=0, start_method=start_method

@@ -189,7 +189,7 @@ def test_counts_are_cached_beside_a_manifest(sized: Callable[..., Shards], tmp_p
 def test_options_that_do_not_fit_the_data_are_refused(sized: Callable[..., Shards], tmp_path: Path) -> None:
     shards = sized(13, 40)
     build = partial(OrderOptions.build, sources=SourceShards([shards]), seed=0, global_batch_size=BATCH)
-    with pytest.raises(UserError, match="no sample of .* passes Filter.min_size=999"):
+    with pytest.raises(UserError, match="no sample in .* passes Filter.min_size=999"):
         build(OrderOptions(filter=Filter(min_size=999)))
     with pytest.raises(UserError, match="weights has 2 numbers for 1 sources"):
         build(OrderOptions(weights=[1, 1]))

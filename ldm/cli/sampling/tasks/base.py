@@ -154,8 +154,8 @@ class SamplingContext:
         conditioner = self.model.conditioner
         if missing := set(conditioner.never_dropped) - set(conditioner.conditions_in(batch)):
             raise UserError(
-                f"this model needs the condition {', '.join(sorted(missing))}: select its task with task=..., or "
-                "add it to the current task with +task@also.NAME=..."
+                f"this model needs the condition {', '.join(sorted(missing))}: select its task with "
+                "task=..., or add it to the current task with +task@also.NAME=..."
             )
         return batch
 

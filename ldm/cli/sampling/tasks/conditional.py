@@ -13,13 +13,13 @@ from ldm.cli.sampling.tasks.base import Conditional, Postprocess, SampleSpec, Tx
 from ldm.cli.sampling.tasks.inputs import (
     Size,
     open_image,
-    restore_known_pixels,
     read_boxes,
     read_image,
     read_labels,
     read_mask,
     read_scalar_map,
     resize_and_crop,
+    restore_known_pixels,
 )
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.boxes import BoxTokens

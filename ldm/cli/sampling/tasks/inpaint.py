@@ -7,7 +7,7 @@ from torch.nn.functional import max_pool2d
 
 from ldm.cli.config.validate import check_integer
 from ldm.cli.sampling.tasks.base import Postprocess, SamplingContext, Txt2Img, encode_image, image_channels
-from ldm.cli.sampling.tasks.inputs import Size, restore_known_pixels, read_image, read_mask
+from ldm.cli.sampling.tasks.inputs import Size, read_image, read_mask, restore_known_pixels
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.inpaint import inpaint, resample
 from ldm.model import LatentDiffusion

@@ -116,7 +116,9 @@ def read_mask(path: str, image_path: str, size: Size) -> Float[Tensor, "1 1 h w"
     return white
 
 
-def restore_known_pixels(image_path: str, mask_path: str, size: Size, channels: int) -> Callable[[Tensor], Tensor]:
+def restore_known_pixels(
+    image_path: str, mask_path: str, size: Size, channels: int
+) -> Callable[[Tensor], Tensor]:
     """Return a function that restores the pixels of the input image wherever its mask is not white."""
     mask, known = read_mask(mask_path, image_path, size), read_image(image_path, size, channels)
     return lambda images: torch.where(mask > 0, images, known)
