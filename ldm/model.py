@@ -190,7 +190,7 @@ class LatentDiffusion(nn.Module):
             return self.condition(batch, size=size, active=self.active_names(()))
         if unused := sorted(negative.keys() - self.conditioner.batch_keys):
             raise UserError(
-                f"negative: this model has no condition that uses {', '.join(unused)}: remove the "
+                f"no condition of this model uses {', '.join(unused)}: remove the "
                 f"negative {', '.join(unused)}"
             )
         active = self.active_names(self.conditioner.conditions_in(negative))
@@ -243,11 +243,11 @@ class LatentDiffusion(nn.Module):
             if channels != expected:
                 needed = "null" if channels is None else channels
                 raise UserError(
-                    f"{self.denoiser.title} takes a {name} of {_count(expected)}, but the conditions give "
-                    f"{_count(channels)}: set denoiser.{name}_channels={needed}, or choose another "
-                    "conditioner=..."
+                    f"{self.denoiser.title} takes {_describe(name, expected)}, but the conditions "
+                    f"give {_describe(name, channels)}: set denoiser.{name}_channels={needed}, or choose "
+                    "another conditioner=..."
                 )
 
 
-def _count(channels: int | None) -> str:
-    return "no channels" if channels is None else f"{channels} channels"
+def _describe(name: str, channels: int | None) -> str:
+    return f"no {name}" if channels is None else f"a {name} of {channels} channels"

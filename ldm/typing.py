@@ -33,7 +33,7 @@ class Batch(TypedDict, total=False):
     """Cached posterior of the first stage: mean, then standard deviation, not normalised."""
     caption: list[str]
     text: Float[Tensor, "b l d"]
-    """Cached hidden states of the caption from a frozen text encoder."""
+    """Cached embeddings of the caption from a frozen text encoder."""
     ids: Tokens
     """The caption's token ids, if the data workers tokenize."""
     label: Int64[Tensor, " b"]

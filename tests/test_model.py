@@ -277,9 +277,9 @@ def test_a_denoiser_with_other_channels_than_the_conditions_is_refused():
     parts = three_conditions()
     for channels, message in [
         ((4, 8, 8), "latent has 4 .* 20: set denoiser.in_channels=24"),
-        ((24, None, 8), "context of no channels.* 8 channels: set denoiser.context_channels=8"),
+        ((24, None, 8), "takes no context.* 8 channels: set denoiser.context_channels=8"),
         ((24, 8, 9), "vector of 9 .* 8 .* denoiser.vector_channels=8"),
-        ((24, 8, None), "vector of no channels"),
+        ((24, 8, None), "takes no vector"),
     ]:
         in_channels, *condition_channels = channels
         unet = UNet(in_channels, 4, 16, (1, 2), 1, (1,), 2, None, *condition_channels)

@@ -38,7 +38,7 @@ def load_encoder(config: DictConfig | None, device: torch.device) -> tuple[Encod
     encoder = instantiate(config)
     if not encoder.describe_frozen_weights():
         raise UserError(
-            "this conditioner is trained together with the denoiser, so its states cannot be cached: "
+            "this conditioner is trained together with the denoiser, so its embeddings cannot be cached: "
             "choose a frozen one, e.g. conditioner=clip_vit_l14"
         )
     encoder.load_pretrained()

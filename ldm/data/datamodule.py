@@ -34,7 +34,7 @@ class ShardDataModule(LightningDataModule):
         size: height and width of a square crop; it must be that of latents; `order.buckets` overrides it.
         order: the order of samples: window, mixture, filter, buckets.
         captions: weights by caption source, as in `CaptionField`; None reads `txt`, if the shards have it.
-        extra_fields: further fields to read, such as the class or cached text states.
+        extra_fields: further fields to read, such as the class or cached text embeddings.
         spatial_fields: fields that share the image's crop and flip, each constructed with the `ImageField`,
             as in `ldm.data.fields.spatial`.
         derived_fields: computed from all these, in order, as in `ldm.data.fields.masks`.

@@ -1,4 +1,4 @@
-"""Encode shards of images into shards of latents: posterior moments, captions, and cached text states."""
+"""Encode shards of images into shards of latents: posterior moments, captions, and cached text embeddings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ EncodeImages = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b two_z h w"]
 """Returns the posterior mean and standard deviation of square images."""
 
 EncodeText = Callable[[list[str]], Float[Tensor, "b l d"]]
-"""Returns a frozen text encoder's states of captions."""
+"""Returns a frozen text encoder's embeddings of captions."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ def write_latents(
 
     Rank r of w encodes every w-th shard. Shards that an earlier call finished, with any number of ranks, are
     kept unless their images have changed. Images that cannot be read are logged, counted and left out. With
-    `encode_text`, the states of each caption are stored as well. Raises UserError if the folder contains
+    `encode_text`, the embeddings of each caption are stored as well. Raises UserError if the folder contains
     other latents.
     """
     _claim_folder(out, header)

@@ -173,7 +173,7 @@ MISTAKES = [
     ("class", ["task=class", "task.labels=[]"], ["task.labels=[]", "task.labels=[0,1]"]),
     ("class", ["task=class", "task.labels=12"], ["task.labels=12", "0 to 11"]),
     ("class", ["task=class", "task.labels=circle"], ["task.labels=circle", "task.labels=[0,1]"]),
-    ("class", ["task=class", "task.labels=3", "negative=a"], ["negative:", "uses caption"]),
+    ("class", ["task=class", "task.labels=3", "negative=a"], ["negative", "uses caption"]),
     ("unconditional", ["task=unconditional", "size=36"], ["multiples of 16", "size=[32,32]"]),
     ("five_channels", ["task=img2img", "task.image={colours}"], ["task.image:", "5 channels"]),
     ("semantic", ["task=semantic", "task.map={huge}"], ["task.map=", "(Image size (400000000 pixels)"]),

@@ -127,8 +127,8 @@ class SamplingContext:
             raise UserError("prompts is required: give a list of prompts, or a text file with one per line")
         if [type(task) for task in self.tasks] == [Txt2Img]:
             raise UserError(
-                f"this model does not use prompts, its conditions are {self._condition_names()}: give the "
-                "task=... of one of them, or task=unconditional"
+                f"this model does not use prompts but {self._condition_names()}: give the task=... of "
+                "one of them, or task=unconditional"
             )
         return [""]
 
@@ -204,13 +204,10 @@ class SamplingContext:
         if "caption" not in batch:
             raise UserError("this task does not use prompts: remove prompts")
         if "caption" not in self.model.conditioner.batch_keys:
-            raise UserError(
-                f"this model does not use prompts, its conditions are {self._condition_names()}: remove "
-                "prompts"
-            )
+            raise UserError(f"this model does not use prompts but {self._condition_names()}: remove prompts")
 
     def _condition_names(self) -> str:
-        return ", ".join(self.model.conditioner.conditioners) or "none"
+        return ", ".join(self.model.conditioner.conditioners) or "no conditions"
 
 
 def sample_images(
