@@ -182,7 +182,7 @@ def test_options_out_of_range_are_refused(option):
 def test_min_snr_without_a_least_weight_is_refused_at_zero_terminal_snr():
     parts, zero = tiny.diffusion(), Cosine(100, zero_terminal_snr=True)
     model = LatentDiffusion(parts.denoiser, parts.first_stage, parts.conditioner, zero, V())
-    with pytest.raises(ValueError, match=r"where sampling starts, the weight 0: .*weighting.least=0.005"):
+    with pytest.raises(ValueError, match=r"weight is 0 at T, where sampling starts: .*weighting.least=0.005"):
         tiny.second_stage(model, weighting=MinSNR(V()))
     assert isinstance(tiny.second_stage(model, weighting=MinSNR(V(), least=0.005)), LatentDiffusionStage)
 
