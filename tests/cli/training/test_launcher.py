@@ -7,6 +7,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.cli.config.compose import compose
 from ldm.cli.training import launcher, setup
@@ -94,7 +95,8 @@ def test_gpus_that_are_missing(env, monkeypatch, visible, settings, message):
         launcher.apply_launcher({**SETTINGS, **settings}, launcher.detect())
 
 
-def test_ddp_keeps_its_buckets_and_has_the_launchers_ranks(env, tmp_path):
+def test_ddp_keeps_its_buckets_and_has_the_launchers_ranks(env, tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # the trainer sets it for the whole process
     env(SLURM_NTASKS=2, SLURM_NNODES=1, **SRUN | {"SLURM_NODEID": "0", "SLURM_PROCID": "1"})
     cfg = compose("train", ["experiment=debug/ae", "data.shards=shards", f"run={tmp_path}"])
     trainer = setup.build_trainer(cfg)
