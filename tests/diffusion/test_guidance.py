@@ -266,3 +266,10 @@ def test_a_double_precision_time_does_not_change_the_latents_type() -> None:
     assert z_0.dtype == eps.dtype == torch.float32
     z_0, _ = denoise(noisy().double(), torch.tensor(500.25))
     assert z_0.dtype == torch.float64
+
+
+def test_without_guidance_nested_needs_no_null() -> None:
+    at = (ScaledLinear(), Eps(), cond(2.0), None, 1.0)
+    same = prediction(guide(classifier_free_guidance, Recording(), *at))
+    nested = guide(nested_cfg, Recording(), *at, intermediate=[cond(1.0)], scales=[1.0])
+    assert torch.equal(prediction(nested), same)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.cli.config.validate import check_sampling
+from ldm.cli.config.validate import check_integer, check_sampling
 from ldm.errors import UserError
 from tests.support.sampling_models import sample_config
 
@@ -34,3 +34,10 @@ def test_an_invalid_value_is_refused(tmp_path, overrides, phrases):
         check_sampling(sample_config(f"out={tmp_path}", *overrides))
     message = str(error.value)
     assert message.startswith(phrases[0]) and all(phrase in message for phrase in phrases)
+
+
+def test_only_a_whole_float_gets_the_integer_as_advice() -> None:
+    for value, advice in ((2.0, "write 2"), (1.5, None), ("2", None)):
+        with pytest.raises(UserError, match="steps must be a whole number") as error:
+            check_integer("steps", value, 1)
+        assert ("write" in str(error.value)) == (advice is not None) and (advice or "") in str(error.value)
