@@ -140,7 +140,7 @@ class LatentDiffusion(nn.Module):
         drops and drops all others.
 
         Args:
-            scale: of guidance; 1 is none.
+            scale: of guidance; 1 disables it.
             negative: a batch of negative conditions, which replace the null conditions of the same names.
             guidance: see ldm.diffusion.guidance.
             weak: a smaller or less trained model with the same schedule and parameterization; guidance

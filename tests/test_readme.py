@@ -33,7 +33,7 @@ def without_blocks(page: Path) -> str:
 
 
 def code(page: Path) -> list[str]:
-    """Return what stands in single backticks, outside of blocks."""
+    """Return the text in single backticks, outside of code blocks."""
     return re.findall(r"`([^`\n]+)`", without_blocks(page))
 
 

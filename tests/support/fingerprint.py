@@ -111,7 +111,7 @@ class SampleRecorder:
         Autoencoder.decode = recorded_decode
 
     def __call__(self, model: str, *overrides: str) -> str:
-        """Sample with a model of `MODELS`; `{name}` stands for the path of an input file."""
+        """Sample with a model of `MODELS`; `{name}` is replaced by the path of an input file."""
         self.decoded.clear()
         for name, path in {**self.inputs, "model": self.models[model]}.items():
             overrides = tuple(override.replace(f"{{{name}}}", path) for override in overrides)

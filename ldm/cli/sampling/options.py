@@ -11,7 +11,7 @@ class SamplingOptions:
 
     Args:
         n: images per prompt; image i has the seed `seed` + i.
-        scale: of guidance; 1 is none.
+        scale: of guidance; 1 disables it.
         negative: a prompt to extrapolate away from, instead of the null condition.
         negative_aesthetic: a score to extrapolate away from.
         original_size: (height, width) before cropping, in pixels, for a model of size conditions; None is the

@@ -211,7 +211,7 @@ def _index_row(group: Mapping[str, Member], descriptor: int, score: str | None) 
 
 
 def _parse_metadata(text: bytes, score: str) -> tuple[int, int, float]:
-    """Return width, height and score from a sample's `.json`; 0 and nan stand for unknown values."""
+    """Return width, height and score from a sample's `.json`; unknown values are 0 and nan."""
     try:
         metadata = json.loads(text)
         width, height = (min(int(metadata.get(name) or 0), 65535) for name in ("width", "height"))

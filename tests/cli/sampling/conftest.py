@@ -65,7 +65,7 @@ def input_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run_sample(model_files, input_files, tmp_path) -> Callable[..., SampleRun]:
     """Return a function that runs sample.py with a model of `MODELS`, or a model file, and overrides.
 
-    `{name}` in an override stands for the path of that input file. The images are in tmp_path/samples.
+    `{name}` in an override is replaced by the path of that input file. The images are in tmp_path/samples.
     """
 
     def run(model: str, *overrides: str) -> SampleRun:
