@@ -31,6 +31,11 @@ def main(cfg: DictConfig) -> None:
         f"{report.samples - report.captioned:,} samples without a caption, {report.without_image:,} without "
         "an image (left out)"
     )
+    if report.without_size is not None:
+        print(
+            f"{report.without_size:,} samples without a width and height, which data.order.buckets leaves out, "
+            f"{report.without_score or 0:,} without a score"
+        )
     for problem in report.corrupt.values():
         print(problem)
     if report.corrupt and not cfg.leave_out:

@@ -1,6 +1,7 @@
 """The commands `index` and `verify`."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -46,9 +47,40 @@ def test_only_new_shards_are_indexed(shell: Shell, folder: Path) -> None:
     assert "3 shards, 1 of them new" in shell(index.main, f"shards={folder}", "facts=true")[1]
     stored = read_index(folder / "00001.index")
     assert stored is not None and stored.rows["width"].tolist() == [9, 9, 9] and stored.checksums is None
-    assert "0 of them new" in shell(index.main, f"shards={folder}", "sums=true")[1]
+    assert "1 of them new" in shell(index.main, f"shards={folder}", "sums=true")[1]
     stored = read_index(folder / "00001.index")
     assert stored is not None and stored.checksums is not None and stored.header["has_metadata"] == 1
+
+
+def test_the_score_is_read_under_another_key_and_kept(shell: Shell, folder: Path) -> None:
+    scores = [{"aesthetic": row} for row in range(5)] + [{"aesthetic": None}, {"score": 9}]
+    image = Image.new("RGB", (9, 8))
+    write_shards([Record(image, "text", score) for score in scores], folder.parent / "scored", shard_size=4)
+    words = [f"shards={folder.parent}/scored"]
+    status, out, err = shell(index.main, *words, "score=aesthetic")
+    assert status == 0 and "2 shards, 2 of them new" in out, err
+    assert "0 samples without a width and height" in out and "2 without a score" in out
+
+    def stored() -> list[float]:
+        indexes = [read_index(folder.parent / "scored" / f"0000{n}.index") for n in range(2)]
+        assert all(i is not None and i.checksums is not None for i in indexes)
+        return [score for i in indexes if i is not None for score in i.rows["score"].tolist()]
+
+    assert stored()[:5] == [0, 1, 2, 3, 4]
+    for words_again in (words, [*words, "facts=true"], [*words, "sums=true"], [*words, "score=aesthetic"]):
+        assert "0 of them new" in shell(index.main, *words_again)[1] and stored()[:5] == [0, 1, 2, 3, 4]
+    assert "2 of them new" in shell(index.main, *words, "score=score")[1] and stored()[-1] == 9
+
+
+def test_a_new_score_keeps_the_checksums_of_the_original(shell: Shell, folder: Path) -> None:
+    time = (folder / "00002.tar").stat()
+    with open(folder / "00002.tar", "rb+") as file:
+        file.seek(520)
+        file.write(b"\xff")
+    os.utime(folder / "00002.tar", ns=(time.st_atime_ns, time.st_mtime_ns))  # damage leaves the time as it is
+    assert "3 of them new" in shell(index.main, f"shards={folder}", "score=likes")[1]
+    status, out, _ = shell(verify.main, f"shards={folder}")
+    assert status == 2 and "1 changed since it was indexed" in out
 
 
 def test_a_corrupt_shard_is_named_and_may_be_left_out(shell: Shell, folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int64
@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from ldm.atomic import write_atomically
 from ldm.data.shards.index import NO_CAPTION, Index, index_path, load_index, read_index
+from ldm.data.shards.manifest import COUNTS_PREFIX
 from ldm.data.shards.reader import Shards
 from ldm.errors import UserError
+from ldm.typing import NonNegativeInt, Pixels, Range
 
-COUNTS_PREFIX = ".plan-"
 INDEX_METADATA_COMMAND = "`python -m ldm.cli.index shards=FOLDER facts=true`"
 
 
@@ -31,10 +32,10 @@ class Filter:
         min_score: minimum score, as recorded in the index.
     """
 
-    min_size: int | None = None
-    max_aspect: float | None = None
-    min_caption: int | None = None
-    min_score: float | None = None
+    min_size: NonNegativeInt | None = None
+    max_aspect: Annotated[float, Range(1, 1e6)] | None = None
+    min_caption: NonNegativeInt | None = None
+    min_score: Annotated[float, Range(-65504, 65504)] | None = None
 
     def __call__(self, rows: np.ndarray) -> Bool[np.ndarray, " n"]:
         """Return which rows of an index pass."""
@@ -67,7 +68,7 @@ class AspectBuckets:
         shapes: (height, width) of each bucket.
     """
 
-    shapes: Sequence[Sequence[int]]
+    shapes: Sequence[Sequence[Pixels]]
 
     ASPECT_TOLERANCE = 1.05
     """Aspect ratios within this factor of the nearest count as equally near."""
@@ -150,9 +151,7 @@ class RowSelection:
             buckets = self._assign_buckets(shard)
             counts[shard] = np.bincount(buckets[buckets >= 0], minlength=n_buckets)
         if not counts.sum():
-            raise UserError(
-                f"no sample in {self.shards.paths[0].parent} passes {self.filter}: loosen data.order.filter"
-            )
+            raise UserError(self._describe_empty())
         if cache is not None:
             try:
                 with write_atomically(cache) as temporary, open(temporary, "wb") as file:
@@ -160,6 +159,19 @@ class RowSelection:
             except OSError:
                 pass  # a read-only folder
         return counts
+
+    def _describe_empty(self) -> str:
+        """Return the error for a filter that no sample passes."""
+        folder = self.shards.paths[0].parent
+        indexes = [self._index(n) for n in range(len(self.shards)) if self.shards.counts[n]]
+        has_score = any((~np.isnan(index.rows["score"])).any() for index in indexes)
+        if self.filter.min_score is not None and indexes and not has_score:
+            return (
+                f"data.order.filter.min_score={self.filter.min_score:g}, but no sample in {folder} has a "
+                f"number {indexes[0].score!r} in its json: name its key with `python -m ldm.cli.index "
+                f"shards={folder} score=KEY`, or set data.order.filter.min_score=null"
+            )
+        return f"no sample in {folder} passes {self.filter}: loosen data.order.filter"
 
     def _counts_path(self) -> Path | None:
         """Return the path of the cached counts, named by the manifest's hashes; None without a manifest."""

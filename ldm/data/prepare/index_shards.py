@@ -5,15 +5,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from ldm.data.order.filters import COUNTS_PREFIX
-from ldm.data.shards.index import Index, build_index, index_path, load_index, read_index, save_index
+from ldm.data.shards.index import SCORE, Index, build_index, index_path, load_index, read_index, save_index
 from ldm.data.shards.manifest import MANIFEST_FILE, ShardEntry, write_manifest
 from ldm.errors import UserError
 
@@ -28,6 +28,9 @@ class IndexReport:
     samples: int = 0
     captioned: int = 0
     without_image: int = 0
+    without_size: int | None = None
+    """Samples whose json has no width or height; None if the metadata of no shard was read."""
+    without_score: int | None = None
     corrupt: dict[str, str] = field(default_factory=dict)
     """The problem of each corrupt shard, by file name."""
 
@@ -41,6 +44,10 @@ class IndexReport:
         self.samples += len(index)
         self.captioned += int(index.header["captioned"])
         self.without_image += int(index.header["without_image"])
+        if index.header["has_metadata"]:
+            sides = np.minimum(index.rows["width"], index.rows["height"])
+            self.without_size = (self.without_size or 0) + int((sides == 0).sum())
+            self.without_score = (self.without_score or 0) + int(np.isnan(index.rows["score"]).sum())
         return ShardEntry.from_index(path, index)
 
 
@@ -49,13 +56,15 @@ def index_shards(
     out: Path | None = None,
     metadata: bool = False,
     checksums: bool = False,
-    score: str = "score",
+    score: str | None = None,
     leave_out: bool = False,
     num_workers: int = 0,
 ) -> IndexReport:
     """Index the new and changed shards of one folder and write the folder's manifest.
 
-    If shards are corrupt, no manifest is written, unless `leave_out`: it then lists them with no samples.
+    `metadata` reads sizes and scores, `score` those under another key of the json; an index that lacks them
+    is built again. None keeps the key of an earlier index. If shards are corrupt, no manifest is written,
+    unless `leave_out`: it then lists them with no samples.
     """
     folders = {path.parent for path in paths}
     if len(folders) > 1:
@@ -69,8 +78,6 @@ def index_shards(
         results = tqdm(map_shards(task, paths), "indexing", len(paths), unit=" shards")
         for path, (is_new, problem) in zip(paths, results, strict=True):
             entries.append(report.add(path, is_new, problem, out))
-    for counts in folder.glob(f"{COUNTS_PREFIX}*.npy"):
-        counts.unlink()
     if report.corrupt and not leave_out:
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
     else:
@@ -79,23 +86,23 @@ def index_shards(
 
 
 def _update_index(
-    path: Path, out: Path | None, metadata: bool, checksums: bool, score: str
+    path: Path, out: Path | None, metadata: bool, checksums: bool, score: str | None
 ) -> tuple[bool, str]:
     """Return (whether the index is new, what is wrong with the shard, or "")."""
     try:
         state, old = path.stat(), read_index(index_path(path, out))
-        is_current = old and (old.header["shard_bytes"], old.header["mtime"]) == (
+        is_unchanged = old is not None and (old.header["shard_bytes"], old.header["mtime"]) == (
             state.st_size,
             state.st_mtime_ns,
         )
-        metadata = metadata or bool(old and old.header["has_metadata"])
-        checksums = checksums or bool(old and old.header["has_checksums"])
-        options = (metadata, checksums)
-        if is_current and old and (old.header["has_metadata"], old.header["has_checksums"]) == options:
+        stored = old.score if old and old.header["has_metadata"] else None
+        score = score or stored or (SCORE if metadata else None)
+        had_checksums = old is not None and old.checksums is not None
+        is_current = is_unchanged and score == stored and (had_checksums or not checksums)
+        if is_current and old:
             index = old
-        elif metadata or checksums:
-            source = old.source if old else bytes(8)
-            index = build_index(path, metadata, checksums, score).with_header(source=source)
+        elif score or checksums or had_checksums:
+            index = _rebuild(path, old, score, checksums or had_checksums, is_unchanged)
             save_index(index, path, out)
         else:
             index = load_index(path, out)
@@ -104,6 +111,15 @@ def _update_index(
     except (UserError, OSError) as error:
         return False, str(error)
     return not is_current, describe_count_mismatch(path, index)
+
+
+def _rebuild(path: Path, old: Index | None, score: str | None, checksums: bool, is_unchanged: bool) -> Index:
+    """Build an index again; an unchanged shard keeps its checksums, by which later damage is found."""
+    if old is None or old.checksums is None or not is_unchanged:
+        source = old.source if old else bytes(8)
+        return build_index(path, score, checksums).with_header(source=source)
+    index = build_index(path, score).with_header(source=old.source, has_checksums=1)
+    return replace(index, checksums=old.checksums)
 
 
 def describe_count_mismatch(path: Path, index: Index) -> str:

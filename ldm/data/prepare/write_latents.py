@@ -72,7 +72,7 @@ def write_latents(
                 shard = images.select(number)
                 batches = sequential_loader(shard, header.image_fields(), batch_size, num_workers)
                 samples = _encode_samples(shard, batches, header, encode, progress.update, encode_text)
-                write_shard(target, samples, source)
+                write_shard(target, samples, source, images[number].index.score)
                 report.bad += batches.budget.bad
             report.images += len(load_index(target))
     _write_manifest_if_complete(out, len(images))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ldm.atomic import write_atomically
 from ldm.data.prepare.encode_record import EncodedRecord, Format, RecordEncoder
-from ldm.data.shards.index import build_index, load_index, save_index
+from ldm.data.shards.index import SCORE, build_index, load_index, save_index
 from ldm.data.shards.manifest import ShardEntry, write_manifest
 from ldm.data.sources import SkippedRecord, Source
 from ldm.errors import UserError
@@ -97,12 +97,15 @@ def write_shards(
 
 
 def write_shard(
-    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], source: bytes = bytes(8)
+    path: Path,
+    samples: Iterable[tuple[str, Mapping[str, bytes]]],
+    source: bytes = bytes(8),
+    score: str = SCORE,
 ) -> int:
     """Write one tar of (key, {kind: bytes}) and its index, atomically; return the number of samples.
 
-    The index includes the metadata of the `.json` members, checksums, and `source`, the hash of the shard
-    that the samples were made from.
+    The index includes the metadata of the `.json` members, with the number under `score`, checksums, and
+    `source`, the hash of the shard that the samples were made from.
     """
     count = 0
     with _report_full_disk(path), write_atomically(path) as temporary:
@@ -113,7 +116,7 @@ def write_shard(
                     info = tarfile.TarInfo(f"{key}.{kind}")
                     info.size = len(data)
                     tar.addfile(info, BytesIO(data))
-        save_index(build_index(temporary, metadata=True, checksums=True).with_header(source=source), path)
+        save_index(build_index(temporary, score, checksums=True).with_header(source=source), path)
     return count
 
 

@@ -1,11 +1,11 @@
 """Shard indexes: `00000.index` beside `00000.tar` lists the offset and metadata of each sample.
 
-An index is a header of 64 bytes, 16 bytes per sample, and optionally 4 more per sample for a checksum; it is
-memory-mapped. A sample is one run of bytes of the tar, its headers included, so that one read fetches all its
-members with their names.
+An index is a header of 64 bytes, 16 bytes per sample, optionally 4 more per sample for a checksum, and
+optionally the name of the json's score; it is memory-mapped. A sample is one run of bytes of the tar, its
+headers included, so that one read fetches all its members with their names.
 """
 
-import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ldm.atomic import write_atomically
+from ldm.data.shards.metadata import parse_json, read_number
 from ldm.data.shards.tar import (
     BLOCK,
     IMAGES,
@@ -34,10 +35,10 @@ ROW_DTYPE = np.dtype(
     [
         ("block", "<u4"),  # start of the sample's run, in blocks of 512 bytes
         ("blocks", "<u4"),  # its length
-        ("width", "<u2"),  # of the image; 0: unknown
+        ("width", "<u2"),  # of the image, at most 65535; 0: unknown
         ("height", "<u2"),
         ("caption", "<u2"),  # bytes of the caption, at most 65534; NO_CAPTION: missing
-        ("score", "<f2"),  # of the image; nan: unknown
+        ("score", "<f2"),  # of the image, at most 65504; nan: unknown
     ]
 )
 HEADER_DTYPE = np.dtype(
@@ -49,7 +50,7 @@ HEADER_DTYPE = np.dtype(
         ("mtime", "<u8"),  # of the shard, in ns
         ("captioned", "<u4"),  # samples with a caption
         ("without_image", "<u4"),  # samples without an image, which are left out
-        ("has_metadata", "<u4"),  # 1: sizes and scores were read
+        ("has_metadata", "<u4"),  # 1: sizes and scores were read; 1 + n: the file ends with SCORE's n bytes
         ("has_checksums", "<u4"),  # 1: checksums follow the rows
         ("hash", "V8"),  # of the names and offsets of all members
         ("source", "V8"),  # of latents: the hash of the images they were encoded from
@@ -57,6 +58,9 @@ HEADER_DTYPE = np.dtype(
 )
 MAGIC, VERSION = b"ldmi", 1
 NO_CAPTION = 65535
+SCORE = "score"
+"""The json's key of the score, where no other one was named."""
+MAX_SCORE = float(np.finfo(np.float16).max)
 MAX_RUN = 1 << 26
 """Bytes of the longest run that is read at once. Members of a longer one are read one by one, unchecked."""
 
@@ -72,6 +76,8 @@ class Index:
     """One ROW_DTYPE per sample."""
     checksums: np.ndarray | None
     """crc32 of each sample's run; 0: none."""
+    score: str = SCORE
+    """The json's key under which the scores were read."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +100,7 @@ class Index:
         header = np.array([self.header])
         for name, value in fields.items():
             header[name] = np.void(value) if isinstance(value, bytes) else value
-        return Index(header[0], self.rows, self.checksums)
+        return Index(header[0], self.rows, self.checksums, self.score)
 
 
 def has_caption(rows: np.ndarray) -> Bool[np.ndarray, " n"]:
@@ -120,7 +126,8 @@ def load_index(shard: Path, folder: Path | None = None) -> Index:
     if old and old.hash == index.hash:  # a copy of the same shard: its metadata and checksums still apply
         index = old.with_header(mtime=state.st_mtime_ns)
     elif old:
-        index = build_index(shard, bool(old.header["has_metadata"]), bool(old.header["has_checksums"]))
+        score = old.score if old.header["has_metadata"] else None
+        index = build_index(shard, score, bool(old.header["has_checksums"]))
     try:
         save_index(index, shard, folder)
     except OSError:
@@ -135,15 +142,19 @@ def read_index(path: Path) -> Index | None:
         if not len(header) or header["magic"][0] != MAGIC or header["version"][0] != VERSION:
             return None
         count, has_checksums = int(header["count"][0]), int(header["has_checksums"][0])
-        if os.path.getsize(path) != HEADER_DTYPE.itemsize + count * (ROW_DTYPE.itemsize + 4 * has_checksums):
+        name_bytes = max(int(header["has_metadata"][0]) - 1, 0)
+        end = HEADER_DTYPE.itemsize + count * (ROW_DTYPE.itemsize + 4 * has_checksums)
+        if os.path.getsize(path) != end + name_bytes:
             return None
+        score = np.fromfile(path, np.uint8, offset=end).tobytes().decode() if name_bytes else SCORE
         if count == 0:
-            return Index(header[0], np.zeros(0, ROW_DTYPE), np.zeros(0, "<u4") if has_checksums else None)
+            checksums = np.zeros(0, "<u4") if has_checksums else None
+            return Index(header[0], np.zeros(0, ROW_DTYPE), checksums, score)
         rows = np.memmap(path, ROW_DTYPE, "r", HEADER_DTYPE.itemsize, (count,)).view(np.ndarray)
-        end = HEADER_DTYPE.itemsize + count * ROW_DTYPE.itemsize
-        checksums = np.memmap(path, "<u4", "r", end, (count,)).view(np.ndarray) if has_checksums else None
-        return Index(header[0], rows, checksums)
-    except OSError:
+        start = HEADER_DTYPE.itemsize + count * ROW_DTYPE.itemsize
+        checksums = np.memmap(path, "<u4", "r", start, (count,)).view(np.ndarray) if has_checksums else None
+        return Index(header[0], rows, checksums, score)
+    except (OSError, UnicodeDecodeError):
         return None
 
 
@@ -154,12 +165,13 @@ def save_index(index: Index, shard: Path, folder: Path | None = None) -> None:
         file.write(index.rows.tobytes())
         if index.checksums is not None:
             file.write(index.checksums.tobytes())
+        file.write(_score_suffix(index.score) if index.header["has_metadata"] else b"")
 
 
-def build_index(shard: Path, metadata: bool = False, checksums: bool = False, score: str = "score") -> Index:
+def build_index(shard: Path, score: str | None = None, checksums: bool = False) -> Index:
     """Build an index from the headers of a tar.
 
-    `metadata` reads `width`, `height` and the number under `score` from each sample's `.json`; `checksums`
+    `score` also reads `width`, `height` and the number under this key from each sample's `.json`; `checksums`
     reads every byte. Raises UserError if the tar is corrupt or contains two files of the same name.
     """
     try:
@@ -171,8 +183,7 @@ def build_index(shard: Path, metadata: bool = False, checksums: bool = False, sc
     with_image = [group for group in groups.values() if _has_image(group)]
     descriptor = os.open(shard, os.O_RDONLY)
     try:
-        score_key = score if metadata else None
-        rows = np.array([_index_row(group, descriptor, score_key) for group in with_image], ROW_DTYPE)
+        rows = np.array([_index_row(group, descriptor, score) for group in with_image], ROW_DTYPE)
         sums = np.array([_checksum(row, descriptor) for row in rows], "<u4") if checksums else None
     finally:
         os.close(descriptor)
@@ -181,9 +192,15 @@ def build_index(shard: Path, metadata: bool = False, checksums: bool = False, sc
     header["magic"], header["version"], header["count"] = MAGIC, VERSION, len(rows)
     header["shard_bytes"], header["mtime"] = state.st_size, state.st_mtime_ns
     header["captioned"], header["without_image"] = has_caption(rows).sum(), len(groups) - len(with_image)
-    header["has_metadata"], header["has_checksums"] = metadata, checksums
+    header["has_metadata"] = 0 if score is None else 1 + len(_score_suffix(score))
+    header["has_checksums"] = checksums
     header["hash"] = np.void(_hash_members(member for group in groups.values() for member in group.values()))
-    return Index(header[0], rows, sums)
+    return Index(header[0], rows, sums, score or SCORE)
+
+
+def _score_suffix(score: str) -> bytes:
+    """Return the bytes of the score's name that an index ends with: none for the usual name."""
+    return b"" if score == SCORE else score.encode()
 
 
 def _hash_members(members: Iterable[Member]) -> bytes:
@@ -211,13 +228,15 @@ def _index_row(group: Mapping[str, Member], descriptor: int, score: str | None) 
 
 
 def _parse_metadata(text: bytes, score: str) -> tuple[int, int, float]:
-    """Return width, height and score from a sample's `.json`; unknown values are 0 and nan."""
-    try:
-        metadata = json.loads(text)
-        width, height = (min(int(metadata.get(name) or 0), 65535) for name in ("width", "height"))
-        return width, height, float(metadata.get(score, "nan"))
-    except (ValueError, TypeError, AttributeError):
-        return 0, 0, float("nan")
+    """Return width, height and score from a sample's `.json`; each is 0 or nan where it is unknown."""
+    metadata = parse_json(text)
+    width, height = (read_number(metadata, name) for name in ("width", "height"))
+    number = read_number(metadata, score)
+    return (
+        min(max(int(width or 0), 0), 65535),
+        min(max(int(height or 0), 0), 65535),
+        math.nan if number is None else min(max(number, -MAX_SCORE), MAX_SCORE),
+    )
 
 
 def _checksum(row: np.void, descriptor: int) -> int:

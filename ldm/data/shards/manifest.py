@@ -13,6 +13,8 @@ from ldm.atomic import write_atomically
 from ldm.data.shards.index import Index
 
 MANIFEST_FILE = "manifest.npy"
+COUNTS_PREFIX = ".plan-"
+"""Of files with the numbers of samples that pass a filter; they hold for one manifest."""
 
 
 class ShardNames(Sequence[Path]):
@@ -62,12 +64,14 @@ class ShardEntry(NamedTuple):
 
 
 def write_manifest(folder: Path, entries: Sequence[ShardEntry]) -> None:
-    """Write the manifest of a folder's shards."""
+    """Write the manifest of a folder's shards, and remove the numbers that were counted by the former one."""
     width = max((len(entry.name.encode()) for entry in entries), default=1)
     dtype = [("name", f"S{width}"), ("count", "<u4"), ("captioned", "<u4"), ("hash", "V8")]
     table = np.array([(e.name.encode(), e.samples, e.captioned, e.hash) for e in sorted(entries)], dtype)
     with write_atomically(folder / MANIFEST_FILE) as temporary, open(temporary, "wb") as file:
         np.save(file, table)
+    for counts in folder.glob(f"{COUNTS_PREFIX}*.npy"):
+        counts.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path, names: Sequence[str]) -> np.ndarray | None:

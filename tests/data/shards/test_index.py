@@ -10,6 +10,7 @@ from ldm.data.shards.index import (
     HEADER_DTYPE,
     NO_CAPTION,
     ROW_DTYPE,
+    SCORE,
     build_index,
     index_path,
     load_index,
@@ -57,9 +58,58 @@ def test_sizes_and_scores_are_read_where_they_are_given(tmp_path: Path) -> None:
         b'{"width": "many"}',
     ]
     members = [m for i, text in enumerate(metadata) for m in ((f"{i}.jpg", b"1"), (f"{i}.json", text))]
-    rows = build_index(tar(tmp_path / "0.tar", members), metadata=True, score="aesthetic").rows
+    rows = build_index(tar(tmp_path / "0.tar", members), score="aesthetic").rows
     assert rows["width"].tolist() == [640, 0, 0, 0, 0] and rows["height"][0] == 480
     assert rows["score"][0] == 5.5 and np.isnan(rows["score"][1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "width", "height", "score"),
+    [
+        ('"width": 640, "height": 480, "score": null', 640, 480, None),
+        ('"width": 640, "height": 480, "score": "high"', 640, 480, None),
+        ('"width": 640, "height": 480, "score": [5]', 640, 480, None),
+        ('"width": 640, "height": 480, "score": true', 640, 480, None),
+        ('"width": 640, "height": 480, "score": NaN', 640, 480, None),
+        ('"width": 640, "height": 480, "score": Infinity', 640, 480, None),
+        ('"width": 640, "height": 480, "score": 1' + 400 * "0", 640, 480, None),
+        ('"width": 640, "height": 480, "score": "5.5"', 640, 480, 5.5),
+        ('"width": 640, "height": 480, "score": 1e6', 640, 480, 65504),
+        ('"width": 640, "height": 480, "score": -1e6', 640, 480, -65504),
+        ('"width": null, "height": 480, "score": 5', 0, 480, 5),
+        ('"width": 640.0, "height": "480", "score": 5', 640, 480, 5),
+        ('"width": -1, "height": NaN, "score": 5', 0, 0, 5),
+        ('"width": 99999, "height": true, "score": 5', 65535, 0, 5),
+    ],
+)
+def test_one_bad_value_of_the_json_leaves_the_others(tmp_path: Path, metadata, width, height, score) -> None:
+    members = [("a.jpg", b"1"), ("a.json", f"{{{metadata}}}".encode())]
+    row = build_index(tar(tmp_path / "0.tar", members), SCORE).rows[0]
+    assert (row["width"], row["height"]) == (width, height)
+    assert np.isnan(row["score"]) if score is None else row["score"] == score
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+@pytest.mark.parametrize("members", [[("a.jpg", b"1"), ("a.json", b'{"likes": 3}')], []])
+def test_the_name_of_the_score_is_stored_and_kept(tmp_path: Path, checksums, members) -> None:
+    path = tar(tmp_path / "0.tar", members)
+    save_index(build_index(path, "likes", checksums), path)
+    stored = read_index(index_path(path))
+    assert stored is not None and stored.score == "likes" and stored.header["has_metadata"] == 6
+    assert stored.rows["score"].tolist() == [3.0][: len(members)]
+    assert (stored.checksums is not None) == checksums
+    time.sleep(0.01)
+    tar(path, [*members, ("b.jpg", b"2"), ("b.json", b'{"likes": 4}')])  # a changed shard is read under it
+    again = load_index(path)
+    assert again.score == "likes" and again.rows["score"].tolist() == [3.0, 4.0][-len(again) :]
+
+
+def test_the_usual_score_adds_nothing_to_the_file(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", MEMBERS)
+    save_index(build_index(path, SCORE), path)
+    assert index_path(path).stat().st_size == 64 + 3 * 16
+    stored = read_index(index_path(path))
+    assert stored is not None and stored.score == "score" and stored.header["has_metadata"] == 1
 
 
 def test_two_members_of_the_same_name_are_refused(tmp_path: Path) -> None:
@@ -117,7 +167,7 @@ def test_an_index_older_than_its_shard_of_the_same_size_is_rebuilt(tmp_path: Pat
 
 def test_the_index_of_a_copied_shard_is_kept(tmp_path: Path) -> None:
     path = tar(tmp_path / "0.tar", MEMBERS)
-    built = build_index(path, metadata=True, checksums=True).with_header(source=b"12345678")
+    built = build_index(path, SCORE, checksums=True).with_header(source=b"12345678")
     save_index(built, path)
     os.utime(path, (1, 1))
     again = load_index(path)
