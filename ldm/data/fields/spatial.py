@@ -15,8 +15,10 @@ from ldm.data.fields.decode import ORIENTATION
 from ldm.data.fields.image import ImageField, apply_crop
 from ldm.data.fields.metadata import read_json
 from ldm.data.fields.multichannel import array_size, is_array
+from ldm.data.shards.metadata import read_number
 from ldm.data.shards.reader import BadSample, Sample
 from ldm.data.shards.tar import IMAGES
+from ldm.typing import Channels, PositiveInt, Proportion
 
 
 @dataclass
@@ -59,6 +61,10 @@ class DepthField:
         return 2 * crop_map(self.image_field, depth, position, "bilinear") - 1
 
 
+EDGE_TOLERANCE = 1e-3
+"""By how much rounded coordinates of a box may exceed the image, as a share of its side."""
+
+
 @dataclass
 class BoxField:
     """Read the json's `boxes`, a list of [label, left, top, right, bottom] in [0, 1] of the whole image.
@@ -71,9 +77,9 @@ class BoxField:
     """
 
     image_field: ImageField
-    count: int
-    num_labels: int
-    min_visible: float = 0.25
+    count: PositiveInt
+    num_labels: Channels
+    min_visible: Proportion = 0.25
     batch_key = "boxes"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "n 5"]:
@@ -84,7 +90,7 @@ class BoxField:
 
     def _read_boxes(self, sample: Sample) -> Float[Tensor, "n 5"]:
         try:
-            boxes = torch.tensor(read_json(sample).get("boxes", []), dtype=torch.float32).reshape(-1, 5)
+            boxes = torch.tensor(read_json(sample).get("boxes") or [], dtype=torch.float32).reshape(-1, 5)
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadSample(
                 f"the boxes of sample {sample.key} in {sample.shard} are not a list of "
@@ -95,6 +101,14 @@ class BoxField:
             raise BadSample(
                 f"a box of sample {sample.key} in {sample.shard} has label {invalid[0]:g}, not a whole "
                 f"number from 0 to {last}: fix its json"
+            )
+        corners = boxes[:, 1:].double()
+        is_inside = ((corners >= -EDGE_TOLERANCE) & (corners <= 1 + EDGE_TOLERANCE)).all(1)  # NaN is not
+        if not (is_inside & (corners[:, :2] <= corners[:, 2:]).all(1)).all():
+            raise BadSample(
+                f"the boxes of sample {sample.key} in {sample.shard} are not [label, left, top, right, "
+                "bottom] with 0 <= left <= right <= 1 and 0 <= top <= bottom <= 1, as shares of the image's "
+                "width and height: fix its json"
             )
         return boxes
 
@@ -117,7 +131,8 @@ class BoxField:
 class SizeField:
     """Original height and width, top and left of the crop, its height and width (Podell et al. 2023, 2.2).
 
-    The original size is the json's `original_height` and `original_width`, or else that of the stored image.
+    The original size is the json's `original_height` and `original_width`; where one of them is missing or is
+    no number above 0, it is that of the stored image.
     """
 
     image_field: ImageField
@@ -125,7 +140,10 @@ class SizeField:
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "6"]:
         (height, width), metadata = image_size(sample), read_json(sample)
-        original = [metadata.get("original_height", height), metadata.get("original_width", width)]
+        original = [
+            max(read_number(metadata, "original_height") or 0, 0) or height,
+            max(read_number(metadata, "original_width") or 0, 0) or width,
+        ]
         crop = self.image_field.crop((height, width), position)
         return torch.tensor([*original, crop.top, crop.left, *self.image_field.shape], dtype=torch.float32)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ldm.data.fields.image import ImageField
-from ldm.data.fields.metadata import ClassField, MetadataField
+from ldm.data.fields.metadata import ClassField
 from ldm.data.fields.spatial import BoxField, DepthField, MaskField, SegmentationField, SizeField
 from ldm.data.shards.reader import BadSample, Sample
 
@@ -97,10 +97,35 @@ def test_sizes_include_the_corner_of_the_crop() -> None:
     assert len(lefts) > 3
 
 
-def test_a_class_and_a_score() -> None:
+@pytest.mark.parametrize(
+    ("text", "original"),
+    [
+        ('{"original_height": null, "original_width": 400}', [24, 400]),
+        ('{"original_height": "240", "original_width": NaN}', [240, 40]),
+        ('{"original_height": 0, "original_width": -3}', [24, 40]),
+        ('{"original_height": true, "original_width": [400]}', [24, 40]),
+        ("half {", [24, 40]),
+    ],
+)
+def test_an_original_size_that_is_no_size_is_that_of_the_image(text: str, original: list[float]) -> None:
+    assert SizeField(ImageField(24, seed=0))(sample(json=text.encode()), 0).tolist()[:2] == original
+
+
+@pytest.mark.parametrize("text", ["{}", '{"boxes": null}', '{"boxes": []}', '{"box": 1}'])
+def test_an_image_without_boxes(text: str) -> None:
+    assert BOXES(sample(json=text.encode()), 0).tolist() == [[-1, 0, 0, 0, 0]] * 2
+
+
+def test_rounded_corners_may_exceed_the_image_a_little() -> None:
+    boxes = BoxField(ImageField(24, 0), 1, 12)(
+        sample(json=b'{"boxes": [[0, -0.0009, 0, 1.0009, 1.0005]]}'), 0
+    )
+    assert boxes.tolist() == [[0, 0, 0, 1, 1]]
+
+
+def test_a_class() -> None:
     assert ClassField(10)(sample(cls=b" 9\n"), 0) == 9
-    assert MetadataField()(sample(json=b'{"aesthetic": 5.5}'), 0).tolist() == [5.5]
-    assert MetadataField(missing=6.0)(sample(), 0).tolist() == [6.0]
+    assert ClassField(10**18)(sample(cls=b"9" * 18), 0) == 10**18 - 1
 
 
 @pytest.mark.parametrize(
@@ -109,7 +134,7 @@ def test_a_class_and_a_score() -> None:
         (ClassField(10), {"cls": b"10"}, "0.tar is '10'.* from 0 to 9"),
         (ClassField(10), {"cls": b"cat"}, "'cat'"),
         (ClassField(10), {}, "has no .cls"),
-        (MetadataField(), {"json": b"{}"}, "no number 'aesthetic'"),
+        (ClassField(10), {"cls": b"9" * 5000}, "from 0 to 9"),
         (SegmentationField(ImageField(8, 0)), {"seg_png": png(ramp())}, "mode RGB"),
         (SegmentationField(ImageField(8, 0)), {"seg_png": png(ramp(30, 30)[..., 0])}, "30x30 .* 40x24"),
         (SegmentationField(ImageField(8, 0)), {"seg_png": b"no image"}, "cannot be read"),
@@ -120,6 +145,12 @@ def test_a_class_and_a_score() -> None:
         (BOXES, {"json": b'{"boxes": [[-1, 0, 0, 1, 1]]}'}, "label -1"),
         (BOXES, {"json": b'{"boxes": [[0.5, 0, 0, 1, 1]]}'}, "label 0.5, not a whole number"),
         (BOXES, {"json": b'{"boxes": [[NaN, 0, 0, 1, 1]]}'}, "label nan"),
+        (BOXES, {"json": b'{"boxes": [[0, NaN, 0, 1, 1]]}'}, "0 <= left <= right <= 1"),
+        (BOXES, {"json": b'{"boxes": [[0, 0, 0, Infinity, 1]]}'}, "0 <= left <= right <= 1"),
+        (BOXES, {"json": b'{"boxes": [[0, 0.5, 0, 0.4, 1]]}'}, "0 <= left <= right <= 1"),
+        (BOXES, {"json": b'{"boxes": [[0, 0, 0.5, 1, 0.4]]}'}, "0 <= top <= bottom <= 1"),
+        (BOXES, {"json": b'{"boxes": [[0, 3, 4, 20, 12]]}'}, "as shares of the image's"),
+        (BOXES, {"json": b'{"boxes": [[0, -0.01, 0, 1, 1]]}'}, "as shares of the image's"),
     ],
 )
 def test_invalid_members_make_a_bad_sample(field, members, message) -> None:
