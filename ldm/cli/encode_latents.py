@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
+from ldm.cli.device import default_precision
 from ldm.cli.sampling.first_stage import load_first_stage
-from ldm.cli.training.setup import default_precision
 from ldm.data.latents import LatentHeader
 from ldm.data.prepare.write_latents import EncodeText, EncodingReport, write_latents
 from ldm.data.shards.reader import open_shards
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         cfg.flip,
         image_channels=autoencoder.encoder.in_channels,
     )
-    bf16 = default_precision("auto" if device.type == "cuda" else "cpu") != "32-true"
+    bf16 = default_precision(device.type) == "bf16-mixed"  # the range of fp16 is too small for an encoder
 
     @torch.no_grad()
     def encode(images: UInt8[Tensor, "b c height width"]) -> Float[Tensor, "b two_z h w"]:
@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> None:
 
     encode_text, header.text = load_encoder(cfg.get("conditioner"), device)
     if encode_text is not None:
-        header.text_shape = tuple(encode_text([""]).shape[1:])
+        header.text_shape, header.caption = tuple(encode_text([""]).shape[1:]), cfg.caption
     shards, out = open_shards(cfg.shards), Path(cfg.out)
     result = write_latents(
         shards, out, header, encode, cfg.batch_size, cfg.num_workers, rank, world_size, encode_text
@@ -96,6 +96,8 @@ def print_report(result: EncodingReport, cfg: DictConfig, rank: int, world_size:
         )
     share = "" if world_size == 1 else f", the share of process {rank} of {world_size}"
     print(f"wrote the latents of {result.images:,} images to {cfg.out}{share}")
+    if result.without_caption:
+        print(f"{result.without_caption:,} of them have no caption ({cfg.caption}), or an empty one")
     if result.bad:
         print(f"left out {result.bad:,} images that cannot be read")
     if shards := result.unreadable_shards:

@@ -41,6 +41,8 @@ class LatentHeader:
     """Shape of a caption's embeddings."""
     image_channels: int = 3
     """Channels of the images."""
+    caption: str = "txt"
+    """The source of the captions whose embeddings are stored, as in `CaptionField`."""
 
     @property
     def variants(self) -> int:

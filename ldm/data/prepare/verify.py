@@ -10,12 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm.data.fields.captions import MAX_CHARACTERS, clean_caption
-from ldm.data.fields.decode import Unreadable, decode_pixels
+from ldm.data.fields.decode import decode_pixels
 from ldm.data.fields.multichannel import array_size, is_array
+from ldm.data.fields.unreadable import Unreadable
 from ldm.data.latents import LatentHeader, read_header
 from ldm.data.prepare.index_shards import describe_count_mismatch, parallel_map
 from ldm.data.shards.index import NO_CAPTION, build_index, index_path, read_index
 from ldm.data.shards.manifest import read_manifest
+from ldm.data.shards.metadata import parse_json
 from ldm.data.shards.reader import BadSample, Sample, Shard
 from ldm.data.shards.tar import IMAGES
 from ldm.errors import UserError
@@ -25,9 +27,10 @@ ERRORS = (
     "wrong count",
     "changed since it was indexed",
     "unreadable image",
-    "unreadable moments",
+    "unusable latents or text embeddings",
 )
-"""Findings to fix; the others only inform: captions that are missing, empty, not UTF-8, or too long."""
+"""Findings to fix; the others only inform: captions that are missing, empty, not UTF-8, or too long, and json
+that cannot be read."""
 
 
 @dataclass
@@ -114,8 +117,10 @@ def _verify_sample(shard: Shard, row: int, header: LatentHeader | None, report: 
             for read in header.fields(seed=0):
                 read(sample, 0)
         except BadSample as error:
-            report.add_finding("unreadable moments", str(error))
+            report.add_finding("unusable latents or text embeddings", str(error))
     location = f"{sample.key} in {sample.shard}"
+    if "json" in sample.members and not parse_json(sample.members["json"]):
+        report.add_finding("with a .json that is no JSON object, or empty", location)
     data = sample.members.get("txt")
     if int(shard.index.rows["caption"][row]) == NO_CAPTION:
         report.add_finding("without a caption", location)

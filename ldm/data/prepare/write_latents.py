@@ -1,9 +1,11 @@
 """Encode shards of images into shards of latents: posterior moments, captions, and cached text embeddings."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -16,7 +18,7 @@ from ldm.data.loading.loader import BatchLoader, sequential_loader
 from ldm.data.prepare.write_shards import write_shard
 from ldm.data.shards.index import load_index
 from ldm.data.shards.manifest import ShardEntry, write_manifest
-from ldm.data.shards.reader import BadSample, Shards
+from ldm.data.shards.reader import BadSample, Sample, Shards
 from ldm.data.shards.tar import MOMENTS
 from ldm.errors import UserError
 
@@ -33,6 +35,8 @@ class EncodingReport:
 
     images: int = 0
     bad: int = 0
+    without_caption: int = 0
+    """Images whose text embedding is that of the empty caption."""
     unreadable_shards: tuple[str, ...] = ()
     """Errors of the shards that were left out."""
 
@@ -71,7 +75,7 @@ def write_latents(
                 _remove_leftovers(target)
                 shard = images.select(number)
                 batches = sequential_loader(shard, header.image_fields(), batch_size, num_workers)
-                samples = _encode_samples(shard, batches, header, encode, progress.update, encode_text)
+                samples = _encode_samples(shard, batches, header, encode, encode_text, progress, report)
                 write_shard(target, samples, source, images[number].index.score)
                 report.bad += batches.budget.bad
             report.images += len(load_index(target))
@@ -90,27 +94,46 @@ def _encode_samples(
     batches: BatchLoader,
     header: LatentHeader,
     encode: EncodeImages,
-    count: Callable[[int], object],
     encode_text: EncodeText | None,
+    progress: tqdm,
+    report: EncodingReport,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, members) of each sample of the only shard; call `count` with the size of each batch."""
+    """Yield (key, members) of each sample of the only shard."""
+    caption_field = CaptionField({header.caption: 1.0})
     for batch in batches:
         rows = batch["position"].tolist()
         if rows:
             crops = [batch[field.batch_key] for field in header.image_fields()]  # type: ignore[literal-required]
             mirrored = [crop.flip(3) for crop in crops] if header.flip else []
-            moments = torch.stack([encode(x) for x in [*crops, *mirrored]], 1).to("cpu", torch.float16)
+            moments = torch.stack([encode(x) for x in [*crops, *mirrored]], 1)
             moments = moments if header.variants > 1 else moments[:, 0]
             samples = [shards[0].sample(row) for row in rows]
-            states = None
+            columns = {MOMENTS: _to_fp16(moments, samples, "the latent of", "the autoencoder")}
             if encode_text is not None:
-                states = encode_text([CaptionField()(sample, 0) for sample in samples])
-            for i, (sample, array) in enumerate(zip(samples, moments.numpy(), strict=True)):
+                captions = [caption_field(sample, 0) for sample in samples]
+                report.without_caption += captions.count("")
+                columns[TEXT] = _to_fp16(
+                    encode_text(captions), samples, "the text embedding of", "the text encoder"
+                )
+            for i, sample in enumerate(samples):
                 members = {kind: d for kind, d in sample.members.items() if kind in header.copied_extensions}
-                if states is not None:
-                    members[TEXT] = to_npy(states[i].to("cpu", torch.float16).numpy())
-                yield sample.key, {MOMENTS: to_npy(array), **members}
-        count(len(rows))
+                yield sample.key, {**members, **{kind: to_npy(arrays[i]) for kind, arrays in columns.items()}}
+        progress.update(len(rows))
+
+
+def _to_fp16(values: Tensor, samples: Sequence[Sample], what: str, encoder: str) -> np.ndarray:
+    """Return values as fp16; UserError names the first sample whose values do not fit."""
+    values = values.float().cpu()
+    halves = values.half()
+    for sample, value, half in zip(samples, values, halves, strict=True):
+        if not half.isfinite().all():
+            largest = value.abs().max().item()  # of NaN it is NaN
+            problem = f"reaches {largest:.3g}, beyond fp16" if math.isfinite(largest) else "is not finite"
+            raise UserError(
+                f"{what} sample {sample.key} in {sample.shard} {problem}: train or choose {encoder} so that "
+                "its output stays below 65504, e.g. with a larger kl_weight, or remove the sample"
+            )
+    return halves.numpy()
 
 
 def _is_done(target: Path, source: bytes, count: int) -> bool:

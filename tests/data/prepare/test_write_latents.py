@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,61 @@ def test_unreadable_images_are_left_out_and_counted(pack: Callable[..., Shards],
     calls: list[int] = []
     write_latents(Shards(images.paths, [3, 2]), out, HEADER, lambda x: calls.append(1) or encode(x), 2)
     assert not calls, "the shard is finished, although it has fewer samples"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(float("nan"), "is not finite"), (float("inf"), "is not finite"), (-7e4, "reaches 7e.04, beyond fp16")],
+)
+@pytest.mark.parametrize("of_text", [False, True])
+def test_an_output_that_does_not_fit_fp16_is_refused(
+    pack: Callable[..., Shards], tmp_path: Path, value: float, problem: str, of_text: bool
+) -> None:
+    def spoil(batch: Tensor) -> Tensor:
+        batch[-1, -1, -1] = value  # the last sample of the second shard's first batch is bad
+        return batch
+
+    def encode_and_spoil(image: Tensor) -> Tensor:
+        is_second_shard = image[0, 0, 0, 0] == 1
+        return spoil(encode(image)) if is_second_shard and not of_text else encode(image)
+
+    def encode_text(captions: list[str]) -> Tensor:
+        states = torch.ones(len(captions), 2, 3)
+        return spoil(states) if captions[0].startswith("s1") and of_text else states
+
+    what, name = ("text embedding", "text encoder") if of_text else ("latent", "autoencoder")
+    with pytest.raises(
+        UserError, match=f"the {what} of sample 000010001 in .*00001.tar {problem}.* the {name}"
+    ):
+        out = tmp_path / "latents"
+        write_latents(pack(3, 3), out, HEADER, encode_and_spoil, 2, encode_text=encode_text)
+    assert [path.name for path in (tmp_path / "latents").glob("*.tar")] == ["00000.tar"]
+
+
+def test_the_largest_number_of_fp16_is_kept(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    write_latents(pack(1), out, HEADER, lambda image: torch.full((1, 4, 2, 2), 65504.0), 2)
+    (batch,) = sequential_loader(open_shards(str(out)), HEADER.fields(0), batch_size=1)
+    assert (batch["moments"] == 65504).all()
+
+
+def test_embeddings_are_of_the_caption_that_the_header_names(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    samples = [
+        ("a", {"png": png((1, 1, 1)), "json": b'{"long": "four"}'}),
+        ("b", {"png": png((2, 2, 2)), "json": b"{}", "txt": b"unused"}),
+    ]
+    write_shard(tmp_path / "shards" / "0.tar", samples)
+    header = replace(HEADER, text="lengths", text_shape=(1,), caption="json.long")
+    report = write_latents(
+        open_shards(str(tmp_path / "shards")),
+        tmp_path / "latents",
+        header,
+        encode,
+        batch_size=2,
+        encode_text=lambda captions: torch.tensor([[float(len(caption))] for caption in captions]),
+    )
+    latents = open_shards(str(tmp_path / "latents"))
+    assert read_header(latents.paths) == header and report.without_caption == 1
+    (batch,) = sequential_loader(latents, header.fields(0), batch_size=2)
+    assert batch["text"].tolist() == [[4], [0]]
