@@ -1,7 +1,8 @@
-"""Tensor types and dataclasses that all layers share."""
+"""Types that all layers share: tensors, batches, and the ranges of arguments that configs set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from typing import Annotated, TypeAlias, TypedDict
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -14,6 +15,45 @@ Latent: TypeAlias = Float[Tensor, "b z h w"]
 
 Tokens: TypeAlias = Int64[Tensor, "b l"]
 """Token ids."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `least` to `most`, in the type of an argument; `ldm.cli.config.ranges` checks them."""
+
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Length:
+    """The possible lengths of a list, in the type of an argument."""
+
+    least: int
+    most: int
+
+
+PositiveInt: TypeAlias = Annotated[int, Range(1, 2**31 - 1)]
+NonNegativeInt: TypeAlias = Annotated[int, Range(0, 2**31 - 1)]
+Seed: TypeAlias = Annotated[int, Range(0, 2**32 - 1)]
+"""The seeds that NumPy and Lightning take."""
+Channels: TypeAlias = Annotated[int, Range(1, 2**16)]
+"""Widths of layers; numbers of heads, labels, codes and tokens."""
+Depth: TypeAlias = Annotated[int, Range(1, 1000)]
+"""Blocks or layers in a row."""
+Multipliers: TypeAlias = Annotated[Sequence[Depth], Length(1, 12)]
+"""Channel multipliers, one per level."""
+Pixels: TypeAlias = Annotated[int, Range(1, 2**14)]
+"""Heights, widths and factors of them."""
+Timesteps: TypeAlias = Annotated[int, Range(1, 10**6)]
+"""T of a noise schedule."""
+Workers: TypeAlias = Annotated[int, Range(0, 1024)]
+"""Processes that load data; 0 loads in the main process."""
+PositiveFloat: TypeAlias = Annotated[float, Range(1e-8, 1e6)]
+NonNegativeFloat: TypeAlias = Annotated[float, Range(0, 1e6)]
+FiniteFloat: TypeAlias = Annotated[float, Range(-1e6, 1e6)]
+Proportion: TypeAlias = Annotated[float, Range(0, 1)]
+"""Probabilities and fractions."""
 
 
 class Batch(TypedDict, total=False):

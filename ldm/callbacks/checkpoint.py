@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning import Callback, Trainer
@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from ldm.atomic import sync, write_atomically
 from ldm.errors import InvalidValue, UserError
 from ldm.stages.base import Stage
+from ldm.typing import NonNegativeInt, PositiveInt, Range
 
 LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -125,7 +126,11 @@ class Checkpoint(Callback):
     """
 
     def __init__(
-        self, folder: str, every_n_steps: int = 1000, keep: int = 2, milestone_every: int = 0
+        self,
+        folder: str,
+        every_n_steps: PositiveInt = 1000,
+        keep: Annotated[int, Range(2, 2**31 - 1)] = 2,
+        milestone_every: NonNegativeInt = 0,
     ) -> None:
         if every_n_steps < 1 or keep < 2 or milestone_every < 0:
             raise InvalidValue(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.errors import InvalidValue
 from ldm.stages.base import Stage
+from ldm.typing import NonNegativeInt, Proportion
 
 
 class EMA(Callback):
@@ -19,7 +20,7 @@ class EMA(Callback):
     `stage.averaged_parameters()`, in fp32. Validation, preview images and the model file use the average.
     """
 
-    def __init__(self, decay: float = 0.9999, start: int = 0) -> None:
+    def __init__(self, decay: Proportion = 0.9999, start: NonNegativeInt = 0) -> None:
         if not 0 <= decay < 1:
             raise InvalidValue(f"the EMA's decay must be in [0, 1), not {decay}")
         if start < 0:

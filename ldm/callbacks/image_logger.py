@@ -1,7 +1,7 @@
 """Preview images during training, in the run's folder, W&B and TensorBoard."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning import Callback, Trainer
 
@@ -10,12 +10,15 @@ from ldm.callbacks.loggers.tensorboard import TensorBoardLogger
 from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.grid import labelled_grid
 from ldm.stages.base import Stage
+from ldm.typing import PositiveInt, Range
 
 
 class ImageLogger(Callback):
     """Save `stage.preview_images` as `folder/step00001000.png` every `every_n_steps` and at the end."""
 
-    def __init__(self, folder: str, every_n_steps: int, scale: int = 1) -> None:
+    def __init__(
+        self, folder: str, every_n_steps: PositiveInt, scale: Annotated[int, Range(1, 64)] = 1
+    ) -> None:
         self.folder, self.every_n_steps, self.scale = Path(folder), every_n_steps, scale
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:

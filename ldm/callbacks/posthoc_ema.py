@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm.errors import InvalidValue, UserError
 from ldm.interop import model_file
 from ldm.stages.base import Stage
+from ldm.typing import PositiveFloat, PositiveInt
 
 LONGEST = 12**-0.5
 """The length of the plain mean over all steps, where gamma = 0."""
@@ -78,7 +79,7 @@ class PostHocEMA(Callback):
         every_n_steps: steps between snapshots; there is one of the last step as well.
     """
 
-    def __init__(self, folder: str, lengths: Sequence[float], every_n_steps: int) -> None:
+    def __init__(self, folder: str, lengths: Sequence[PositiveFloat], every_n_steps: PositiveInt) -> None:
         if every_n_steps < 1 or len(lengths) < 1:
             raise InvalidValue(
                 f"snapshots need every_n_steps >= 1 and one length or more, not {every_n_steps} and"

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.errors import UserError
 from ldm.stages.base import Stage
+from ldm.typing import Range
 
 REQUEUE = 75
 """Exit status "temporary failure" (EX_TEMPFAIL in sysexits.h): start again with resume=auto."""
@@ -33,7 +34,7 @@ class Preemption(Callback):
     srun --kill-on-bad-exit and Lightning's launcher kill the remaining ranks and would report that instead.
     """
 
-    def __init__(self, status: int = REQUEUE) -> None:
+    def __init__(self, status: Annotated[int, Range(0, 255)] = REQUEUE) -> None:
         self.status = status
         self.requested = 0
         """0: none, 1: stop by SIGTERM, 2: stop by SIGUSR1."""

@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ldm.stages.base import Stage
+from ldm.typing import PositiveFloat
 
 
 class ProgressBar(TQDMProgressBar):
@@ -18,7 +19,7 @@ class ProgressBar(TQDMProgressBar):
     line every `seconds`.
     """
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    def __init__(self, seconds: PositiveFloat = 30.0) -> None:
         super().__init__(refresh_rate=5)
         self.seconds = seconds
         self._prints_lines = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.callbacks.checkpoint import list_checkpoints
 from ldm.errors import InvalidValue, UserError
 from ldm.stages.base import Stage
-from ldm.typing import Batch
+from ldm.typing import Batch, NonNegativeInt, PositiveFloat, PositiveInt
 
 LOG = logging.getLogger(__name__)
 LISTED_STEPS = 8
@@ -40,11 +40,11 @@ class SkipBadSteps(Callback):
     def __init__(
         self,
         folder: str,
-        factor: float = 100.0,
-        warmup: int = 100,
-        window: int = 100,
-        patience: int = 50,
-        every_n_steps: int = 50,
+        factor: PositiveFloat = 100.0,
+        warmup: NonNegativeInt = 100,
+        window: PositiveInt = 100,
+        patience: PositiveInt = 50,
+        every_n_steps: PositiveInt = 50,
     ) -> None:
         if factor <= 1 or min(window, patience, every_n_steps) < 1 or warmup < 0:
             raise InvalidValue(

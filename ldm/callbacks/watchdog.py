@@ -9,6 +9,7 @@ from typing import IO, Any
 from lightning import Callback, LightningModule, Trainer
 
 from ldm.errors import InvalidValue
+from ldm.typing import PositiveFloat
 
 GRACE = 30.0
 """Seconds between a rank's stack trace and its SIGALRM, so that all write theirs before srun ends them."""
@@ -22,7 +23,7 @@ class Watchdog(Callback):
     half an hour, `ldm.cli.training.setup`) and without showing where the ranks hang.
     """
 
-    def __init__(self, folder: str, seconds: float = 900.0, grace: float = GRACE) -> None:
+    def __init__(self, folder: str, seconds: PositiveFloat = 900.0, grace: PositiveFloat = GRACE) -> None:
         if seconds <= 0:
             raise InvalidValue(
                 f"seconds must be above 0, not {seconds}: set callbacks.watchdog=null to disable the watchdog"

@@ -27,6 +27,7 @@ from ldm.data.prepare.write_shards import write_shard
 from ldm.data.shards.index import build_index
 from ldm.data.shards.reader import Sample, Shards, open_shards
 from ldm.data.shards.tar import MOMENTS
+from ldm.typing import Pixels, PositiveFloat, PositiveInt
 
 SIZES = [(256, 256), (512, 384), (1024, 768), (2048, 1536)]
 MOMENTS_SHAPE = (8, 32, 32)
@@ -97,9 +98,9 @@ class DataBenchmark:
         seconds: CPU time per measurement.
     """
 
-    size: int
-    images: int
-    seconds: float
+    size: Pixels
+    images: PositiveInt
+    seconds: PositiveFloat
 
     def run(self) -> Iterator[str]:
         """Yield the tables line by line."""

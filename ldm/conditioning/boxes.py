@@ -1,6 +1,7 @@
 """Layouts: labelled bounding boxes as tokens."""
 
 import math
+from typing import Annotated
 
 import torch
 from einops import rearrange
@@ -11,7 +12,7 @@ from torch.nn.functional import silu
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.transformer_text import Block
 from ldm.errors import InvalidValue
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Proportion, Range
 
 
 class BoxTokens(Conditioner):
@@ -32,15 +33,15 @@ class BoxTokens(Conditioner):
 
     def __init__(
         self,
-        num_labels: int,
-        width: int,
-        num_boxes: int,
-        dropout: float,
-        depth: int = 0,
-        num_heads: int = 4,
-        head_channels: int | None = None,
+        num_labels: Channels,
+        width: Channels,
+        num_boxes: Channels,
+        dropout: Proportion,
+        depth: Annotated[int, Range(0, 1000)] = 0,
+        num_heads: Channels = 4,
+        head_channels: Channels | None = None,
         bias: bool = True,
-        frequencies: int = 8,
+        frequencies: Annotated[int, Range(1, 64)] = 8,
         batch_key: str = "boxes",
     ) -> None:
         super().__init__(batch_key, dropout)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ldm.conditioning.base import Conditioner, Size
 from ldm.errors import InvalidValue
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Proportion
 
 
 class ClassLabel(Conditioner):
@@ -21,9 +21,9 @@ class ClassLabel(Conditioner):
 
     def __init__(
         self,
-        num_classes: int,
-        width: int,
-        dropout: float,
+        num_classes: Channels,
+        width: Channels,
+        dropout: Proportion,
         context: bool = True,
         vector: bool = False,
         batch_key: str = "label",
@@ -52,7 +52,7 @@ class ClassNumber(Conditioner):
     The null is the label `num_classes`, so the denoiser's `num_labels` is num_classes + 1.
     """
 
-    def __init__(self, num_classes: int, dropout: float, batch_key: str = "label") -> None:
+    def __init__(self, num_classes: Channels, dropout: Proportion, batch_key: str = "label") -> None:
         super().__init__(batch_key, dropout)
         self.num_classes = num_classes
 

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from ldm import pretrained
 from ldm.conditioning import clip_tower
 from ldm.conditioning.base import Conditioner, Size
-from ldm.typing import Conditioning
+from ldm.typing import Conditioning, FiniteFloat, PositiveFloat, Proportion
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Per channel, of the training images in [0, 1] of OpenAI's and LAION's towers."""
@@ -31,12 +31,12 @@ class ClipImage(Conditioner):
         self,
         name: str,
         weights: str,
-        dropout: float,
+        dropout: Proportion,
         batch_key: str = "image",
         patches: bool = False,
         vector: bool = False,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
+        mean: Sequence[FiniteFloat] = MEAN,
+        std: Sequence[PositiveFloat] = STD,
     ) -> None:
         super().__init__(batch_key, dropout)
         self.name, self.weights, self.patches, self.vector = name, weights, patches, vector

@@ -13,7 +13,7 @@ from ldm.conditioning import clip_tower
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.errors import InvalidValue
-from ldm.typing import Conditioning, Tokens
+from ldm.typing import Conditioning, NonNegativeInt, Proportion, Tokens
 
 
 class ClipText(Conditioner):
@@ -51,9 +51,9 @@ class ClipText(Conditioner):
         tokenizer: ClipTokenizer,
         name: str = "ViT-L-14-quickgelu",
         weights: str = "clip_vit_l14",
-        dropout: float = 0.1,
+        dropout: Proportion = 0.1,
         batch_key: str = "caption",
-        skip_layers: int = 0,
+        skip_layers: NonNegativeInt = 0,
         final_norm: bool = True,
         pooled: bool = False,
     ) -> None:
@@ -143,7 +143,9 @@ class ClipTexts(Conditioner):
             unused: they are dropped together.
     """
 
-    def __init__(self, towers: Sequence[ClipText], dropout: float = 0.1, batch_key: str = "caption") -> None:
+    def __init__(
+        self, towers: Sequence[ClipText], dropout: Proportion = 0.1, batch_key: str = "caption"
+    ) -> None:
         super().__init__(batch_key, dropout)
         lengths = {len(tower.empty) for tower in towers}
         if len(lengths) != 1:

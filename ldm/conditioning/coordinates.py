@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.conditioning.base import Conditioner, Size
 from ldm.errors import InvalidValue
-from ldm.typing import Conditioning
+from ldm.typing import Conditioning, Pixels
 
 
 class Coordinates(Conditioner):
@@ -25,7 +25,7 @@ class Coordinates(Conditioner):
         size: default height and width of the latent, used where the size is unknown.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Pixels) -> None:
         super().__init__(batch_key="", dropout=0.0)
         if size < 2:
             raise InvalidValue(f"coordinates need latents of height and width 2 or more, got size={size}")

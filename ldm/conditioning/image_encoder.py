@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.spatial import to_float_image
 from ldm.errors import InvalidValue
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Depth, Pixels, Proportion
 
 
 class ImageEncoder(Conditioner):
@@ -28,12 +28,12 @@ class ImageEncoder(Conditioner):
 
     def __init__(
         self,
-        size: int,
-        patch: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        dropout: float,
+        size: Pixels,
+        patch: Pixels,
+        width: Channels,
+        depth: Depth,
+        num_heads: Channels,
+        dropout: Proportion,
         patches: bool = False,
         vector: bool = False,
         batch_key: str = "image",

@@ -13,7 +13,7 @@ from ldm.conditioning.spatial import SpatialConditioner, to_float_image
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
 from ldm.networks.denoiser import sinusoidal_embedding
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Pixels, PositiveInt, Proportion
 
 
 class LowResolution(SpatialConditioner):
@@ -33,12 +33,12 @@ class LowResolution(SpatialConditioner):
 
     def __init__(
         self,
-        dropout: float,
-        factor: int,
+        dropout: Proportion,
+        factor: Pixels,
         rescaler: Rescaler,
         schedule: Schedule | None = None,
-        level_channels: int = 1,
-        max_noise_level: int | None = None,
+        level_channels: Channels = 1,
+        max_noise_level: PositiveInt | None = None,
         batch_key: str = "small",
     ) -> None:
         super().__init__(batch_key, dropout, factor, rescaler)

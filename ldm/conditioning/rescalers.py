@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.conditioning.base import Size
 from ldm.errors import InvalidValue
+from ldm.typing import Channels, Pixels
 
 
 class Rescaler(nn.Module, ABC):
@@ -38,7 +39,10 @@ class Resize(Rescaler):
     """
 
     def __init__(
-        self, channels: int, mode: Literal["nearest", "area", "bilinear", "bicubic"], antialias: bool = False
+        self,
+        channels: Channels,
+        mode: Literal["nearest", "area", "bilinear", "bicubic"],
+        antialias: bool = False,
     ) -> None:
         super().__init__(channels)
         self.mode, self.antialias = mode, antialias
@@ -74,7 +78,7 @@ class LearnedRescaler(Rescaler):
         in_channels: of the map.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: Channels, out_channels: Channels) -> None:
         super().__init__(out_channels)
         self.mixed = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
@@ -100,7 +104,7 @@ class PixelUnshuffle(Rescaler):
         factor: width of a cell, in pixels of the map.
     """
 
-    def __init__(self, channels: int, factor: int) -> None:
+    def __init__(self, channels: Channels, factor: Pixels) -> None:
         super().__init__(channels * factor**2)
         self.factor = factor
 
@@ -119,7 +123,7 @@ class MaxPoolMask(Rescaler):
         channels: of the map.
     """
 
-    def __init__(self, channels: int = 1) -> None:
+    def __init__(self, channels: Channels = 1) -> None:
         super().__init__(channels)
 
     def forward(self, x: Float[Tensor, "b c H W"], size: Size) -> Float[Tensor, "b c h w"]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ldm.conditioning.base import Conditioner, Size
 from ldm.errors import InvalidValue
 from ldm.networks.denoiser import sinusoidal_embedding
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, PositiveFloat, Proportion
 
 
 class Scalars(Conditioner):
@@ -24,7 +24,9 @@ class Scalars(Conditioner):
         scale: factor on the scalars before the embedding, which separates 1 from 2 but not 0.1 from 0.2.
     """
 
-    def __init__(self, batch_key: str, n: int, width: int, dropout: float, scale: float = 1.0) -> None:
+    def __init__(
+        self, batch_key: str, n: Channels, width: Channels, dropout: Proportion, scale: PositiveFloat = 1.0
+    ) -> None:
         super().__init__(batch_key, dropout)
         if n < 1 or width < 2 or width % 2:
             raise InvalidValue(f"scalars need n >= 1 and an even width >= 2, not {n} and {width}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.rescalers import Rescaler
 from ldm.errors import InvalidValue, UserError
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, FiniteFloat, Pixels, Proportion
 
 
 class MapTokens(nn.Module):
@@ -31,7 +31,7 @@ class MapTokens(nn.Module):
         patch: height and width of a patch in pixels.
     """
 
-    def __init__(self, in_channels: int, width: int, patch: int, side: int) -> None:
+    def __init__(self, in_channels: Channels, width: Channels, patch: Pixels, side: Pixels) -> None:
         super().__init__()
         self.width, self.patch = width, patch
         self.linear = nn.Conv2d(in_channels, width, patch, stride=patch)
@@ -125,9 +125,9 @@ class SemanticMap(SpatialConditioner):
 
     def __init__(
         self,
-        num_labels: int,
-        dropout: float,
-        factor: int,
+        num_labels: Channels,
+        dropout: Proportion,
+        factor: Pixels,
         rescaler: Rescaler | None = None,
         tokens: MapTokens | None = None,
         batch_key: str = "segmentation",
@@ -158,7 +158,12 @@ class Mask(SpatialConditioner):
     """
 
     def __init__(
-        self, background: float, dropout: float, factor: int, rescaler: Rescaler, batch_key: str = "mask"
+        self,
+        background: FiniteFloat,
+        dropout: Proportion,
+        factor: Pixels,
+        rescaler: Rescaler,
+        batch_key: str = "mask",
     ) -> None:
         super().__init__(batch_key, dropout, factor, rescaler)
         self.background = background
@@ -187,7 +192,9 @@ class LatentImage(Conditioner):
 
     needs_first_stage = True
 
-    def __init__(self, channels: int, dropout: float, factor: int, batch_key: str = "masked") -> None:
+    def __init__(
+        self, channels: Channels, dropout: Proportion, factor: Pixels, batch_key: str = "masked"
+    ) -> None:
         super().__init__(batch_key, dropout)
         self.latent_channels, self.factor = channels, factor
 

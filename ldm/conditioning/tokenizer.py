@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldm.errors import InvalidValue, UserError
-from ldm.typing import Tokens
+from ldm.typing import Channels, NonNegativeInt, Tokens
 
 BEGIN, END = 49406, 49407
 VOCAB_SIZE = 49408
@@ -46,7 +46,11 @@ class ClipTokenizer:
     """
 
     def __init__(
-        self, length: int, pad_token: int, words: Sequence[str] | None = None, chunks: int = 1
+        self,
+        length: Channels,
+        pad_token: NonNegativeInt,
+        words: Sequence[str] | None = None,
+        chunks: Channels = 1,
     ) -> None:
         if length < 2:
             raise InvalidValue(f"length is at least 2, for begin and end, got {length}")

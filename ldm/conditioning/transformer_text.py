@@ -10,7 +10,7 @@ from ldm.conditioning.base import Conditioner, Size
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.errors import InvalidValue
 from ldm.networks.attention import attend
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Depth, Proportion
 
 
 class Block(nn.Module):
@@ -59,13 +59,13 @@ class TransformerText(Conditioner):
     def __init__(
         self,
         tokenizer: ClipTokenizer,
-        width: int,
-        depth: int,
-        num_heads: int,
+        width: Channels,
+        depth: Depth,
+        num_heads: Channels,
         pooled: bool = False,
-        dropout: float = 0.1,
+        dropout: Proportion = 0.1,
         batch_key: str = "caption",
-        head_channels: int | None = None,
+        head_channels: Channels | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__(batch_key, dropout)

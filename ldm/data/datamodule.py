@@ -18,6 +18,7 @@ from ldm.data.order.shuffle import SequentialOrder
 from ldm.data.shards.reader import BadSample, Shards, open_shards
 from ldm.data.shards.remote import Cache, is_remote
 from ldm.errors import UserError
+from ldm.typing import Channels, Pixels, PositiveFloat, PositiveInt, Proportion, Seed, Workers
 
 # Lightning warns about the length of any iterable data set; ours serves each step from exactly one worker
 warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
@@ -49,24 +50,24 @@ class ShardDataModule(LightningDataModule):
         self,
         shards: str | Sequence[str],
         val_shards: str | Sequence[str] | None,
-        global_batch_size: int,
-        size: int,
-        steps: int,
-        seed: int = 0,
-        num_workers: int = 0,
+        global_batch_size: PositiveInt,
+        size: Pixels,
+        steps: PositiveInt,
+        seed: Seed = 0,
+        num_workers: Workers = 0,
         random_crop: bool = False,
         flip: bool = False,
-        val_batches: int = 1,
+        val_batches: PositiveInt = 1,
         order: OrderOptions | None = None,
-        captions: Mapping[str, float] | None = None,
+        captions: Mapping[str, PositiveFloat] | None = None,
         extra_fields: Sequence[Field] = (),
         spatial_fields: Sequence[Callable[[ImageField], Field]] = (),
         derived_fields: Sequence[DerivedField] = (),
         index: str | None = None,
         cache: Cache | None = None,
-        max_bad_rate: float = 0.01,
+        max_bad_rate: Proportion = 0.01,
         start_method: str | None = None,
-        channels: int = 3,
+        channels: Channels = 3,
     ) -> None:
         super().__init__()
         self.shards, self.val_shards = shards, val_shards

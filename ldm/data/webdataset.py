@@ -28,6 +28,7 @@ from ldm.data.loading.batches import (
 from ldm.data.loading.loader import ResumableLoader
 from ldm.data.shards.reader import BadSample, Sample, find_shards
 from ldm.errors import UserError
+from ldm.typing import Channels, Pixels, PositiveInt, Proportion, Seed, Workers
 
 MAX_BAD_SAMPLES = 100
 """A run stops after this many bad samples in one batch."""
@@ -102,20 +103,20 @@ class ResampledDataModule(ShardDataModule):
         self,
         shards: str | Sequence[str],
         val_shards: str | Sequence[str] | None,
-        global_batch_size: int,
-        size: int,
-        steps: int,
-        seed: int = 0,
-        num_workers: int = 0,
+        global_batch_size: PositiveInt,
+        size: Pixels,
+        steps: PositiveInt,
+        seed: Seed = 0,
+        num_workers: Workers = 0,
         random_crop: bool = False,
         flip: bool = False,
-        val_batches: int = 1,
-        buffer: int = 1000,
+        val_batches: PositiveInt = 1,
+        buffer: PositiveInt = 1000,
         extra_fields: Sequence[Field] = (),
         spatial_fields: Sequence[Callable[[ImageField], Field]] = (),
         derived_fields: Sequence[DerivedField] = (),
-        max_bad_rate: float = 0.01,
-        channels: int = 3,
+        max_bad_rate: Proportion = 0.01,
+        channels: Channels = 3,
     ) -> None:
         super().__init__(
             shards,

@@ -19,7 +19,7 @@ from ldm.diffusion.objective import Network
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
-from ldm.typing import Conditioning
+from ldm.typing import Conditioning, FiniteFloat, NonNegativeFloat, PositiveFloat, Proportion
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(z_t: b z h w, t: scalar) -> (z_0, eps), both b z h w."""
@@ -96,12 +96,12 @@ class Guidance(Protocol):
     def __call__(self, prediction: Prediction, scale: float) -> Denoise: ...
 
 
-def classifier_free_guidance(prediction: Prediction, scale: float) -> Denoise:
+def classifier_free_guidance(prediction: Prediction, scale: FiniteFloat) -> Denoise:
     """y = y_null + scale (y_cond - y_null) (Ho & Salimans 2022, eq. 6; here scale 1 is no guidance)."""
     return rescaled_cfg(prediction, scale, phi=0.0)
 
 
-def rescaled_cfg(prediction: Prediction, scale: float, phi: float = 0.7) -> Denoise:
+def rescaled_cfg(prediction: Prediction, scale: FiniteFloat, phi: Proportion = 0.7) -> Denoise:
     """y = phi y_g std(y_cond)/std(y_g) + (1 - phi) y_g (Lin et al. 2023, eq. 15, 16).
 
     y_g is the y of classifier-free guidance, whose std grows with the scale, which overexposes images. Each
@@ -124,9 +124,9 @@ def rescaled_cfg(prediction: Prediction, scale: float, phi: float = 0.7) -> Deno
 
 def interval_cfg(
     prediction: Prediction,
-    scale: float,
-    low: float = 0.28,
-    high: float = 5.42,
+    scale: FiniteFloat,
+    low: NonNegativeFloat = 0.28,
+    high: PositiveFloat = 5.42,
     guidance: Guidance = classifier_free_guidance,
 ) -> Denoise:
     """Apply `guidance` where low < sigma/alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, eq. 6).
@@ -145,7 +145,9 @@ def interval_cfg(
     return denoise
 
 
-def instruct_pix2pix_cfg(prediction: Prediction, scale: float, image_scale: float = 1.5) -> Denoise:
+def instruct_pix2pix_cfg(
+    prediction: Prediction, scale: FiniteFloat, image_scale: FiniteFloat = 1.5
+) -> Denoise:
     """y = y_null + image_scale (y_image - y_null) + scale (y_cond - y_image) (Brooks et al. 2023, eq. 3).
 
     y_image is conditioned only on the image, the condition's `concat`; `scale` applies to all other
@@ -203,7 +205,7 @@ class NestedCFG:
     The names are in the order of the sum. None or an empty mapping is `classifier_free_guidance`.
     """
 
-    scales: Mapping[str, float] | None
+    scales: Mapping[str, FiniteFloat] | None
 
     @property
     def subsets(self) -> list[tuple[str, ...]]:

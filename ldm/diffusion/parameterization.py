@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import PositiveFloat
 
 Coefficient = Float[Tensor, "b 1 1 1"]
 
@@ -110,7 +111,7 @@ class EDM(Parameterization):
     which is never 0, so any schedule works, also with zero terminal SNR. With std 1, y = -v.
     """
 
-    def __init__(self, std: float = 0.5) -> None:
+    def __init__(self, std: PositiveFloat = 0.5) -> None:
         if std <= 0:
             raise InvalidValue(f"EDM needs a data std > 0, not {std}")
         self.std = std

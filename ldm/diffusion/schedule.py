@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
+from ldm.typing import NonNegativeFloat, PositiveFloat, Proportion, Timesteps
 
 
 class Schedule(nn.Module, ABC):
@@ -111,10 +112,8 @@ class TableSchedule(Schedule):
             self._select_by_cell(cell, (1 - sigma**2).sqrt(), (2 * lam).sigmoid().sqrt(), alpha),
             self._select_by_cell(cell, sigma, (-2 * lam).sigmoid().sqrt(), (1 - alpha**2).sqrt()),
         )
-        at_table = part == 0
-        return torch.where(at_table, alphas[cell], between[0]), torch.where(
-            at_table, sigmas[cell], between[1]
-        )
+        exact = part == 0
+        return torch.where(exact, alphas[cell], between[0]), torch.where(exact, sigmas[cell], between[1])
 
     def _select_by_cell(self, cell: Tensor, first: Tensor, inner: Tensor, last: Tensor) -> Tensor:
         """Return `first` in the interval [0, 1], `last` in one that ends in pure noise, `inner` elsewhere."""
@@ -169,11 +168,11 @@ class Linear(TableSchedule):
 
     def __init__(
         self,
-        num_steps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
+        num_steps: Timesteps = 1000,
+        beta_start: Proportion = 1e-4,
+        beta_end: Proportion = 0.02,
         zero_terminal_snr: bool = False,
-        shift: float = 1.0,
+        shift: PositiveFloat = 1.0,
     ) -> None:
         _check_betas(num_steps, beta_start, beta_end)
         betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64, device="cpu")
@@ -188,11 +187,11 @@ class ScaledLinear(TableSchedule):
 
     def __init__(
         self,
-        num_steps: int = 1000,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
+        num_steps: Timesteps = 1000,
+        beta_start: Proportion = 0.00085,
+        beta_end: Proportion = 0.012,
         zero_terminal_snr: bool = False,
-        shift: float = 1.0,
+        shift: PositiveFloat = 1.0,
     ) -> None:
         _check_betas(num_steps, beta_start, beta_end)
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float64, device="cpu")
@@ -204,11 +203,11 @@ class Cosine(TableSchedule):
 
     def __init__(
         self,
-        num_steps: int = 1000,
-        offset: float = 0.008,
-        max_beta: float = 0.999,
+        num_steps: Timesteps = 1000,
+        offset: NonNegativeFloat = 0.008,
+        max_beta: Proportion = 0.999,
         zero_terminal_snr: bool = False,
-        shift: float = 1.0,
+        shift: PositiveFloat = 1.0,
     ) -> None:
         if num_steps < 1 or offset < 0 or not 0 < max_beta < 1:
             raise InvalidValue(
@@ -229,18 +228,18 @@ class RectifiedFlow(Schedule):
 
     has_zero_terminal_snr = True
 
-    def __init__(self, num_steps: int = 1000, shift: float = 1.0) -> None:
+    def __init__(self, num_steps: Timesteps = 1000, shift: PositiveFloat = 1.0) -> None:
         super().__init__(num_steps)
         _check_shift(shift)
         self.shift = shift
 
     def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         """1 - u = (T - t)/(T + (s - 1) t)."""
-        return ((self.num_steps - t) / self._denominator(t))[:, None, None, None]
+        return ((self.num_steps - t) / (self.num_steps + (self.shift - 1) * t))[:, None, None, None]
 
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         """u = s t/(T + (s - 1) t)."""
-        return (self.shift * t / self._denominator(t))[:, None, None, None]
+        return (self.shift * t / (self.num_steps + (self.shift - 1) * t))[:, None, None, None]
 
     def time(self, lam: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """T sigmoid(-lam - log s)."""
@@ -249,9 +248,6 @@ class RectifiedFlow(Schedule):
     def network_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """1000 sigma, as in published flow networks."""
         return 1000 * self.sigma(t).flatten()
-
-    def _denominator(self, t: Tensor) -> Tensor:
-        return self.num_steps + (self.shift - 1) * t
 
 
 class Karras(Schedule):
@@ -264,7 +260,11 @@ class Karras(Schedule):
     has_zero_terminal_snr = False
 
     def __init__(
-        self, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+        self,
+        num_steps: Timesteps = 1000,
+        sigma_min: PositiveFloat = 0.002,
+        sigma_max: PositiveFloat = 80.0,
+        rho: PositiveFloat = 7.0,
     ) -> None:
         super().__init__(num_steps)
         if num_steps < 2 or not 0 < sigma_min < sigma_max or rho <= 0:

@@ -5,6 +5,7 @@ A spacing is called as `spacing(schedule, steps)`; spacings of integer times als
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import PositiveFloat, PositiveInt, Range, Timesteps
 
 
 class UniformTimes:
     """t uniform on 1..T (Ho et al. 2020, algorithm 1)."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: Timesteps) -> None:
         _check_num_steps(num_steps)
         self.num_steps = num_steps
 
@@ -29,7 +31,12 @@ class UniformTimes:
 class LogitNormalTimes:
     """logit(t/T) ~ N(mean, std²) (Esser et al. 2024, section 3.1); mean > 0 favours noisier t."""
 
-    def __init__(self, num_steps: int, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_steps: Timesteps,
+        mean: Annotated[float, Range(-20, 20)] = 0.0,
+        std: Annotated[float, Range(1e-8, 20)] = 1.0,
+    ) -> None:
         _check_num_steps(num_steps)
         _check_std("logit-normal", std)
         self.num_steps, self.mean, self.std = num_steps, mean, std
@@ -43,7 +50,12 @@ class LogitNormalTimes:
 class LogNormalTimes:
     """log(sigma/alpha) ~ N(mean, std²), real t within 1..T (Karras et al. 2022, table 1: P_mean, P_std)."""
 
-    def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        mean: Annotated[float, Range(-20, 20)] = -1.2,
+        std: Annotated[float, Range(1e-8, 20)] = 1.2,
+    ) -> None:
         _check_std("log-normal", std)
         self.schedule, self.mean, self.std = schedule, mean, std
 
@@ -59,7 +71,9 @@ class ShiftedTimes:
     For a rectified flow this multiplies sigma/alpha by s, as recommended for s times the resolution.
     """
 
-    def __init__(self, times: Callable[[Tensor], Tensor], num_steps: int, shift: float = 3.0) -> None:
+    def __init__(
+        self, times: Callable[[Tensor], Tensor], num_steps: Timesteps, shift: PositiveFloat = 3.0
+    ) -> None:
         _check_num_steps(num_steps)
         if shift <= 0:
             raise InvalidValue(f"shifted times need shift > 0, not {shift}")
@@ -93,26 +107,26 @@ def deterministic_u(position: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
     return u.clamp(max=1 - torch.finfo(torch.float32).eps / 2)
 
 
-def leading(schedule: Schedule | int, steps: int) -> Float[Tensor, " s"]:
+def leading(schedule: Schedule | int, steps: PositiveInt) -> Float[Tensor, " s"]:
     """t_i = floor(i T/S) + 1, decreasing, then 0: DDIM's (Song et al. 2021), within 1..T for all S."""
     T = _check_steps(schedule, steps)
     return _append_zero(torch.arange(steps - 1, -1, -1) * T // steps + 1)
 
 
-def trailing(schedule: Schedule | int, steps: int) -> Float[Tensor, " s"]:
+def trailing(schedule: Schedule | int, steps: PositiveInt) -> Float[Tensor, " s"]:
     """t_i = round(T - i T/S), then 0: starts at pure noise, T (Lin et al. 2024, table 2)."""
     T = _check_steps(schedule, steps)
     return _append_zero((T - torch.arange(steps).double() * T / steps + 0.5).floor())
 
 
-def linspace(schedule: Schedule | int, steps: int) -> Float[Tensor, " s"]:
+def linspace(schedule: Schedule | int, steps: PositiveInt) -> Float[Tensor, " s"]:
     """S equal steps from T to 1, then 0 (Nichol & Dhariwal 2021, section 4)."""
     T = _check_steps(schedule, steps)
     span = (T - 1) / max(steps - 1, 1)
     return _append_zero((T - torch.arange(steps).double() * span + 0.5).floor())
 
 
-def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Float[Tensor, " s"]:
+def karras(schedule: Schedule, steps: PositiveInt, rho: PositiveFloat = 7.0) -> Float[Tensor, " s"]:
     """(sigma/alpha)^(1/rho) in S equal steps from T to 1, then 0 (Karras et al. 2022, eq. 5)."""
     if rho <= 0:
         raise InvalidValue(f"timestep_spacing=karras needs rho > 0, not {rho}")
@@ -121,13 +135,13 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Float[Tensor, " 
     return _from_lam(schedule, -rho * root.log())
 
 
-def exponential(schedule: Schedule, steps: int) -> Float[Tensor, " s"]:
+def exponential(schedule: Schedule, steps: PositiveInt) -> Float[Tensor, " s"]:
     """lam in S equal steps from T to 1, then 0 (Lu et al. 2022a, section 3.4): `karras` with infinite rho."""
     clean, noisy = _lam_range(schedule, steps)
     return _from_lam(schedule, torch.linspace(noisy, clean, steps, dtype=torch.float64))
 
 
-def explicit(schedule: Schedule, steps: int, times: Sequence[float]) -> Float[Tensor, " s"]:
+def explicit(schedule: Schedule, steps: PositiveInt, times: Sequence[PositiveFloat]) -> Float[Tensor, " s"]:
     """Return the decreasing `times`, then 0; for another number of steps, lam is interpolated over the index.
 
     This is how the optimised lists of Sabour et al. (2024, "Align Your Steps") are used.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldm.diffusion.parameterization import Coefficient, Parameterization
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import Channels, NonNegativeFloat, PositiveFloat
 
 
 class Weighting(ABC):
@@ -82,7 +83,9 @@ class MinSNR(Z0Weighting):
     With `least` > 0, w = min(max(SNR, least), gamma); 0.005 is the smallest SNR of Stable Diffusion.
     """
 
-    def __init__(self, parameterization: Parameterization, gamma: float = 5.0, least: float = 0.0) -> None:
+    def __init__(
+        self, parameterization: Parameterization, gamma: PositiveFloat = 5.0, least: NonNegativeFloat = 0.0
+    ) -> None:
         super().__init__(parameterization)
         if gamma <= 0 or not 0 <= least < gamma:
             raise InvalidValue(f"min-SNR needs gamma > 0 and 0 <= least < gamma, not {gamma} and {least}")
@@ -101,7 +104,7 @@ class MinSNR(Z0Weighting):
 class SoftMinSNR(Z0Weighting):
     """w = SNR gamma/(SNR + gamma) on the error in z_0: smooth min-SNR (Crowson et al. 2024)."""
 
-    def __init__(self, parameterization: Parameterization, gamma: float = 4.0) -> None:
+    def __init__(self, parameterization: Parameterization, gamma: PositiveFloat = 4.0) -> None:
         super().__init__(parameterization)
         if gamma <= 0:
             raise InvalidValue(f"soft-min-SNR needs gamma > 0, not {gamma}")
@@ -123,7 +126,7 @@ class EDM(Z0Weighting):
     latents.
     """
 
-    def __init__(self, parameterization: Parameterization, std: float = 0.5) -> None:
+    def __init__(self, parameterization: Parameterization, std: PositiveFloat = 0.5) -> None:
         super().__init__(parameterization)
         if std <= 0:
             raise InvalidValue(f"EDM needs a data std > 0, not {std}")
@@ -148,7 +151,7 @@ class LearnedUncertainty(nn.Module, Weighting):
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, weighting: Weighting, channels: int = 128) -> None:
+    def __init__(self, weighting: Weighting, channels: Channels = 128) -> None:
         super().__init__()
         if channels < 1:
             raise InvalidValue(f"LearnedUncertainty needs channels >= 1, not {channels}")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ldm.losses.adaptive_weight import adaptive_weight, ramp
 from ldm.losses.gan import GANLoss, HingeLoss
 from ldm.losses.regularizers import Regularizer
+from ldm.typing import NonNegativeFloat, NonNegativeInt
 
 HINGE = HingeLoss()
 
@@ -29,10 +30,10 @@ class Adversary(nn.Module):
     def __init__(
         self,
         discriminator: nn.Module,
-        weight: float,
-        start: int,
-        warmup: int = 1000,
-        ramp_steps: int = 1000,
+        weight: NonNegativeFloat,
+        start: NonNegativeInt,
+        warmup: NonNegativeInt = 1000,
+        ramp_steps: NonNegativeInt = 1000,
         gan_loss: GANLoss = HINGE,
         regularizer: Regularizer | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ldm.errors import InvalidValue
-from ldm.typing import Latent
+from ldm.typing import Latent, Proportion
 
 
 class Equivariance:
@@ -20,7 +20,7 @@ class Equivariance:
         smallest: smallest scale factor; the adversary and the perceptual loss must support that image size.
     """
 
-    def __init__(self, probability: float = 0.5, smallest: float = 0.25) -> None:
+    def __init__(self, probability: Proportion = 0.5, smallest: Proportion = 0.25) -> None:
         if not 0 <= probability <= 1 or not 0 < smallest <= 1:
             raise InvalidValue(
                 f"probability={probability} must be in [0, 1] and smallest={smallest} in (0, 1]"

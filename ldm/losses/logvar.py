@@ -1,8 +1,12 @@
 """The learned log-variance of the reconstruction."""
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ldm.typing import Range
 
 
 class LearnedLogVar(nn.Module):
@@ -14,7 +18,7 @@ class LearnedLogVar(nn.Module):
         initial: initial value of s.
     """
 
-    def __init__(self, initial: float = 0.0) -> None:
+    def __init__(self, initial: Annotated[float, Range(-20, 20)] = 0.0) -> None:
         super().__init__()
         self.s = nn.Parameter(torch.tensor(initial))
 

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from ldm import pretrained
 from ldm.errors import InvalidValue, UserError
 from ldm.networks.blocks import autocast_off
-from ldm.typing import Image
+from ldm.typing import Depth, Image, Multipliers, NonNegativeInt, PositiveInt, Seed
 
 HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
 """LPIPS's linear heads, version 0.1, as shipped with torchmetrics."""
@@ -60,7 +60,7 @@ class LPIPS(Perceptual):
         bands: see `to_rgb`.
     """
 
-    def __init__(self, bands: Sequence[int] | None = None) -> None:
+    def __init__(self, bands: Sequence[NonNegativeInt] | None = None) -> None:
         super().__init__()
         self.bands = bands
         # Not torchmetrics' metric class: that rejects values below -1 and stores every score.
@@ -103,10 +103,10 @@ class RandomVGG(Perceptual):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        convs: Sequence[int],
-        seed: int = 0,
-        bands: Sequence[int] | None = None,
+        channels: Multipliers,
+        convs: Sequence[Depth],
+        seed: Seed = 0,
+        bands: Sequence[NonNegativeInt] | None = None,
     ) -> None:
         super().__init__()
         self.bands = bands
@@ -161,7 +161,7 @@ class MultiScaleSSIM(Perceptual):
 
     BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
-    def __init__(self, num_scales: int = 3) -> None:
+    def __init__(self, num_scales: PositiveInt = 3) -> None:
         super().__init__()
         if not 1 <= num_scales <= len(self.BETAS):
             raise InvalidValue(f"num_scales={num_scales}: use 1..{len(self.BETAS)}")

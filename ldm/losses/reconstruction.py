@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
-from ldm.typing import Image
+from ldm.typing import Image, NonNegativeFloat
 
 
 class ReconstructionLoss(nn.Module):
@@ -13,7 +13,9 @@ class ReconstructionLoss(nn.Module):
     The gradient term compares differences of neighbouring pixels (Mathieu et al. 2016, equation 6).
     """
 
-    def __init__(self, l1: float = 1.0, l2: float = 0.0, gradient: float = 0.0) -> None:
+    def __init__(
+        self, l1: NonNegativeFloat = 1.0, l2: NonNegativeFloat = 0.0, gradient: NonNegativeFloat = 0.0
+    ) -> None:
         super().__init__()
         if min(l1, l2, gradient) < 0 or max(l1, l2, gradient) == 0:
             raise InvalidValue(

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm.losses.adaptive_weight import Logits
+from ldm.typing import NonNegativeFloat, Proportion
 
 
 class Regularizer(nn.Module, ABC):
@@ -29,7 +30,7 @@ class R1(Regularizer):
     Needs a second pass through the discriminator, and second-order gradients.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: NonNegativeFloat) -> None:
         super().__init__()
         self.weight = weight
 
@@ -56,7 +57,7 @@ class LeCam(Regularizer):
     real_mean: Tensor
     fake_mean: Tensor
 
-    def __init__(self, weight: float, decay: float = 0.99) -> None:
+    def __init__(self, weight: NonNegativeFloat, decay: Proportion = 0.99) -> None:
         super().__init__()
         self.weight, self.decay = weight, decay
         self.register_buffer("real_mean", torch.zeros(()))

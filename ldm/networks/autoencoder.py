@@ -13,6 +13,7 @@ from ldm.networks.attention import AttentionBlock, check_levels
 from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
 from ldm.networks.tiling import Map, Tiles, forward_tiled, run_tiled, spatial_size
+from ldm.typing import Channels, Depth, Multipliers, NonNegativeInt
 
 Statistic: TypeAlias = float | Sequence[float] | Float[Tensor, " z"]
 """One number for all channels, or one per channel."""
@@ -98,13 +99,13 @@ class Encoder(EncoderBase):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        attention_levels: Sequence[int] = (),
+        in_channels: Channels = 3,
+        channels: Channels = 128,
+        channel_mult: Multipliers = (1, 2, 4, 4),
+        num_res_blocks: Depth = 2,
+        attention_levels: Sequence[NonNegativeInt] = (),
         mid_attention: bool = True,
-        out_channels: int = 8,
+        out_channels: Channels = 8,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
@@ -143,13 +144,13 @@ class Decoder(DecoderBase):
 
     def __init__(
         self,
-        out_channels: int = 3,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        attention_levels: Sequence[int] = (),
+        out_channels: Channels = 3,
+        channels: Channels = 128,
+        channel_mult: Multipliers = (1, 2, 4, 4),
+        num_res_blocks: Depth = 2,
+        attention_levels: Sequence[NonNegativeInt] = (),
         mid_attention: bool = True,
-        in_channels: int = 4,
+        in_channels: Channels = 4,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
@@ -241,9 +242,7 @@ class Autoencoder(nn.Module):
         """Raise ValueError unless height and width are multiples of the downsampling factor."""
         height, width = x.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
-            raise InvalidValue(
-                f"{height}x{width} pixels: height and width must be multiples of {self.downsampling}"
-            )
+            raise InvalidValue(f"{height}x{width} pixels: both must be multiples of {self.downsampling}")
 
     def dimensions(self, posterior: DiagonalGaussian) -> int:
         """Return C · H · W of the images that the posterior was encoded from."""

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ldm.typing import Channels, NonNegativeFloat
+
 
 @dataclass
 class DiagonalGaussian:
@@ -76,7 +78,7 @@ class KLBottleneck(Bottleneck):
         weight: weight of the KL, with KL and error each summed over all dimensions, as published.
     """
 
-    def __init__(self, latent_channels: int, weight: float = 1e-6) -> None:
+    def __init__(self, latent_channels: Channels, weight: NonNegativeFloat = 1e-6) -> None:
         super().__init__()
         self.latent_channels, self.weight = latent_channels, weight
         self.in_channels = 2 * latent_channels
@@ -101,7 +103,7 @@ class KLBottleneck(Bottleneck):
 class NoBottleneck(Bottleneck):
     """The latent is the encoder's output, without a penalty."""
 
-    def __init__(self, latent_channels: int) -> None:
+    def __init__(self, latent_channels: Channels) -> None:
         super().__init__()
         self.in_channels = self.latent_channels = latent_channels
 

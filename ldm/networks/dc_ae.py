@@ -1,6 +1,7 @@
 """DC-AE: an autoencoder for high compression, with non-parametric shortcuts at every resampling."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from ldm.networks.attention import check_levels
 from ldm.networks.autoencoder import DecoderBase, EncoderBase, ResolutionLevel
 from ldm.networks.blocks import GroupNorm, conv3x3
 from ldm.networks.tiling import Box, Map, Tiles, forward_tiled, spatial_size
+from ldm.typing import Channels, Multipliers, NonNegativeInt, Pixels, Range
 
 
 def average_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
@@ -91,13 +93,13 @@ class DeepEncoder(EncoderBase):
 
     def __init__(
         self,
-        in_channels: int,
-        channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: Sequence[int],
-        attention_levels: Sequence[int],
-        out_channels: int,
-        patch: int = 1,
+        in_channels: Channels,
+        channels: Channels,
+        channel_mult: Multipliers,
+        num_res_blocks: Sequence[Annotated[int, Range(0, 1000)]],
+        attention_levels: Sequence[NonNegativeInt],
+        out_channels: Channels,
+        patch: Pixels = 1,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
@@ -138,13 +140,13 @@ class DeepDecoder(DecoderBase):
 
     def __init__(
         self,
-        out_channels: int,
-        channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: Sequence[int],
-        attention_levels: Sequence[int],
-        in_channels: int,
-        patch: int = 1,
+        out_channels: Channels,
+        channels: Channels,
+        channel_mult: Multipliers,
+        num_res_blocks: Sequence[Annotated[int, Range(0, 1000)]],
+        attention_levels: Sequence[NonNegativeInt],
+        in_channels: Channels,
+        patch: Pixels = 1,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
 from ldm.networks.blocks import GroupNorm
-from ldm.typing import Image
+from ldm.typing import Channels, Depth, Image
 
 
 class PatchDiscriminator(nn.Module):
@@ -22,9 +22,9 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        channels: int = 64,
-        num_layers: int = 3,
+        in_channels: Channels = 3,
+        channels: Channels = 64,
+        num_layers: Depth = 3,
         norm: Callable[[int], nn.Module] = GroupNorm,
     ) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from ldm.errors import InvalidValue
 from ldm.networks.attention import CrossAttention, SelfAttention
 from ldm.networks.blocks import Checkpointed, autocast_off, zero_init
 from ldm.networks.denoiser import Denoiser, EmbedMLP, build_vector_embedding, sinusoidal_embedding
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Depth, Pixels
 
 TIME_CHANNELS = 256
 """Channels of the sinusoidal embedding of t."""
@@ -81,15 +81,15 @@ class DiT(Denoiser):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        patch: int,
-        channels: int,
-        depth: int,
-        num_heads: int,
-        context_channels: int | None = None,
-        vector_channels: int | None = None,
-        num_labels: int | None = None,
+        in_channels: Channels,
+        out_channels: Channels,
+        patch: Pixels,
+        channels: Channels,
+        depth: Depth,
+        num_heads: Channels,
+        context_channels: Channels | None = None,
+        vector_channels: Channels | None = None,
+        num_labels: Channels | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__(in_channels, context_channels, vector_channels, num_labels, patch)

@@ -5,12 +5,13 @@ from torch import Tensor, nn
 
 from ldm.networks.autoencoder import DecoderBase, EncoderBase
 from ldm.networks.tiling import Map, Tiles, forward_tiled
+from ldm.typing import Channels
 
 
 class IdentityEncoder(EncoderBase):
     """z = x (Rombach et al. 2022, section 4.1, f = 1)."""
 
-    def __init__(self, in_channels: int = 3) -> None:
+    def __init__(self, in_channels: Channels = 3) -> None:
         super().__init__()
         self.in_channels = self.out_channels = in_channels
         self.downsampling = 1
@@ -22,7 +23,7 @@ class IdentityEncoder(EncoderBase):
 class IdentityDecoder(DecoderBase):
     """x = z; without weights, and so without a `last_layer`."""
 
-    def __init__(self, out_channels: int = 3) -> None:
+    def __init__(self, out_channels: Channels = 3) -> None:
         super().__init__()
         self.in_channels = out_channels
 

@@ -8,6 +8,7 @@ from ldm.networks.attention import AttentionBlock
 from ldm.networks.autoencoder import DecoderBase, EncoderBase
 from ldm.networks.blocks import GroupNorm, ResidualBlock, conv3x3
 from ldm.networks.tiling import Map, TileReader, Tiles, forward_tiled, spatial_size
+from ldm.typing import Channels, Depth, Pixels
 
 
 def build_trunk(channels: int, num_res_blocks: int, mid_attention: bool) -> nn.Sequential:
@@ -23,12 +24,12 @@ class PatchEncoder(EncoderBase):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        patch: int = 8,
-        channels: int = 128,
-        num_res_blocks: int = 2,
+        in_channels: Channels = 3,
+        patch: Pixels = 8,
+        channels: Channels = 128,
+        num_res_blocks: Depth = 2,
         mid_attention: bool = False,
-        out_channels: int = 32,
+        out_channels: Channels = 32,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.downsampling = in_channels, out_channels, patch
@@ -63,13 +64,13 @@ class PatchDecoder(DecoderBase):
 
     def __init__(
         self,
-        out_channels: int = 3,
-        patch: int = 8,
-        channels: int = 128,
-        num_res_blocks: int = 2,
+        out_channels: Channels = 3,
+        patch: Pixels = 8,
+        channels: Channels = 128,
+        num_res_blocks: Depth = 2,
         mid_attention: bool = False,
-        in_channels: int = 16,
-        pixel_channels: int = 8,
+        in_channels: Channels = 16,
+        pixel_channels: Channels = 8,
     ) -> None:
         super().__init__()
         self.in_channels, self.patch = in_channels, patch

@@ -13,7 +13,7 @@ from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock, SpatialTransformer, check_levels
 from ldm.networks.blocks import Checkpointed, GroupNorm, TimeResidualBlock, Upsample, conv3x3, zero_init
 from ldm.networks.denoiser import Denoiser, EmbedMLP, build_vector_embedding, sinusoidal_embedding
-from ldm.typing import Conditioning
+from ldm.typing import Channels, Conditioning, Depth, Multipliers, NonNegativeInt, Proportion
 
 Map: TypeAlias = Float[Tensor, "b _ _ _"]
 """A feature map; channels and size depend on the layer."""
@@ -202,21 +202,21 @@ class UNet(Denoiser):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        model_channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        attention_levels: Sequence[int],
-        num_heads: int | None,
-        head_channels: int | None,
-        context_channels: int | None,
-        vector_channels: int | None = None,
-        transformer_depth: int | Sequence[int] = 1,
-        dropout: float = 0.0,
+        in_channels: Channels,
+        out_channels: Channels,
+        model_channels: Channels,
+        channel_mult: Multipliers,
+        num_res_blocks: Depth,
+        attention_levels: Sequence[NonNegativeInt],
+        num_heads: Channels | None,
+        head_channels: Channels | None,
+        context_channels: Channels | None,
+        vector_channels: Channels | None = None,
+        transformer_depth: Depth | Multipliers = 1,
+        dropout: Proportion = 0.0,
         scale_shift_norm: bool = False,
-        num_labels: int | None = None,
-        cross_only_levels: Sequence[int] = (),
+        num_labels: Channels | None = None,
+        cross_only_levels: Sequence[NonNegativeInt] = (),
         resample_in_blocks: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm.networks.blocks import autocast_off
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
+from ldm.typing import Channels, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 DISTANCES_AT_ONCE = 2**26
 """Maximum number of latent-to-code distances held in memory."""
@@ -32,12 +33,12 @@ class VQBottleneck(Bottleneck):
 
     def __init__(
         self,
-        latent_channels: int,
-        num_codes: int,
-        beta: float = 0.25,
-        weight: float = 1.0,
+        latent_channels: Channels,
+        num_codes: PositiveInt,
+        beta: NonNegativeFloat = 0.25,
+        weight: NonNegativeFloat = 1.0,
         legacy: bool = False,
-        revive_after: int = 0,
+        revive_after: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.in_channels = self.latent_channels = latent_channels

@@ -21,7 +21,7 @@ from ldm.losses.perceptual import Perceptual
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.bottleneck import DiagonalGaussian
 from ldm.stages.base import OptimizerFactory, Stage, split_batch
-from ldm.typing import Batch
+from ldm.typing import Batch, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 
 
 class AutoencoderStage(Stage):
@@ -51,16 +51,16 @@ class AutoencoderStage(Stage):
         adversary: Adversary | None,
         optimizer: OptimizerFactory,
         learning_rate: Callable[[int], float],
-        perceptual_weight: float = 1.0,
+        perceptual_weight: NonNegativeFloat = 1.0,
         logvar: LearnedLogVar | None = None,
         equivariance: Equivariance | None = None,
         decoder_only: bool = False,
         init: str | None = None,
-        statistics_batches: int = 32,
-        seed: int = 0,
-        gradient_clip: float = 0.0,
-        micro_batch_size: int = 0,
-        log_every: int = 50,
+        statistics_batches: PositiveInt = 32,
+        seed: Seed = 0,
+        gradient_clip: NonNegativeFloat = 0.0,
+        micro_batch_size: NonNegativeInt = 0,
+        log_every: PositiveInt = 50,
     ) -> None:
         super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
         self.model, self.adversary, self.optimizer = model, adversary, optimizer

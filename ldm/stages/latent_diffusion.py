@@ -17,7 +17,7 @@ from ldm.grid import to_pil
 from ldm.interop import model_file
 from ldm.model import LatentDiffusion
 from ldm.stages.base import OptimizerFactory, Stage
-from ldm.typing import Batch
+from ldm.typing import Batch, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 
 
 class LatentDiffusionStage(Stage):
@@ -51,16 +51,16 @@ class LatentDiffusionStage(Stage):
         first_stage_weights: str | None,
         init: str | None = None,
         prompts: Sequence[str] = (),
-        num_condition_examples: int = 0,
-        preview_steps: int = 50,
-        preview_scale: float = 5.0,
-        seed: int = 0,
-        gradient_clip: float = 1.0,
-        micro_batch_size: int = 0,
-        log_every: int = 50,
-        strata: int = 1,
-        offset_noise: float = 0.0,
-        input_perturbation: float = 0.0,
+        num_condition_examples: NonNegativeInt = 0,
+        preview_steps: PositiveInt = 50,
+        preview_scale: FiniteFloat = 5.0,
+        seed: Seed = 0,
+        gradient_clip: NonNegativeFloat = 1.0,
+        micro_batch_size: NonNegativeInt = 0,
+        log_every: PositiveInt = 50,
+        strata: PositiveInt = 1,
+        offset_noise: NonNegativeFloat = 0.0,
+        input_perturbation: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__(seed, learning_rate, gradient_clip, micro_batch_size, log_every)
         if strata < 1 or offset_noise < 0 or input_perturbation < 0:

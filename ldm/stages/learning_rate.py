@@ -3,12 +3,13 @@
 import math
 
 from ldm.errors import InvalidValue
+from ldm.typing import NonNegativeInt, PositiveInt, Proportion
 
 
 class WarmUp:
     """min((n + 1) / warmup_steps, 1): linear warm-up, then constant."""
 
-    def __init__(self, warmup_steps: int = 0) -> None:
+    def __init__(self, warmup_steps: NonNegativeInt = 0) -> None:
         if warmup_steps < 0:
             raise InvalidValue(f"warmup_steps={warmup_steps}: expected 0 or more")
         self.warmup_steps = warmup_steps
@@ -21,7 +22,9 @@ class WarmUp:
 class WarmUpCosine:
     """Linear warm-up, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter 2017, (5))."""
 
-    def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
+    def __init__(
+        self, total_steps: PositiveInt, warmup_steps: NonNegativeInt = 0, final: Proportion = 0.0
+    ) -> None:
         if not 0 <= warmup_steps < total_steps:
             raise InvalidValue(
                 f"warmup_steps={warmup_steps} must be at least 0 and less than total_steps={total_steps}"

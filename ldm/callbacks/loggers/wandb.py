@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.callbacks.checkpoint import newest_checkpoint
 from ldm.errors import UserError
+from ldm.typing import PositiveFloat
 
 
 class WandbLogger(Logger):
@@ -41,7 +42,7 @@ class WandbLogger(Logger):
         name: str,
         offline: bool = False,
         artifacts: bool = False,
-        patience: float = 60.0,
+        patience: PositiveFloat = 60.0,
     ) -> None:
         super().__init__()
         self.folder, self.project, self.title = Path(folder), project, name

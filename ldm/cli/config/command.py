@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from ldm.cli.config import compose
 from ldm.cli.config.hydra_private import get_args_parser
+from ldm.cli.config.overrides import quote
 from ldm.errors import InvalidValue, UserError
 
 QUIET = {
@@ -169,7 +170,7 @@ def _run_by_hydra(
     flags = list(words)
     for override in overrides:
         flags.remove(override)
-    sys.argv = [argv[0], *flags, "--", *defaults, *search, *overrides]
+    sys.argv = [argv[0], *flags, "--", *defaults, *search, *map(quote, overrides)]
     try:
         hydra.main(config_path=str(configs), config_name=name, version_base="1.3")(task)()
     finally:

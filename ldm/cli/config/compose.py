@@ -11,15 +11,16 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.cli.config.hydra_private import apply_overrides
 from ldm.cli.config.messages import hint, list_options, nearest, one_line
+from ldm.cli.config.overrides import parse
+from ldm.cli.config.ranges import check_ranges
 from ldm.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -38,7 +39,7 @@ def compose(
     Raises UserError, in one sentence, for whatever is wrong with the overrides or with a config they name.
     """
     with _hydra(configs):
-        parsed = parse(with_search_path(overrides, configs))
+        parsed = _parse(with_search_path(overrides, configs))
         _refuse_sweeps(parsed)
         values = [override for override in parsed if not _is_structural(override)]
         cfg = _load(name, [override for override in parsed if override not in values])
@@ -48,19 +49,19 @@ def compose(
         except ConfigCompositionException as error:
             raise UserError(_explain(error, name, parsed)) from error
         _check_types(defaults, cfg)
-        return _finish(cfg, configs, complete)
+        return _finish(name, cfg, configs, complete)
 
 
 def choices(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str | None]:
     """Return the chosen option of each config group of a command; "???" where the user must choose."""
     with _hydra(configs):
-        return _choices(_load(name, parse(with_search_path(overrides, configs)), skip_missing=True))
+        return _choices(_load(name, _parse(with_search_path(overrides, configs)), skip_missing=True))
 
 
 def required_keys(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, str]:
     """Return the keys that still need a value, each with the comment beside its `???`."""
     with _hydra(configs):
-        cfg = _load(name, parse(with_search_path(overrides, configs)), skip_missing=True)
+        cfg = _load(name, _parse(with_search_path(overrides, configs)), skip_missing=True)
         return _required(cfg, configs)
 
 
@@ -73,7 +74,7 @@ def options(group: str, configs: Path = CONFIGS) -> list[str]:
 def sweep_points(overrides: Sequence[str], configs: Path = CONFIGS) -> list[list[str]]:
     """Return a few lists of plain overrides that together hold every value of every swept override."""
     with _hydra(configs):
-        columns = [_swept_values(override) for override in parse(overrides)]
+        columns = [_swept_values(override) for override in _parse(overrides)]
     columns = [column for column in columns if column]
     return [[c[i % len(c)] for c in columns] for i in range(max(map(len, columns), default=1))]
 
@@ -85,18 +86,8 @@ def with_search_path(overrides: Sequence[str], configs: Path) -> list[str]:
     return [*overrides, f"hydra.searchpath=['file://{CONFIGS}']"]
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Return the overrides as Hydra parses them; Hydra must be initialized."""
-    for text in overrides:
-        if "=" not in text and not text.startswith("~"):
-            raise UserError(f"'{text}' is not an override: write key=value, for example {text}=...")
-    try:
-        return OverridesParser.create(_loader()).parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise UserError(
-            f"cannot parse the override '{error.override}': close its quotes and brackets, and quote the "
-            "whole for the shell, for example \"prompts=['a red circle, left']\""
-        ) from error
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return parse(overrides, _loader())
 
 
 def _hydra(configs: Path) -> AbstractContextManager:
@@ -221,7 +212,7 @@ def _check_types(defaults: Mapping[str, Any], cfg: DictConfig) -> None:
             raise UserError(f"{key} must be a number, not '{value}': for example {key}={default}")
 
 
-def _finish(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
+def _finish(name: str, cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
     """Return `cfg` without Hydra's own node, after trying every interpolation."""
     missing = _required(cfg, configs)
     if missing and complete:
@@ -233,7 +224,7 @@ def _finish(cfg: DictConfig, configs: Path, complete: bool) -> DictConfig:
         del cfg["hydra"]
     try:
         if not missing:
-            OmegaConf.to_container(cfg, resolve=True)
+            check_ranges(name, _plain(cfg), _plain(cfg, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"cannot resolve the config's key '{error.full_key}': {one_line(error)}") from error
     finally:
@@ -287,7 +278,7 @@ def _select(cfg: DictConfig, key: str) -> Any:
 
 def _flat(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """Yield path and value of every key but Hydra's own; a missing value is "???"."""
-    plain: Any = OmegaConf.to_container(cfg)
+    plain = _plain(cfg)
     del plain["hydra"]
 
     def walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -297,3 +288,8 @@ def _flat(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
                 yield from walk(value, f"{prefix}{key}.")
 
     yield from walk(plain, "")
+
+
+def _plain(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
+    return plain

@@ -19,6 +19,7 @@ from ldm.data.demo import maps
 from ldm.data.demo.drawing import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Place, Scene, Thing, draw
 from ldm.data.sources import Record
 from ldm.errors import InvalidValue
+from ldm.typing import Pixels, PositiveInt, Seed
 
 Split: TypeAlias = Literal["train", "val", "held_out"]
 
@@ -138,7 +139,7 @@ class DemoScenes(Sequence[Record]):
     """`count` synthetic scenes: train and val share their arrangements, held_out has the others."""
 
     def __init__(
-        self, split: Split = "train", count: int = 20_000, seed: int = 0, size: int = CANVAS
+        self, split: Split = "train", count: PositiveInt = 20_000, seed: Seed = 0, size: Pixels = CANVAS
     ) -> None:
         if size < CANVAS:
             raise InvalidValue(f"size={size} is too small to show the shapes: use {CANVAS} or more")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 from ldm import rng
 from ldm.errors import InvalidValue
+from ldm.typing import NonNegativeFloat, Pixels, PositiveInt, Range, Seed
 
 RESAMPLINGS = ("area", "bilinear", "bicubic")
 
@@ -23,7 +24,7 @@ RESAMPLINGS = ("area", "bilinear", "bicubic")
 class Downsampled:
     """`small` is the image downsampled by `factor`, antialiased bicubic."""
 
-    factor: int
+    factor: Pixels
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         size = _small_size(row["image"], self.factor)
@@ -44,11 +45,11 @@ class BSRGANDegradation:
         quality: the lowest JPEG quality; the highest is 95.
     """
 
-    factor: int
-    seed: int
-    blur: float = 2.0
-    noise: float = 10.0
-    quality: int = 40
+    factor: Pixels
+    seed: Seed
+    blur: NonNegativeFloat = 2.0
+    noise: NonNegativeFloat = 10.0
+    quality: Annotated[int, Range(1, 100)] = 40
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         generator = rng.generator(self.seed, position, "degradation")
@@ -92,8 +93,8 @@ class BSRGANDegradation:
 class NoiseAugmentation:
     """`noise_level`, a time in 1..max_noise_level, and `noise` like `small` (Ho et al. 2022, 4.2)."""
 
-    max_noise_level: int
-    seed: int
+    max_noise_level: PositiveInt
+    seed: Seed
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         generator = rng.generator(self.seed, position, "noise augmentation")

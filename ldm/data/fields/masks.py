@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm import rng
 from ldm.data.loading.batches import DerivedField
 from ldm.errors import InvalidValue
+from ldm.typing import Depth, FiniteFloat, PositiveFloat, Proportion, Seed
 
 
 @dataclass
@@ -26,11 +27,11 @@ class BrushMask:
         length, width: the longest segment and the broadest brush, as fractions of the shorter side.
     """
 
-    seed: int
-    max_strokes: int = 4
-    segments: int = 6
-    length: float = 0.3
-    width: float = 0.15
+    seed: Seed
+    max_strokes: Depth = 4
+    segments: Depth = 6
+    length: Proportion = 0.3
+    width: Proportion = 0.15
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         height, width = row["image"].shape[-2:]
@@ -60,10 +61,10 @@ class BrushMask:
 class RectangleMask:
     """From 1 to `max_rectangles` rectangles; their sides are fractions of the image's, min_side..max_side."""
 
-    seed: int
-    max_rectangles: int = 3
-    min_side: float = 0.1
-    max_side: float = 0.5
+    seed: Seed
+    max_rectangles: Depth = 3
+    min_side: Proportion = 0.1
+    max_side: Proportion = 0.5
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         height, width = row["image"].shape[-2:]
@@ -88,7 +89,7 @@ class FullMask:
 class RandomChoice:
     """One of several derived fields, chosen by position with these weights."""
 
-    def __init__(self, ways: Sequence[DerivedField], weights: Sequence[float], seed: int) -> None:
+    def __init__(self, ways: Sequence[DerivedField], weights: Sequence[PositiveFloat], seed: Seed) -> None:
         if len(ways) != len(weights) or not ways or min(weights) <= 0:
             raise InvalidValue(f"weights={list(weights)} for {len(ways)} ways: give each one weight above 0")
         self.ways, self.seed = list(ways), seed
@@ -103,7 +104,7 @@ class RandomChoice:
 class MaskedImage:
     """The image in [-1, 1], with `fill` under the mask: 0 in Stable Diffusion, -1 in latent diffusion."""
 
-    fill: float
+    fill: FiniteFloat
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         x = row["image"].float() / 127.5 - 1

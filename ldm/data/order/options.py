@@ -11,6 +11,7 @@ from ldm.data.order.filters import AspectBuckets, Filter, RowSelection
 from ldm.data.order.mixture import BucketOrder, FilteredOrder, MixtureOrder, SourceShards
 from ldm.data.order.shuffle import SampleOrder, ShuffledOrder
 from ldm.errors import UserError
+from ldm.typing import PositiveFloat, PositiveInt
 
 
 @dataclass
@@ -25,9 +26,9 @@ class OrderOptions:
         buckets: image shapes, one per batch; None has a single shape.
     """
 
-    window: int = 4
-    lanes: int = 1
-    weights: Sequence[float] | None = None
+    window: PositiveInt = 4
+    lanes: PositiveInt = 1
+    weights: Sequence[PositiveFloat] | None = None
     filter: Filter | None = None
     buckets: AspectBuckets | None = None
 

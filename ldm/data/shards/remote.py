@@ -20,6 +20,7 @@ from ldm.data.shards.index import INDEX_COMMAND, index_path, read_index
 from ldm.data.shards.manifest import MANIFEST_FILE, ShardNames, listed_names, read_manifest
 from ldm.data.shards.reader import Shards
 from ldm.errors import InvalidValue, UserError
+from ldm.typing import PositiveFloat
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+]*://|pipe:")
 _TAR = re.compile(r"[^/\s]+\.tar")
@@ -38,7 +39,7 @@ class Cache:
     Beyond `max_gb` the least recently opened shards are removed; those being fetched are not counted.
     """
 
-    def __init__(self, folder: str, max_gb: float) -> None:
+    def __init__(self, folder: str, max_gb: PositiveFloat) -> None:
         if max_gb <= 0:
             raise InvalidValue(f"the cache of shards needs max_gb > 0, not {max_gb}")
         self.folder, self.max_bytes = folder, int(max_gb * 1e9)

@@ -11,6 +11,7 @@ from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers.steps import schedule_points
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import Proportion
 
 
 def ddim(
@@ -19,7 +20,7 @@ def ddim(
     times: Float[Tensor, " s"],
     schedule: Schedule,
     noise: Callable[[int], Tensor],
-    eta: float = 0.0,
+    eta: Proportion = 0.0,
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """z_s = alpha_s z_0 + sqrt(sigma_s² - tau²) eps + tau noise (Song et al. 2021, eq. 12),
 

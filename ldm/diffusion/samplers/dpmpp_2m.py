@@ -11,6 +11,7 @@ from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers.steps import is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import Proportion
 
 
 def dpmpp_2m(
@@ -19,7 +20,7 @@ def dpmpp_2m(
     times: Float[Tensor, " s"],
     schedule: Schedule,
     noise: Callable[[int], Tensor],
-    eta: float = 0.0,
+    eta: Proportion = 0.0,
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """z_s = (sigma_s/sigma_t) e^(-eta h) z_t + alpha_s (1 - e^(-(1 + eta) h)) d + tau noise,
 

@@ -13,6 +13,7 @@ from ldm.diffusion.samplers.heun import heun_step
 from ldm.diffusion.samplers.steps import at_lam, schedule_points
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import NonNegativeFloat, PositiveFloat
 
 
 def edm(
@@ -21,10 +22,10 @@ def edm(
     times: Float[Tensor, " s"],
     schedule: Schedule,
     noise: Callable[[int], Tensor],
-    churn: float = 40.0,
-    churn_min: float = 0.05,
-    churn_max: float = 50.0,
-    inflation: float = 1.003,
+    churn: NonNegativeFloat = 40.0,
+    churn_min: NonNegativeFloat = 0.05,
+    churn_max: PositiveFloat = 50.0,
+    inflation: PositiveFloat = 1.003,
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """Heun's steps, each after adding a little noise (Karras et al. 2022, algorithm 2).
 

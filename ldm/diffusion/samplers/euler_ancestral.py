@@ -8,6 +8,7 @@ from torch import Tensor
 from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.schedule import Schedule
+from ldm.typing import Proportion
 
 
 def euler_ancestral(
@@ -16,7 +17,7 @@ def euler_ancestral(
     times: Float[Tensor, " s"],
     schedule: Schedule,
     noise: Callable[[int], Tensor],
-    eta: float = 1.0,
+    eta: Proportion = 1.0,
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """x_s = x_t + (down - x̄_t) eps + up noise, with x = z/alpha and x̄ = sigma/alpha,
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from ldm.diffusion.guidance import Denoise
 from ldm.diffusion.samplers.steps import Point, exp_step_z0, is_finite, schedule_points
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
+from ldm.typing import Range
 
 PastPrediction: TypeAlias = tuple[Point, Tensor]
 """A time, and the prediction of z_0 there."""
@@ -34,7 +35,7 @@ def unipc(
     times: Float[Tensor, " s"],
     schedule: Schedule,
     noise: Callable[[int], Tensor],
-    order: int,
+    order: Annotated[int, Range(1, 3)],
     b: Callable[[float], float],
 ) -> Iterator[Float[Tensor, "b z h w"]]:
     """UniPC-p with the prediction of z_0 (Zhao et al. 2023, algorithms 1 and 2), p = `order`, B = `b`.

@@ -28,7 +28,7 @@ from ldm.conditioning.low_resolution import LowResolution
 from ldm.conditioning.spatial import Mask, SemanticMap
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
-from ldm.typing import Batch
+from ldm.typing import Batch, FiniteFloat, PositiveInt
 
 C = TypeVar("C", bound=Conditioner)
 D = TypeVar("D", bound=Conditioner)
@@ -168,7 +168,7 @@ class InpaintingModel(Conditional):
             diffusion); None is the model's own.
     """
 
-    def __init__(self, image: str, mask: str, fill: float | None) -> None:
+    def __init__(self, image: str, mask: str, fill: FiniteFloat | None) -> None:
         if fill not in (0, -1, None):
             raise UserError(
                 f"task.fill={fill}: use 0 or -1, the value that the model was trained with, or null"
@@ -200,7 +200,7 @@ class SuperResolution(Conditional):
         noise_level: t of the noise added to it, for a model with noise augmentation; None is the lowest, 1.
     """
 
-    def __init__(self, image: str, noise_level: int | None) -> None:
+    def __init__(self, image: str, noise_level: PositiveInt | None) -> None:
         self.image, self.noise_level = image, noise_level
 
     def input_size(self, model: LatentDiffusion) -> Size:

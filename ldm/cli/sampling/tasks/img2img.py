@@ -1,6 +1,7 @@
 """Images from prompts and another image."""
 
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from ldm.cli.sampling.tasks.inputs import read_image
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.img2img import img2img, remaining_times
 from ldm.errors import UserError
+from ldm.typing import Range
 
 
 class Img2Img(Txt2Img):
@@ -19,7 +21,7 @@ class Img2Img(Txt2Img):
         strength: fraction of the steps that are run, in (0, 1]: 0.3 changes little, 1 nearly everything.
     """
 
-    def __init__(self, image: str, strength: float) -> None:
+    def __init__(self, image: str, strength: Annotated[float, Range(1e-8, 1)]) -> None:
         if not 0 < strength <= 1:
             raise UserError(f"task.strength={strength} must be a fraction of the steps, in (0, 1]")
         self.image, self.strength = image, strength

@@ -5,12 +5,12 @@ from functools import partial
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ldm.cli.config.validate import check_integer
 from ldm.cli.sampling.tasks.base import Postprocess, SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import Size, read_image, read_mask, restore_known_pixels
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.inpaint import inpaint, resample
 from ldm.model import LatentDiffusion
+from ldm.typing import PositiveInt
 
 
 class Inpaint(Txt2Img):
@@ -22,9 +22,7 @@ class Inpaint(Txt2Img):
         repeats, jump: run every `jump` steps `repeats` times, for a better fit (RePaint); 1 is once.
     """
 
-    def __init__(self, image: str, mask: str, repeats: int, jump: int) -> None:
-        check_integer("task.repeats", repeats, 1)
-        check_integer("task.jump", jump, 1)
+    def __init__(self, image: str, mask: str, repeats: PositiveInt, jump: PositiveInt) -> None:
         self.image, self.mask, self.repeats, self.jump = image, mask, repeats, jump
 
     def prepare_sampler(

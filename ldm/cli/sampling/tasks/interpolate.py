@@ -15,7 +15,7 @@ from ldm.diffusion.guidance import Denoise, NestedCFG
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.interpolate import interpolate_conditions, slerp_noise
 from ldm.errors import UserError
-from ldm.typing import Batch, Conditioning
+from ldm.typing import Batch, Conditioning, Seed
 
 
 class Interpolate(Txt2Img):
@@ -25,7 +25,7 @@ class Interpolate(Txt2Img):
         other_seed: of the noise at the end; None is the first seed + 1.
     """
 
-    def __init__(self, other_seed: int | None) -> None:
+    def __init__(self, other_seed: Seed | None) -> None:
         self.other_seed = other_seed
 
     def __call__(

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm.cli.config.validate import check_integer
 from ldm.cli.sampling.options import SamplingOptions
 from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import read_image
@@ -16,6 +15,7 @@ from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tasks.invert import invert
 from ldm.errors import UserError
+from ldm.typing import NonNegativeInt
 
 
 class Invert(Txt2Img):
@@ -30,8 +30,7 @@ class Invert(Txt2Img):
         refinements: further evaluations per step that make the reconstruction more exact.
     """
 
-    def __init__(self, image: str, prompt: str | None, refinements: int) -> None:
-        check_integer("task.refinements", refinements, 0)
+    def __init__(self, image: str, prompt: str | None, refinements: NonNegativeInt) -> None:
         self.image, self.prompt, self.refinements = image, prompt, refinements
 
     def specs(self, prompts: Sequence[str], options: SamplingOptions) -> list[SampleSpec]:
