@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +31,7 @@ def save(
     kind: str,
     extra: Mapping[str, str],
 ) -> None:
-    """Write the tensors, with `config` and `extra` in the header, atomically.
+    """Write the tensors, with `config` and `extra` in the header, atomically. Raises WriteError.
 
     `kind` names what the file holds ("autoencoder", "latent_diffusion"); `load` refuses any other.
     """
@@ -37,19 +40,25 @@ def save(
     config_text = json.dumps(config)
     header = {**extra, "format": _FORMAT, "ldm_format": _VERSION, "kind": kind, "config": config_text}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path, sync_folder=True) as temporary:
-        save_file(plain, temporary, metadata=header)
+        try:
+            save_file(plain, temporary, metadata=header)
+        except SafetensorError as error:  # hides the OSError of a full disk
+            if match := re.search(r"\(os error (\d+)\)", str(error)):
+                raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
+            raise
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
     """Return the tensors on the CPU, the config, and the header's other keys.
 
     The config is untrusted data: build it with `ldm.interop.instantiate`. Raises UserError for a file that is
-    missing, truncated, not safetensors, not written by ldm, of another format version or of another kind.
+    missing, truncated, not safetensors, not written by ldm, of another format version or of another kind, and
+    for one with a tensor that is not finite.
     """
     with _open(Path(path), kind) as (file, header):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    _check_finite(Path(path), tensors)
     config: dict[str, Any] = json.loads(header.pop("config"))
     return tensors, config, header
 
@@ -123,6 +132,25 @@ def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
             f"{path} holds a model of kind '{header['kind']}' where one of kind '{kind}' is needed:"
             f" give the file that the {kind} stage wrote"
         )
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError for NaN or infinity in any tensor: images sampled with it would be black."""
+    bad = sorted(name for name, tensor in tensors.items() if not _is_finite(tensor))
+    if bad:
+        others = f" and {len(bad) - 1} other tensors" if len(bad) > 1 else ""
+        raise UserError(
+            f"{path} has NaN or infinity in {bad[0]}{others}: use an earlier model file, or train again with"
+            " a lower optimizer.lr"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite, reading each once: isfinite().all() makes copies."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    least, most = torch.aminmax(tensor)  # NaN if any value is
+    return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
 def _explain_unreadable(path: Path) -> str:

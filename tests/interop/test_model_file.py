@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.errors import UserError
 from ldm.interop.model_file import content_hash, load, load_state, read_header, save
@@ -29,7 +30,7 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "model.safetensors"
     save(
         path,
-        tensors() | {"e": torch.tensor([float("nan"), -0.0])},
+        tensors() | {"e": torch.tensor([1e-45, -0.0])},
         CONFIG,
         "autoencoder",
         {"hash": "12ab", "naïve": "☃"},
@@ -172,3 +173,55 @@ def test_the_hash_covers_names_shapes_dtypes_and_bytes():
     buffers = module()
     buffers[1].running_mean += 1
     assert content_hash(buffers) != first
+
+
+EMPTY, INTEGERS, LARGEST = torch.zeros(0, 3), torch.tensor([2**62, -1]), torch.tensor([-3.4e38, 3.4e38])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("position", [0, 7, 11])
+def test_a_tensor_that_is_not_finite_is_named(tmp_path, dtype, value, position):
+    weight = torch.randn(3, 4).to(dtype)
+    weight.view(-1)[position] = value
+    path = tmp_path / "x.safetensors"
+    save(path, tensors() | {"deep.weight": weight, "z": LARGEST}, CONFIG, "autoencoder", {})
+    assert f"{path} has NaN or infinity in deep.weight: use an earlier model file" in refusal(path)
+    save(
+        path, tensors() | {"deep.weight": weight, "f": weight + 0, "g": weight + 0}, CONFIG, "autoencoder", {}
+    )
+    assert "in deep.weight and 2 other tensors: " in refusal(path)
+    assert read_header(path, "autoencoder")["kind"] == "autoencoder", "the header alone is not refused"
+
+
+def test_empty_integer_and_large_tensors_are_finite(tmp_path):
+    saved = tensors() | {"empty": EMPTY, "integers": INTEGERS, "largest": LARGEST}
+    save(tmp_path / "x.safetensors", saved, CONFIG, "autoencoder", {})
+    assert load(tmp_path / "x.safetensors", "autoencoder")[0].keys() == saved.keys()
+
+
+READING = {"aten.lift_fresh", "aten.detach", "aten.view", "aten.set_"}
+"""What reading a file does to its tensors; none of it copies."""
+
+
+class LargeResults(TorchDispatchMode):
+    """Collects the operations whose results have as many values as a weight: each would be a copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, tuple) else (result,):
+            if isinstance(part, torch.Tensor) and part.numel() >= 1000:
+                self.names.append(str(func))
+        return result
+
+
+def test_the_check_of_loaded_weights_copies_none(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save(path, {f"w{i}": torch.randn(40, 50) for i in range(5)}, CONFIG, "autoencoder", {})
+    with LargeResults() as results:
+        load(path, "autoencoder")
+    assert {name.rpartition(".")[0] for name in results.names} <= READING
