@@ -1,5 +1,5 @@
 """Sources of records for `pack`, one module per kind."""
 
-from ldm.data.sources.record import Record, SkippedRecord, Source
+from ldm.data.sources.record import FileSource, Record, SkippedRecord, Source
 
-__all__ = ["Record", "Source", "SkippedRecord"]
+__all__ = ["FileSource", "Record", "Source", "SkippedRecord"]
