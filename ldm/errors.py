@@ -13,3 +13,18 @@ class InvalidValue(UserError):
 
     Where the argument came from a config, the command line adds its key in front.
     """
+
+
+class Diverged(UserError):
+    """Training that diverged, so that its result is of no use. Commands exit with status 3."""
+
+
+class WriteError(UserError, OSError):
+    """A file could not be written, as on a full disk; an older file under its name is unchanged."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.advice}"

@@ -2,10 +2,14 @@
 
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ldm.atomic import write_file
 
 MARGIN = 4
 LABEL_WIDTH = 190
@@ -38,3 +42,10 @@ def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int 
             enlarged = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (LABEL_WIDTH + j * (width + MARGIN), top))
     return sheet
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write an image atomically. Raises WriteError."""
+    file = BytesIO()
+    image.save(file, "PNG")
+    write_file(path, file.getvalue())

@@ -1,13 +1,16 @@
 """Atomic writes: complete or not at all, readable as any other file, flushed where asked."""
 
 import os
+import pickle
 import stat
 from pathlib import Path
 
 import pytest
 
 from ldm import atomic
-from ldm.atomic import write_atomically
+from ldm.atomic import write_atomically, write_file
+from ldm.errors import UserError, WriteError
+from tests.support.disks import fill, read_only, small_disk
 
 
 def test_a_file_is_replaced_and_open_readers_keep_the_old_one(tmp_path: Path) -> None:
@@ -74,3 +77,58 @@ def test_flushes_what_is_asked_for_in_order(tmp_path: Path, monkeypatch, options
     with write_atomically(path, **options) as temporary:
         temporary.write_text("new")
     assert synced == expected
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        path = disk / "file"
+        write_file(path, "old")
+        fill(disk, free=8192)
+        with pytest.raises(UserError) as raised:
+            write_file(path, bytes(100_000))
+        assert str(raised.value) == (
+            f"{path} cannot be written (No space left on device): free disk space and run the same command"
+            " again"
+        )
+        assert path.read_text() == "old" and {p.name for p in disk.iterdir()} == {"file", "fill"}
+        write_file(path, bytes(4000))
+        assert path.stat().st_size == 4000, "the failed one left its space"
+
+
+def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with read_only(tmp_path / "folder") as folder:
+        for path in (folder / "file", folder / "new" / "newer" / "file"):
+            with pytest.raises(
+                WriteError, match=f"^{path} cannot be written .Read-only file system.: choose"
+            ):
+                write_file(path, "text")
+
+
+def test_missing_folders_are_created_and_text_is_utf8(tmp_path: Path) -> None:
+    write_file(tmp_path / "a" / "b" / "file", "\u00e9\n")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"\xc3\xa9\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "reset"),
+        FileNotFoundError(2, "no such file", "/elsewhere/source.jpg"),
+        OSError("odd"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_about_anything_else_are_left_alone(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(OSError) as raised, write_atomically(tmp_path / "file"):
+        raise error
+    assert raised.value is error and list(tmp_path.iterdir()) == []
+
+
+def test_a_write_error_inside_another_keeps_its_file_and_survives_a_process_boundary(tmp_path: Path) -> None:
+    inner = WriteError("index cannot be written (full)", "free disk space")
+    with pytest.raises(WriteError) as raised, write_atomically(tmp_path / "shard.tar"):
+        raise inner
+    assert raised.value is inner and inner.__cause__ is None
+    copy = pickle.loads(pickle.dumps(inner))
+    assert str(copy) == "index cannot be written (full): free disk space" and copy.problem == inner.problem

@@ -13,18 +13,14 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from ldm.atomic import sync, write_atomically
-from ldm.errors import InvalidValue, UserError
+from ldm.atomic import sync, write_atomically, write_file
+from ldm.errors import InvalidValue, UserError, WriteError
 from ldm.stages.base import Stage
 from ldm.typing import NonNegativeInt, PositiveInt, Range
 
 LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Number of consecutive failed saves that stops the run."""
-
-
-class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; the older one is still there."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,22 +34,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._last_size = 0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save `checkpoint` at `path`; CheckpointWriteError leaves the older file in place."""
+        """Save `checkpoint` at `path`; WriteError leaves the older file in place."""
         path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(path.parent).free
-            if free < 1.2 * self._last_size:
-                raise OSError(f"{free:,} bytes are free, but the last checkpoint took {self._last_size:,}")
-            with write_atomically(path, path.with_name(f".{path.name}.part"), sync_folder=True) as part:
-                digest = _save_and_hash(checkpoint, part)
-                sync(part)  # may fail on a full disk, so before the old hash is removed
-                self._last_size = part.stat().st_size
-                hash_path(path).unlink(missing_ok=True)  # never an old hash beside a new file
-            hash_path(path).write_text(f"{digest}  {path.name}\n")
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointWriteError(f"the checkpoint {path} could not be written ({reason})") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < 1.2 * self._last_size:
+            raise WriteError(
+                f"{path} cannot be written ({free:,} bytes are free, but the last checkpoint took"
+                f" {self._last_size:,})",
+                "free disk space",
+            )
+        with write_atomically(path, path.with_name(f".{path.name}.part"), sync_folder=True) as part:
+            digest = _save_and_hash(checkpoint, part)
+            sync(part)  # may fail on a full disk, so before the old hash is removed
+            self._last_size = part.stat().st_size
+            hash_path(path).unlink(missing_ok=True)  # never an old hash beside a new file
+        write_file(hash_path(path), f"{digest}  {path.name}\n")
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the checkpoint and its hash."""
@@ -94,7 +90,10 @@ class _HashingWriter(io.BufferedWriter):
 def _save_and_hash(checkpoint: dict[str, Any], path: Path) -> str:
     """Write the file and return its sha256."""
     with _HashingWriter(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # hides the OSError of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     return file.digest.hexdigest()
 
 
@@ -139,8 +138,8 @@ class Checkpoint(Callback):
             )
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self.milestone_every = milestone_every
-        self.metadata: dict[str, str] = {}
-        """Saved in the checkpoint under "ldm", such as the run's resolved config."""
+        self.metadata: dict[str, Any] = {}
+        """Saved in the checkpoint under "ldm", in plain types: the run's resolved config."""
         self.saved_step = -1
         self.failures = 0
 
@@ -169,7 +168,7 @@ class Checkpoint(Callback):
         """Save the last step; UserError if that fails."""
         problem = self.save(trainer)
         if problem:
-            raise UserError(f"{problem}: free disk space and start again with resume=auto")
+            raise UserError(f"{problem}: fix that and start again with resume=auto")
 
     def save(self, trainer: Trainer) -> str:
         """Write this step's file once and remove the oldest beyond `keep`; return the problem, or ""."""
@@ -187,7 +186,7 @@ class Checkpoint(Callback):
         self.failures += 1
         if self.failures >= MAX_FAILURES:
             raise UserError(
-                f"{problem}, {MAX_FAILURES} times in a row: free disk space and start again with resume=auto"
+                f"{problem}, {MAX_FAILURES} times in a row: fix that and start again with resume=auto"
             )
         if trainer.is_global_zero:
             LOG.warning("%s: the older checkpoint is kept, and the next save is tried when due", problem)
@@ -198,8 +197,8 @@ class Checkpoint(Callback):
         problem = ""
         try:
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step:08d}.ckpt", weights_only=False)
-        except CheckpointWriteError as error:
-            problem = str(error)
+        except OSError as error:
+            problem = error.problem if isinstance(error, WriteError) else str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are waiting
         return trainer.strategy.broadcast(problem)
 

@@ -3,19 +3,22 @@
 `ldm.cli.training.setup` adds this callback to every run; it has no key in `callbacks`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Trainer
+from torch import Tensor
 
 from ldm.callbacks.ema import use_ema_weights
+from ldm.callbacks.periodic_writer import PeriodicWriter
+from ldm.errors import Diverged
 from ldm.interop import model_file
 from ldm.stages.base import Stage
 
 
-class Export(Callback):
+class Export(PeriodicWriter):
     """Write the model file every `every_n_steps` and at the end of training.
 
     Args:
@@ -27,25 +30,26 @@ class Export(Callback):
     def __init__(self, path: str, config: Any, kind: str, every_n_steps: int) -> None:
         self.path, self.config, self.kind, self.every_n_steps = Path(path), config, kind, every_n_steps
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
-        """Write every `every_n_steps`."""
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
-            self.save(trainer, stage)
-
-    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
-        """Write the final model."""
-        self.save(trainer, stage)
-
     def save(self, trainer: Trainer, stage: Stage) -> None:
         """Put the averaged weights in place, let the stage measure what belongs in the file, write it."""
-        if not trainer.is_global_zero:
-            return
         with use_ema_weights(trainer, stage):
             with _as_single_process(trainer.datamodule):  # type: ignore[attr-defined]
                 stage.on_export(trainer.datamodule)  # type: ignore[attr-defined]
             size = str(trainer.datamodule.size)  # type: ignore[attr-defined]
             extra = stage.header_entries() | {"step": str(trainer.global_step), "size": size}
-            model_file.save(self.path, stage.exported_tensors(), self.config, self.kind, extra)
+            tensors = stage.exported_tensors()
+            _check_finite(tensors, trainer.global_step)
+            model_file.save(self.path, tensors, self.config, self.kind, extra)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Raise Diverged for weights that are not finite, before a checkpoint of them replaces a good one."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise Diverged(
+                f"the weights are not finite at step {step} (the first is {name}): start again, or resume "
+                "from an earlier checkpoint (resume=PATH run=FOLDER), with a lower optimizer.lr"
+            )
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from torch import Tensor
 
+from ldm.callbacks.periodic_writer import PeriodicWriter
 from ldm.errors import InvalidValue, UserError
 from ldm.interop import model_file
 from ldm.stages.base import Stage
@@ -66,7 +67,7 @@ def fit_weights(profiles: Sequence[Profile], target: Profile) -> tuple[list[floa
     return x.tolist(), error.sqrt().item()
 
 
-class PostHocEMA(Callback):
+class PostHocEMA(PeriodicWriter):
     """average <- b average + (1 - b) parameter, b = (1 - 1/n)^(gamma + 1), after the n-th step (eq. 127).
 
     One average per length, in fp32, each updated by one multi-tensor operation over
@@ -107,17 +108,10 @@ class PostHocEMA(Callback):
         for average, gamma in zip(self.averages, self.gammas, strict=True):
             beta = (1 - 1 / self.num_updates) ** (gamma + 1)
             torch._foreach_lerp_(list(average.values()), parameters, 1 - beta)
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step < trainer.max_steps:
-            self.save(trainer)
+        super().on_train_batch_end(trainer, stage)
 
-    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
-        """Save the last snapshot."""
-        self.save(trainer)
-
-    def save(self, trainer: Trainer) -> None:
-        """Write this step's snapshot on rank 0."""
-        if not trainer.is_global_zero:
-            return
+    def save(self, trainer: Trainer, stage: Stage) -> None:
+        """Write this step's snapshot."""
         tensors = {f"{i}/{k}": v for i, average in enumerate(self.averages) for k, v in average.items()}
         gammas = " ".join(map(repr, self.gammas))
         path = self.folder / f"step{trainer.global_step:08d}.safetensors"

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -43,7 +44,8 @@ class ProgressBar(TQDMProgressBar):
         now = time.monotonic()
         if self._prints_lines and now - self._last_line_time >= self.seconds:
             self._last_line_time = now
-            print(self._line(trainer, pl_module, now - self._start_time), flush=True)
+            with suppress(OSError):  # a log on a full disk, or a closed pipe, does not end the training
+                print(self._line(trainer, pl_module, now - self._start_time), flush=True)
 
     def _line(self, trainer: Trainer, stage: LightningModule, elapsed: float) -> str:
         step, last = trainer.global_step, trainer.max_steps

@@ -2,13 +2,16 @@
 
 import argparse
 import csv
-import json
+import io
 import math
 from pathlib import Path
 from typing import Any
 
+from ldm.atomic import write_file
 from ldm.cli.config.command import user_errors
+from ldm.cli.config.paths import check_local_path
 from ldm.cli.training import plots, run_config, run_log
+from ldm.cli.training.run_config import format_setting
 from ldm.cli.training.run_log import RunLog
 from ldm.errors import UserError
 
@@ -25,23 +28,28 @@ def main() -> None:
     parser.add_argument(
         "--out", default="compare.png", help="the plot; the table is written next to it as .csv"
     )
-    args = parser.parse_args()
     with user_errors():
+        args = parser.parse_args()
+        for path in args.runs:
+            check_local_path("RUN", path)
+        check_local_path("--out", args.out)
         runs = [run_log.read(Path(path)) for path in args.runs]
         metric = choose_metric(runs, args.metric)
         rows = build_table(runs, metric, args.highest)
         out = plot_path(args.out)
         print(format_rows(rows))
+        for run in runs:
+            for change in run.config.get("changes", []):
+                print(f"{run.name}: {change}")
         curves = {legend_label(run, runs): run.columns[metric] for run in runs if metric in run.columns}
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with open(out.with_suffix(".csv"), "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
-            plots.plot_curves(metric, curves).savefig(out)
-        except OSError as error:
-            raise UserError(f"cannot write {out} ({error.strerror}): give another --out") from error
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(out.with_suffix(".csv"), table.getvalue())
+        plot = io.BytesIO()
+        plots.plot_curves(metric, curves).savefig(plot, format=out.suffix[1:].lower())
+        write_file(out, plot.getvalue())
         print(f"wrote {out} and {out.with_suffix('.csv')}")
 
 
@@ -94,11 +102,6 @@ def build_table(runs: list[RunLog], metric: str, highest: bool) -> list[dict[str
         }
         rows.append((best if math.isfinite(best) else math.inf * (-1 if highest else 1), row))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=highest)]
-
-
-def format_setting(value: Any) -> str:
-    """Return a setting as written on the command line."""
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
 
 
 def format_rows(rows: list[dict[str, str]]) -> str:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ldm.atomic import write_file
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
+from ldm.cli.config.validate import check_writable
 from ldm.cli.sampling.load import load_model, load_weak_model
 from ldm.cli.sampling.setup import sampling_options
 from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img, output_size, sample_images
 from ldm.data.demo.scenes import Split, captions
 from ldm.evaluation.demo.alignment import score_alignment, score_chance, table
 from ldm.evaluation.demo.reference import score_ceilings
-from ldm.grid import labelled_grid, to_pil
+from ldm.grid import labelled_grid, to_pil, write_png
 
 GRID_ROWS = 12
 
@@ -22,8 +24,8 @@ GRID_ROWS = 12
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Sample an image for each of n seen and n held-out captions and check it against its caption."""
+    check_writable(cfg.out, "out")
     out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
     model, header = load_model(cfg.ckpt, cfg.device)
     weak = load_weak_model(cfg.weak, model, cfg.device)
     tasks = [Txt2Img()]
@@ -41,9 +43,9 @@ def main(cfg: DictConfig) -> None:
             f"  chance ({label})": score_chance(images, prompts),
         }
         rows = [(prompt, [to_pil(x)]) for prompt, x in zip(prompts[:GRID_ROWS], images, strict=False)]
-        labelled_grid(rows, 1).save(out / f"{split}.png")
+        write_png(out / f"{split}.png", labelled_grid(rows, 1))
     print(table(scores))
-    (out / "scores.json").write_text(json.dumps({k: asdict(v) for k, v in scores.items()}, indent=1) + "\n")
+    write_file(out / "scores.json", json.dumps({k: asdict(v) for k, v in scores.items()}, indent=1) + "\n")
     print(f"wrote {out / 'scores.json'}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
+from ldm.atomic import write_file
 from ldm.cli.config.command import user_errors
 from ldm.cli.config.compose import compose
 from ldm.cli.training.launcher import Launcher
@@ -38,8 +39,7 @@ def main() -> None:
         check_batch_divides(cfg, job)
         Preflight(cfg, "submit", Launcher("srun", job.tasks, job.nodes, LightningEnvironment())).run()
         file = Path(cfg.run) / "train.sbatch"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(fill_script(SCRIPT.read_text(), job, cfg.name, cfg.run))
+        write_file(file, fill_script(SCRIPT.read_text(), job, cfg.name, cfg.run))
         command = ["sbatch", str(file), *words]
         print(f"{file}:\n\n{file.read_text()}\n{shlex.join(command)}", flush=True)
         if not job.dry:

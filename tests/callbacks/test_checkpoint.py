@@ -1,5 +1,6 @@
 """Checkpoints: when they are saved, which are kept, and that they are complete or not there at all."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -14,13 +15,13 @@ from ldm import atomic
 from ldm.callbacks.checkpoint import (
     AtomicCheckpointIO,
     Checkpoint,
-    CheckpointWriteError,
     is_intact,
     newest_checkpoint,
 )
 from ldm.callbacks.ema import EMA
-from ldm.errors import UserError
+from ldm.errors import UserError, WriteError
 from tests.support import tiny
+from tests.support.disks import small_disk
 
 
 def names(folder):
@@ -67,6 +68,16 @@ def test_a_failure_while_saving_leaves_the_older_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, path)
     assert path.read_bytes() == older and names(tmp_path) == [path.name]
+
+
+def test_a_full_disk_is_named_although_torch_hides_it(tmp_path):
+    with small_disk(tmp_path / "disk", 512) as disk:
+        path = disk / "step00000001.ckpt"
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.ones(2)}, path)
+        older = path.read_bytes()
+        with pytest.raises(WriteError, match="step00000001.ckpt cannot be written .No space left on device"):
+            AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(200_000)}, path)
+        assert path.read_bytes() == older and names(disk) == [path.name] and is_intact(path)
 
 
 def test_a_partial_file_is_not_a_checkpoint(tmp_path):
@@ -153,8 +164,8 @@ def test_a_file_that_is_overwritten_never_has_the_hash_of_another(tmp_path, monk
     monkeypatch.setattr(os, "replace", lambda *args: (intact.append(is_intact(path)), replace(*args)))
     monkeypatch.setattr(atomic, "sync", lambda file: (intact.append(is_intact(path)), sync(file)))
     AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, path)
-    assert intact == [True] * 3 and is_intact(path), (
-        "at the flush before the rename, at the rename, at the flush after it"
+    assert intact == [True] * 5 and is_intact(path), (
+        "at the flush before the rename, at the rename, at the flush after it, and at those of the hash"
     )
 
 
@@ -164,10 +175,10 @@ def test_a_failed_flush_keeps_the_older_file_and_its_hash(tmp_path, monkeypatch)
     older = path.read_bytes()
 
     def full(_) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointWriteError, match="no space left"):
+    with pytest.raises(WriteError, match="no space left"):
         AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, path)
     assert path.read_bytes() == older and names(tmp_path) == [path.name]
 
@@ -192,14 +203,14 @@ def test_a_full_disk_keeps_the_older_one_and_warns(tmp_path, full_disk, caplog):
     tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 6, [FillDisk(), saver])
     assert names(tmp_path) == ["step00000002.ckpt", "step00000006.ckpt"]
     assert (
-        "step00000004.ckpt could not be written" in caplog.text
+        "step00000004.ckpt cannot be written (File too large)" in caplog.text
         and "the older checkpoint is kept" in caplog.text
     )
 
 
 def test_three_failures_in_a_row_end_the_run(tmp_path, monkeypatch):
     def fails(*_, **__):
-        raise CheckpointWriteError("no space left on device")
+        raise WriteError("no space left on device", "free some")
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fails)
     with pytest.raises(UserError, match="no space left on device, 3 times in a row: .*resume=auto"):
@@ -212,6 +223,6 @@ def test_too_little_free_space_is_noticed_before_writing(tmp_path, monkeypatch):
     saver = AtomicCheckpointIO()
     saver.save_checkpoint({"weight": torch.ones(9000)}, tmp_path / "step00000001.ckpt")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000))
-    with pytest.raises(CheckpointWriteError, match="30,000 bytes are free, but the last checkpoint took 3"):
+    with pytest.raises(WriteError, match="30,000 bytes are free, but the last checkpoint took 3"):
         saver.save_checkpoint({"weight": torch.ones(9000)}, tmp_path / "step00000002.ckpt")
     assert names(tmp_path) == ["step00000001.ckpt"]

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -50,8 +50,9 @@ def _lock(path: Path) -> IO[str]:
             break
         file.close()  # the previous holder has just removed it
     file.truncate(0)
-    file.write(f"{socket.gethostname()} {os.getpid()} {os.environ.get('SLURM_JOB_ID', '-')}\n")
-    file.flush()
+    holder = f"{socket.gethostname()} {os.getpid()} {os.environ.get('SLURM_JOB_ID', '-')}\n"
+    with suppress(OSError):  # on a full disk the lock holds as well
+        os.write(file.fileno(), holder.encode())
     os.register_at_fork(after_in_child=file.close)  # a loader worker that outlives a kill must not keep it
     return file
 

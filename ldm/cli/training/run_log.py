@@ -1,10 +1,10 @@
 """Read a run's log, its metrics.csv, together with its config.yaml."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.callbacks.loggers.csv import read_rows
 from ldm.cli.training import run_config
 from ldm.errors import UserError
 
@@ -20,15 +20,14 @@ class RunLog:
 
 
 def read(folder: Path) -> RunLog:
-    """Return the log of the run in `folder`; UserError if there is none."""
+    """Return the log of the run in `folder`; UserError if there is none, or no table of metrics."""
     if not (folder / "metrics.csv").is_file():
         raise UserError(
             f"{folder} has no metrics.csv: give folders that train.py wrote, such as runs/demo_text"
         )
     columns: dict[str, list[tuple[float, float]]] = {}
-    with open(folder / "metrics.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name != "step" and value:
-                    columns.setdefault(name, []).append((float(row["step"]), float(value)))
+    for row in read_rows(folder / "metrics.csv"):
+        for name, value in row.items():
+            if name != "step" and value:
+                columns.setdefault(name, []).append((float(row["step"]), float(value)))
     return RunLog(str(folder), run_config.read(folder), columns)

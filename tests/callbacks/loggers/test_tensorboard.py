@@ -4,6 +4,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ldm.callbacks.loggers.tensorboard import TensorBoardLogger
+from tests.support.disks import fill, small_disk
 
 
 def read(folder) -> EventAccumulator:
@@ -39,3 +40,26 @@ def test_without_rows_nothing_is_written(tmp_path):
     log.log_hyperparams({"lr": 1})
     log.finalize("success")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_reported_once_and_later_rows_are_written(tmp_path, caplog, capfd):
+    with small_disk(tmp_path / "disk", 256) as disk:
+        log = TensorBoardLogger(str(disk / "tensorboard"))
+        log.log_metrics({"loss": 1.0}, 1)
+        log.writer.flush()
+        filler = fill(disk)
+        for step in range(2, 60):
+            log.log_metrics({f"loss{i}": float(step) for i in range(9)}, step)
+            if log.writer is not None:
+                try:
+                    log.writer.flush()
+                except OSError:
+                    pass  # as the writer's own thread finds after two minutes
+        assert caplog.text.count("tensorboard cannot be written") == 1
+        filler.unlink()
+        for step in (60, 61):
+            log.log_metrics({"loss": float(step)}, step)
+        log.finalize("success")
+        points = {e.step: e.value for e in read(disk / "tensorboard").Scalars("loss")}
+        assert points[1] == 1 and points[61] == 61
+    assert "Traceback" not in capfd.readouterr().err

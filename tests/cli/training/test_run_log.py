@@ -19,3 +19,11 @@ def test_points_of_each_metric_and_the_config(tmp_path: Path) -> None:
 def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere has no metrics.csv"):
         run_log.read(tmp_path / "nowhere")
+
+
+def test_incomplete_rows_are_left_out_and_other_tables_are_refused(tmp_path: Path, caplog) -> None:
+    (tmp_path / "metrics.csv").write_text("step,val/loss\n10,1.5\n,2.5\n30,3")
+    assert run_log.read(tmp_path).columns == {"val/loss": [(10, 1.5)]} and "left out 2" in caplog.text
+    (tmp_path / "metrics.csv").write_text("loss\n1\n")
+    with pytest.raises(UserError, match="no column step"):
+        run_log.read(tmp_path)
