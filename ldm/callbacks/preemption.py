@@ -1,9 +1,11 @@
-"""On SIGTERM or SIGUSR1, save a checkpoint and exit with a status that makes SLURM requeue the job."""
+"""On SIGTERM, SIGUSR1 or Ctrl-C, save a checkpoint and exit; the status says whether to start again."""
 
 import os
 import signal
 import sys
-from typing import Annotated, Any
+import time
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -17,16 +19,23 @@ from ldm.typing import Range
 
 REQUEUE = 75
 """Exit status "temporary failure" (EX_TEMPFAIL in sysexits.h): start again with resume=auto."""
-SIGNALS = ("SIGTERM", "SIGUSR1")
-"""Sent by a scheduler before it stops a job, to all processes of the job or to one of them."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as that of any program that SIGINT ends."""
+PRIORITY = {"SIGTERM": 1, "SIGUSR1": 2, "SIGINT": 3}
+"""The signals to stop: a scheduler sends the first two to all processes of a job or to one of them, a
+terminal sends SIGINT for Ctrl-C. Of several, the one with the highest number counts."""
+REPEATED_AFTER = 1.0
+"""Seconds after which SIGINT is a second Ctrl-C; before that it is torchrun's, which passes on the first."""
+ANNOUNCEMENT = b"\nCtrl-C: saving after this step and ending; press it again to end at once\n"
 NO_CHECKPOINTS = "callbacks.checkpoint=null saves no checkpoints"
 
 
 class Preemption(Callback):
-    """SIGTERM or SIGUSR1 sets a flag; at the end of the batch all ranks agree on it, save, and exit.
+    """A signal to stop sets a flag; at the end of the batch all ranks agree on it, save, and exit.
 
     The exit status is 75 after SIGUSR1, which announces the time limit, and `status` after SIGTERM. It is
     neither if the step could not be saved: a requeued job would lose its steps each time without notice.
+    It is 130 after Ctrl-C (SIGINT), which ends the run at once before its first step, or the second time.
     During validation ranks agree between batches; the validation ends there and is not logged.
 
     A signal handler must not save or communicate: it deadlocks if another rank is inside a collective. Ranks
@@ -37,26 +46,52 @@ class Preemption(Callback):
     def __init__(self, status: Annotated[int, Range(0, 255)] = REQUEUE) -> None:
         self.status = status
         self.requested = 0
-        """0: none, 1: stop by SIGTERM, 2: stop by SIGUSR1."""
+        """The priority of the signal to stop; 0 without one."""
+        self._has_started = self._announces = False
+        self._interrupt_time = 0.0
         self._group: dist.ProcessGroup | None = None
         self._previous_handlers: dict[str, Any] = {}
 
     def listen(self) -> None:
         """Install the handlers; a run that is still being built then stops after its first step."""
+        is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a shell's background jobs
         self._previous_handlers = {
-            name: signal.signal(getattr(signal, name), self._handle_signal) for name in SIGNALS
+            name: signal.signal(getattr(signal, name), self._handle_signal)
+            for name in PRIORITY
+            if not (name == "SIGINT" and is_ignored)
         }
 
     def _handle_signal(self, number: int, *_: Any) -> None:
-        """Set the flag. Some schedulers send both signals; SIGUSR1, the time limit, takes precedence."""
-        self.requested = max(self.requested, 1 + (number == signal.SIGUSR1))
+        """Set the flag, or raise KeyboardInterrupt for a Ctrl-C that need not or must not wait."""
+        if number == signal.SIGINT:
+            self._handle_interrupt()
+        self.requested = max(self.requested, PRIORITY[signal.Signals(number).name])
+
+    def _handle_interrupt(self) -> None:
+        now, is_first = time.monotonic(), not self._interrupt_time
+        if not self._has_started or (not is_first and now - self._interrupt_time > REPEATED_AFTER):
+            raise KeyboardInterrupt
+        if is_first:
+            self._interrupt_time = now
+            if self._announces:
+                with suppress(OSError):
+                    os.write(2, ANNOUNCEMENT)  # print must not be called in a signal handler
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Disable Lightning's own handlers and create a process group for the flag."""
         _disable_lightning_handlers(trainer)
+        self._announces = trainer.is_global_zero
         if trainer.world_size > 1:
             gloo = dist.get_backend() == "gloo"
             self._group = dist.group.WORLD if gloo else dist.new_group(backend="gloo")  # type: ignore[assignment]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let several ranks, which may start their first step at different times, stop together after it."""
+        self._has_started = trainer.world_size > 1
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note that there is a step to save from now on."""
+        self._has_started = True
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Save and exit if any rank was asked to stop; after the last step the run ends normally."""
@@ -67,17 +102,32 @@ class Preemption(Callback):
         if not trainer.is_global_zero:
             sys.stdout.flush()
             os._exit(0)
-        if any(problems):
+        status = {PRIORITY["SIGTERM"]: self.status, PRIORITY["SIGINT"]: INTERRUPTED}.get(requested, REQUEUE)
+        self._exit(trainer, status, max(problems))
+
+    def _exit(self, trainer: Trainer, status: int, problem: str) -> NoReturn:
+        """Exit with `status`; without one if the step could not be saved, unless the user asked to stop."""
+        step = trainer.global_step
+        if problem and status != INTERRUPTED:
             raise UserError(
-                f"asked to stop at step {trainer.global_step}, which could not be saved ({max(problems)}):"
-                " fix that, then start again with resume=auto from the last checkpoint, if there is one"
+                f"asked to stop at step {step}, which could not be saved ({problem}): fix that, then start"
+                " again with resume=auto from the last checkpoint, if there is one"
             )
-        status = REQUEUE if requested > 1 else self.status
         for logger in trainer.loggers:
-            if status and isinstance(logger, WandbLogger):
+            if status not in (0, INTERRUPTED) and isinstance(logger, WandbLogger):
                 logger.mark_preempted()
-        print(f"\nasked to stop: saved step {trainer.global_step}, exit status {status}", flush=True)
+        result = f"step {step} could not be saved ({problem})" if problem else f"saved step {step}"
+        with suppress(OSError):  # Ctrl-C ends also `| tee`
+            print(f"\nasked to stop: {result}, exit status {status}", flush=True)
         raise SystemExit(status)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let W&B show a run that Ctrl-C ended as killed."""
+        is_interrupted = isinstance(exception, KeyboardInterrupt)
+        is_interrupted |= isinstance(exception, SystemExit) and exception.code == INTERRUPTED
+        for logger in trainer.loggers:
+            if is_interrupted and isinstance(logger, WandbLogger):
+                logger.mark_interrupted()
 
     def on_validation_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """End validation if any rank was asked to stop; the run then saves after its next step."""

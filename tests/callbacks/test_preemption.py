@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 from lightning import Callback
 from torch.utils.data import DataLoader
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, CheckpointWriteError
+from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.loggers.wandb import WandbLogger
-from ldm.callbacks.preemption import REQUEUE, Preemption
-from ldm.errors import UserError
+from ldm.callbacks.preemption import INTERRUPTED, REPEATED_AFTER, REQUEUE, Preemption
+from ldm.errors import UserError, WriteError
 from tests.support import tiny
 
 
@@ -30,7 +31,8 @@ class Scheduler(Callback):
 
 @pytest.fixture(autouse=True)
 def _signals():
-    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1")}
+    before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1", "SIGINT")}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     yield
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)
@@ -70,7 +72,7 @@ def test_without_checkpoints_the_run_fails_and_is_not_requeued(capsys):
 
 def test_after_a_failed_save_the_run_is_not_requeued(tmp_path, monkeypatch, capsys):
     def fails(*_, **__):
-        raise CheckpointWriteError("no space left on device")
+        raise WriteError("no space left on device", "free some")
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fails)
     callbacks = [Scheduler(1, "SIGUSR1"), listening_preemption(), Checkpoint(str(tmp_path))]
@@ -164,3 +166,109 @@ def test_lightning_handles_no_signal_and_a_finished_run_restores_the_handlers(tm
     preemption = listening_preemption()
     tiny.fit(tiny.first_stage(), [tiny.batch(1)], [RecordHandler(), preemption])
     assert handlers == [preemption._handle_signal] and signal.getsignal(signal.SIGTERM) == before
+
+
+class PressCtrlC(Callback):
+    """Sends SIGINT in a hook of one step, a number of times, some seconds apart."""
+
+    def __init__(self, hook: str, step: int, times: int = 1, seconds: float = 0.0) -> None:
+        self.step, self.times, self.seconds = step, times, seconds
+        setattr(self, hook, self.press)
+
+    def press(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            for number in range(self.times):
+                time.sleep(self.seconds * (number > 0))
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["from the terminal", "and again by torchrun"])
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
+def test_ctrl_c_saves_the_step_and_is_not_requeued(hook, times, tmp_path, capfd):
+    saved = 3 if hook == "on_train_batch_start" else 2
+    callbacks = [PressCtrlC(hook, 2, times), listening_preemption(), Checkpoint(str(tmp_path), 100)]
+    with pytest.raises(SystemExit) as exit:
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 6, callbacks)
+    assert exit.value.code == INTERRUPTED == 130
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == [f"step0000000{saved}.ckpt"]
+    out, err = capfd.readouterr()
+    assert f"saved step {saved}, exit status 130" in out and err.count("press it again to end at once") == 1
+
+
+def test_a_second_ctrl_c_ends_at_once_and_keeps_the_older_checkpoint(tmp_path, monkeypatch):
+    """Also while the checkpoint is being written."""
+    written = AtomicCheckpointIO.save_checkpoint
+
+    def press_while_saving(self, checkpoint, path, storage_options=None):
+        if path.name == "step00000004.ckpt":
+            monkeypatch.setattr(torch, "save", lambda value, file: press(file))
+        written(self, checkpoint, path)
+
+    def press(file) -> None:
+        file.write(b"half of it")
+        time.sleep(REPEATED_AFTER + 0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", press_while_saving)
+    saver = Checkpoint(str(tmp_path), every_n_steps=2)
+    callbacks = [PressCtrlC("on_train_batch_start", 3), listening_preemption(), saver]
+    with pytest.raises(SystemExit) as exit:
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 6, callbacks)
+    assert isinstance(exit.value.__context__, KeyboardInterrupt), "the trainer's exit, which commands know"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step00000002.ckpt",
+        "step00000002.ckpt.sha256",
+    ]
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once(tmp_path):
+    callbacks = [PressCtrlC("on_train_start", 0), listening_preemption(), Checkpoint(str(tmp_path), 1)]
+    with pytest.raises(SystemExit) as exit:
+        tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 6, callbacks)
+    assert isinstance(exit.value.__context__, KeyboardInterrupt) and list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_the_last_step_lets_the_run_finish(tmp_path):
+    callbacks = [PressCtrlC("on_train_batch_start", 3), listening_preemption(), Checkpoint(str(tmp_path))]
+    assert tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 4, callbacks).global_step == 4
+    assert (tmp_path / "step00000004.ckpt").is_file()
+
+
+def test_ctrl_c_counts_above_a_schedulers_signals(tmp_path):
+    callbacks = [Scheduler(1, "SIGUSR1"), PressCtrlC("on_train_batch_start", 1), Scheduler(1, "SIGTERM")]
+    with pytest.raises(SystemExit) as exit:
+        tiny.fit(
+            tiny.first_stage(),
+            [tiny.batch(1)] * 4,
+            [*callbacks, listening_preemption(), Checkpoint(str(tmp_path))],
+        )
+    assert exit.value.code == INTERRUPTED
+
+
+def test_ctrl_c_without_checkpoints_says_that_nothing_is_saved(capsys):
+    with pytest.raises(SystemExit) as exit:
+        tiny.fit(
+            tiny.first_stage(),
+            [tiny.batch(1)] * 4,
+            [PressCtrlC("on_train_batch_start", 1), listening_preemption()],
+        )
+    assert exit.value.code == INTERRUPTED
+    assert "step 2 could not be saved (callbacks.checkpoint=null" in capsys.readouterr().out
+
+
+def test_a_run_in_the_background_keeps_ignoring_ctrl_c(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    callbacks = [PressCtrlC("on_train_batch_start", 1), listening_preemption(), Checkpoint(str(tmp_path))]
+    assert tiny.fit(tiny.first_stage(), [tiny.batch(1)] * 3, callbacks).global_step == 3
+
+
+@pytest.mark.parametrize(("hook", "step"), [("on_train_batch_start", 1), ("on_train_start", 0)])
+def test_wandb_shows_a_run_that_ctrl_c_ended_as_killed(hook, step, tmp_path):
+    log, statuses = WandbLogger(str(tmp_path), "ldm", "a run", offline=True), []
+    log.run = SimpleNamespace(log=print, finish=lambda exit_code: statuses.append(exit_code))
+    callbacks = [PressCtrlC(hook, step), listening_preemption(), Checkpoint(str(tmp_path / "c"))]
+    trainer = tiny.trainer(4, callbacks)
+    trainer.loggers, trainer.limit_val_batches = [log], 0
+    with pytest.raises(SystemExit):
+        trainer.fit(tiny.first_stage(), DataLoader([tiny.batch(1)] * 4, batch_size=None))
+    assert statuses == [255]

@@ -5,7 +5,9 @@ requeued job appears as a new run unless its id is given, and checkpoints are up
 only. Here the run's folder keeps the id, and a failure is a warning after which only the CSV file continues.
 """
 
+import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +18,18 @@ import PIL.Image
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ldm.atomic import write_file
 from ldm.callbacks.checkpoint import newest_checkpoint
 from ldm.errors import UserError
 from ldm.typing import PositiveFloat
+
+LOG = logging.getLogger(__name__)
+VALID_ID = re.compile(r"[^/\\#?%:\s\x00-\x1f\ufffd]{1,128}")
+"""What W&B accepts as a run's id."""
+CLIENT_FOLDER = re.compile(r"(?:offline-)?run-(\d+_\d+)-(.+)")
+"""Name of the client's folder of one start: its time, and the run's id."""
+INTERRUPTED = 255
+"""Exit status that W&B shows as "killed", as after Ctrl-C in a script of its own."""
 
 
 class WandbLogger(Logger):
@@ -48,6 +59,7 @@ class WandbLogger(Logger):
         self.folder, self.project, self.title = Path(folder), project, name
         self.offline, self.artifacts, self.patience = offline, artifacts, patience
         self.run: Any = None
+        self._failure_status = 1
 
     def check(self) -> None:
         """Raise UserError if W&B needs an account and none is logged in."""
@@ -89,9 +101,22 @@ class WandbLogger(Logger):
         if "WANDB_SWEEP_ID" in os.environ:
             return os.environ["WANDB_RUN_ID"]
         file = self.folder / "wandb_id"
-        if not file.is_file():
-            file.write_text(uuid4().hex[:8] + "\n")
-        return file.read_text().strip()
+        run_id = file.read_text(errors="replace").strip() if file.is_file() else ""
+        if VALID_ID.fullmatch(run_id):
+            return run_id
+        earlier = self._earlier_id() if file.is_file() else ""
+        run_id = earlier or uuid4().hex[:8]
+        if file.is_file():
+            source = f"{run_id}, the run that was last started here" if earlier else f"a new run, {run_id}"
+            LOG.warning("%s does not hold the id of a W&B run: continuing as %s", file, source)
+        write_file(file, f"{run_id}\n")
+        return run_id
+
+    def _earlier_id(self) -> str:
+        """Return the W&B run's id from the folder that the client wrote at the last start; "" without one."""
+        names = [path.name for path in (self.folder / "wandb").glob("*run-*_*-*")]
+        matches = [match for name in names if (match := CLIENT_FOLDER.fullmatch(name))]
+        return max(matches, key=lambda match: match[1])[2] if matches else ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -125,9 +150,15 @@ class WandbLogger(Logger):
         self._try(lambda run: run.mark_preempting())
 
     @rank_zero_only
+    def mark_interrupted(self) -> None:
+        """Let W&B show the run as killed, rather than as failed."""
+        self._failure_status = INTERRUPTED
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Send the remaining data, for at most `patience` seconds."""
-        self._try(lambda run: run.finish(exit_code=int(status != "success")))
+        exit_status = 0 if status == "success" else self._failure_status
+        self._try(lambda run: run.finish(exit_code=exit_status))
         self.run = None
 
     def _try(self, action: Callable[[Any], Any]) -> None:

@@ -19,10 +19,10 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ldm.cli.config import compose
+from ldm.cli.config import compose, process
 from ldm.cli.config.hydra_private import get_args_parser
 from ldm.cli.config.overrides import quote
-from ldm.errors import InvalidValue, UserError
+from ldm.errors import Diverged, InvalidValue, UserError
 
 QUIET = {
     "hydra.run.dir": ".",
@@ -41,8 +41,7 @@ Main = Callable[[DictConfig], None]
 def command(config_name: str, configs: Path = compose.CONFIGS) -> Callable[[Main], Callable[[], None]]:
     """Make `main(cfg)` a command that reads `configs/<config_name>.yaml` and overrides from sys.argv.
 
-    A user's mistake prints one sentence on stderr and exits with status 2, Ctrl-C with 130. Any other
-    exception is a bug and keeps its stack trace. Config groups that `configs` lacks come from configs/.
+    `user_errors` says how it ends. Config groups that `configs` lacks come from configs/.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
@@ -59,21 +58,30 @@ def command(config_name: str, configs: Path = compose.CONFIGS) -> Callable[[Main
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """End the process with one line on stderr for Ctrl-C (status 130) and for a user's mistake (status 2)."""
+    """End the process as a Unix program: one line on stderr, no stack trace, unless the exception is a bug.
+
+    The exit status is 2 for a user's mistake, a full disk or standard output that cannot be written, 3 for a
+    training that diverged, 130 for Ctrl-C, 143 for SIGTERM, and 141 where nobody reads standard output.
+    """
+    process.open_closed_streams()
     try:
-        yield
+        with process.exit_on_sigterm():
+            yield
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        _exit("stopped by Ctrl-C", 130)
+        process.exit_interrupted()
     except SystemExit as error:
         # the trainer turns Ctrl-C into exit(1)
         if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):
-            _exit("stopped by Ctrl-C", 130)
+            process.exit_interrupted()
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not process.has_reader():
+            process.exit_for_reader()
         message = user_message(error)
         if message is None:
             raise
-        _exit(f"error: {message}", 2)
+        process.exit_with(f"error: {message}", 3 if isinstance(error, Diverged) else 2)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -88,7 +96,7 @@ def user_message(error: BaseException) -> str | None:
         return _without_worker_trace(str(mistake))
     if isinstance(error, ConfigCompositionException):
         return " ".join(str(error).split())
-    return None
+    return process.disk_problem(error) if isinstance(error, OSError) else None
 
 
 def usage(main: Main, config_name: str, overrides: list[str], configs: Path) -> str:
@@ -221,8 +229,3 @@ def _mark_chosen(names: list[str], chosen: object) -> str:
 def _program() -> str:
     spec = sys.modules["__main__"].__spec__
     return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name}"
-
-
-def _exit(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(status)

@@ -7,8 +7,9 @@ import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 
-SIGNALS = ("SIGTERM", "SIGUSR1")
-"""Sent by a scheduler to every process of a SLURM job; only the training process handles them."""
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+"""Sent by a scheduler to every process of a SLURM job, or by Ctrl-C to every process of a command; only the
+training process handles them."""
 
 
 def default_start_method() -> str | None:
@@ -46,11 +47,16 @@ def init_worker(worker: int) -> None:
     """
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_exit_with_training_process, daemon=True).start()
+    exit_with_parent()
 
 
-def _exit_with_training_process() -> None:
-    training_process = multiprocessing.parent_process()
-    assert training_process is not None
-    wait([training_process.sentinel])
-    os._exit(1)
+def exit_with_parent() -> None:
+    """Start a thread that ends this process when the process that started it has ended, however it did."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -58,6 +58,33 @@ def test_a_sweep_sets_the_run_id(log, monkeypatch):
     assert log().run_id() == "point7"
 
 
+@pytest.mark.parametrize("content", ["", "\n", "\0\0\0", "a/b\n", "two words\n", b"\xff\xfe"])
+def test_an_id_that_was_not_written_completely_is_found_again(log, tmp_path, content, caplog):
+    """From the folder of the latest start; without one the run never had that id at W&B."""
+    file = tmp_path / "wandb_id"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    new = log().run_id()
+    assert (
+        len(new) == 8 and file.read_text() == f"{new}\n" and f"continuing as a new run, {new}" in caplog.text
+    )
+    for name in ("run-20260101_120000-first", "offline-run-20260202_120000-my-run", "run-2-x", "latest-run"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert log().run_id() == "my-run" == file.read_text().strip() and "continuing as my-run" in caplog.text
+    file.unlink()
+    assert log().run_id() not in ("my-run", "first"), "a removed id starts a new run"
+    file.write_text("chosen by the user\n".replace(" ", "_"))
+    assert log().run_id() == "chosen_by_the_user"
+
+
+def test_a_run_that_ctrl_c_ended_is_shown_as_killed(log):
+    logger, run = log(), FakeRun()
+    logger.run = run
+    logger.mark_interrupted()
+    logger.finalize("failed")
+    assert run.rows == [255], "W&B's own status after Ctrl-C"
+
+
 def test_metric_names_steps_and_galleries(log):
     logger, run = log(), FakeRun()
     logger.run = run
