@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from ldm import pretrained
 from ldm.conditioning import clip_tower
 from ldm.conditioning.base import Conditioner, Size
+from ldm.conditioning.prompt_weights import weigh
+from ldm.conditioning.text import TextEncoder
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.errors import InvalidValue
 from ldm.typing import Conditioning, NonNegativeInt, Proportion, Tokens
 
 
-class ClipText(Conditioner):
+class ClipText(TextEncoder):
     """c = the hidden states of CLIP's frozen text tower, one per token (Radford et al. 2021).
 
     The null is the encoding of the empty text, computed when the weights are loaded and stored in `empty`.
@@ -88,10 +90,16 @@ class ClipText(Conditioner):
     @torch.no_grad()
     def forward(self, values: list[str]) -> Conditioning:
         """Encode texts."""
-        tokens = self.tokenizer(values).to(self.empty.device)
+        weights: Float[Tensor, "b l"] | None = None
+        if self.uses_weights:
+            tokens, weights = self.tokenizer.with_weights(values)
+        else:
+            tokens = self.tokenizer(values)
+        tokens = tokens.to(self.empty.device)
         tokens = rearrange(tokens, "b (c l) -> (b c) l", c=self.tokenizer.chunks)
         states, last_states = self.hidden_states(tokens)  # (b c) l d
         context = rearrange(states, "(b c) l d -> b (c l) d", c=self.tokenizer.chunks)
+        context = context if weights is None else weigh(context, self.empty[None], weights)
         first_chunks = slice(None, None, self.tokenizer.chunks)
         vector = self.pool(last_states[first_chunks], tokens[first_chunks]) if self.pooled else None
         return Conditioning(context=context, vector=vector)
@@ -118,6 +126,11 @@ class ClipText(Conditioner):
         """Return the stored encoding of the empty text."""
         vector = None if self.empty_vector is None else self.empty_vector.expand(n, -1)
         return Conditioning(context=self.empty.expand(n, -1, -1), vector=vector)
+
+    def set_chunks(self, chunks: int) -> None:
+        length = self.tokenizer.length
+        self.tokenizer.chunks = chunks
+        self.empty = self.empty[:length].repeat(chunks, 1)  # each chunk of the empty text is the same
 
     def load_pretrained(self) -> None:
         """Load the tower and compute the null. UserError if the weights are missing."""

@@ -6,7 +6,10 @@ from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from ldm.conditioning.prompt_weights import parse
 from ldm.errors import InvalidValue, UserError
 from ldm.typing import Channels, NonNegativeInt, Tokens
 
@@ -43,6 +46,8 @@ class ClipTokenizer:
         words: the only words that texts may use, each one token of CLIP's; None allows all. The ids are then
             renumbered from 0 in CLIP's order, so that a small model's embedding has no unused rows.
         chunks: number of chunks for a longer text, each with its own begin, end and padding.
+
+    `warns` is whether the next text that is cut off gives a warning.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class ClipTokenizer:
             raise InvalidValue(f"words has {len(words) - len(set(words))} duplicates: remove them")
         self.length, self.pad_token, self.chunks = length, pad_token, chunks
         self.words = None if words is None else tuple(words)
-        self._has_warned = False
+        self.warns = True
 
     @property
     def vocab_size(self) -> int:
@@ -74,15 +79,43 @@ class ClipTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return the token ids, chunk after chunk. UserError for a word that is not in `words`."""
+        return self._arrange([self._tokenize(text) for text in texts], texts)
+
+    def with_weights(self, texts: Sequence[str]) -> tuple[Tokens, Float[Tensor, "b l"]]:
+        """Return the token ids of texts with weights in brackets, and the weight of each token.
+
+        Begin, end and padding have the weight 1. UserError as `__call__`, and for ill-formed brackets.
+        """
+        parts = [parse(text) for text in texts]
+        tokens = [[(t, part.weight) for part in row for t in self._tokenize(part.text)] for row in parts]
+        weights = torch.ones(len(texts), self.chunks, self.length)
+        for i, row in enumerate(tokens):
+            values = torch.tensor([weight for _, weight in row[: self.max_tokens]])
+            for chunk, part in zip(weights[i], values.split(self.length - 2), strict=False):
+                chunk[1 : 1 + len(part)] = part
+        return self._arrange([[t for t, _ in row] for row in tokens], texts), weights.flatten(1)
+
+    @property
+    def max_tokens(self) -> int:
+        """The number of a text's tokens that are not cut off."""
+        return self.chunks * (self.length - 2)
+
+    def cut_off(self, text: str, weighted: bool = False) -> str:
+        """Return the end of a text that does not fit in the chunks; empty if all of it fits."""
+        plain = "".join(part.text for part in parse(text)) if weighted else text
+        cut = self._tokenize(plain)[self.max_tokens :]
+        return str(_bpe().decode(cut)).strip() if cut else ""
+
+    def _arrange(self, tokens: Sequence[list[int]], texts: Sequence[str]) -> Tokens:
+        """Return the tokens in chunks, with begin, end and padding."""
         shape, room = (len(texts), self.chunks, self.length), self.length - 2
         ids = torch.full(shape, self._renumber(self.pad_token), dtype=torch.int64)
-        for chunks, text in zip(ids, texts, strict=True):
-            tokens = self._tokenize(text)
-            if len(tokens) > self.chunks * room:
-                self._warn(text, tokens[self.chunks * room :])
-            for i, row in enumerate(chunks):
-                part = [BEGIN, *tokens[i * room : (i + 1) * room], END]
-                row[: len(part)] = torch.tensor([self._renumber(t) for t in part])
+        for chunks, row, text in zip(ids, tokens, texts, strict=True):
+            if len(row) > self.max_tokens:
+                self._warn(text, row[self.max_tokens :])
+            for i, chunk in enumerate(chunks):
+                part = [BEGIN, *row[i * room : (i + 1) * room], END]
+                chunk[: len(part)] = torch.tensor([self._renumber(t) for t in part])
         return ids.flatten(1)
 
     def _tokenize(self, text: str) -> list[int]:
@@ -119,11 +152,11 @@ class ClipTokenizer:
         return new_ids
 
     def _warn(self, text: str, cut: list[int]) -> None:
-        if not self._has_warned:
-            lost_text = _bpe().decode(cut).strip()
+        if self.warns:
             warnings.warn(
-                f"a text is longer than {self.chunks * self.length} tokens, and its end {lost_text!r} was "
-                f"cut off: {text!r} (later cuts are not reported)",
-                stacklevel=3,
+                f"a text is longer than {self.chunks * self.length} tokens, and its end "
+                f"{_bpe().decode(cut).strip()!r} was cut off: {text!r} (later cuts are not reported; a "
+                "frozen text encoder takes longer texts with a larger tokenizer.chunks)",
+                stacklevel=4,
             )
-        self._has_warned = True
+        self.warns = False

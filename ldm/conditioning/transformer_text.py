@@ -1,16 +1,20 @@
 """A text encoder trained from scratch together with the denoiser."""
 
+from dataclasses import replace
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ldm.conditioning.base import Conditioner, Size
+from ldm.conditioning.base import Size
+from ldm.conditioning.prompt_weights import weigh
+from ldm.conditioning.text import TextEncoder
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.errors import InvalidValue
 from ldm.networks.attention import attend
-from ldm.typing import Channels, Conditioning, Depth, Proportion
+from ldm.typing import Channels, Conditioning, Depth, Proportion, Tokens
 
 
 class Block(nn.Module):
@@ -40,7 +44,7 @@ class Block(nn.Module):
         return x + self.narrow(gelu(self.widen(self.norm_mlp(x))))
 
 
-class TransformerText(Conditioner):
+class TransformerText(TextEncoder):
     """c = LayerNorm(Transformer(E[tokens] + P)): the text encoder of Rombach et al. (2022), 3.3 and E.2.1.
 
     Attention is bidirectional, with padding masked; the context is zero at padding. The null is the encoding
@@ -55,6 +59,8 @@ class TransformerText(Conditioner):
         head_channels: channels per attention head; None divides `width` by `num_heads`.
         bias: of queries, keys and values.
     """
+
+    chunks_are_fixed = True
 
     def __init__(
         self,
@@ -87,7 +93,16 @@ class TransformerText(Conditioner):
 
     def forward(self, values: list[str]) -> Conditioning:
         """Encode texts. UserError for a word that is not in the tokenizer's vocabulary."""
-        tokens = self.tokenizer(values).to(self.position_embedding.device)  # b l
+        if not self.uses_weights:
+            return self.encode(self.tokenizer(values))
+        tokens, weights = self.tokenizer.with_weights(values)
+        cond, empty = self.encode(tokens), self.encode(self.tokenizer([""]))
+        assert cond.context is not None and empty.context is not None
+        return replace(cond, context=weigh(cond.context, empty.context, weights))
+
+    def encode(self, tokens: Tokens) -> Conditioning:
+        """Encode token ids."""
+        tokens = tokens.to(self.position_embedding.device)  # b l
         ends = tokens == self.tokenizer.end
         mask = ends.cumsum(1) - ends.long() == 0  # b l  up to the first end: it may be the padding, too
         x = self.token_embedding(tokens) + self.position_embedding  # b l d
@@ -95,6 +110,14 @@ class TransformerText(Conditioner):
             x = block(x, mask)
         x = self.norm(x) * mask[..., None]  # b l d
         return Conditioning(context=x, vector=x.sum(1) / mask.sum(1, keepdim=True) if self.pooled else None)
+
+    def set_chunks(self, chunks: int) -> None:
+        if chunks > 1:
+            raise InvalidValue(
+                f"prompt_chunks={chunks}, but this model's text encoder was trained with the denoiser, on "
+                f"texts of up to {self.tokenizer.max_tokens} tokens: use prompt_chunks=null and shorter "
+                "prompts"
+            )
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
         """Return the encoding of the empty text."""

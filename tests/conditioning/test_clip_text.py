@@ -211,3 +211,51 @@ def test_skip_layers_is_checked() -> None:
     with pytest.raises(ValueError, match="skip_layers is in 0..11 for ViT-L-14-quickgelu, got 12"):
         with torch.device("meta"):
             ClipText(ClipTokenizer(77, 49407), skip_layers=12)
+
+
+def with_null(model: ClipText) -> ClipText:
+    """Return the model with the null that `load_pretrained` would compute."""
+    empty = model([""])
+    model.empty.copy_(empty.context[0])
+    if model.empty_vector is not None:
+        model.empty_vector.copy_(empty.vector[0])
+    return model
+
+
+@pytest.mark.parametrize("trained", [1, 2])
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_the_chunks_of_sampling_are_encoded_as_those_of_training(clip, trained: int, chunks: int) -> None:
+    """Texts of unequal length, the null and the vector, as by a tower built for that number of chunks."""
+    texts = ["red", " ".join(["green", "square"] * 40), " ".join(["blue"] * 160)]
+    changed = with_null(tower(clip, chunks=trained, pooled=True))
+    changed.set_chunks(chunks)
+    changed.tokenizer.warns = False
+    built = with_null(tower(clip, chunks=chunks, pooled=True))
+    built.tokenizer.warns = False
+    for ours, theirs in ((changed(texts), built(texts)), (changed.null(2), built.null(2))):
+        assert ours.context.shape[1] == 77 * chunks
+        torch.testing.assert_close(ours.context, theirs.context)
+        torch.testing.assert_close(ours.vector, theirs.vector)
+    both = ClipTexts([changed, changed])
+    assert both.null(2).context.shape == both(texts[:2]).context.shape == (2, 77 * chunks, 2 * WIDTH)
+
+
+def test_weights_change_the_tokens_of_their_words_only(clip) -> None:
+    model = with_null(tower(clip, chunks=2, pooled=True))
+    words = ["red"] * 80
+    plain = model(["a red circle", " ".join(words)])
+    model.uses_weights = True
+    assert torch.equal(model(["a (red:1.0) circle", "(" + " ".join(words) + ":1)"]).context, plain.context)
+    words[77] = "(red:2)"
+    weighed = model(["a (red:0) (circle:1.5)", " ".join(words)])
+    empty, changed = (
+        model.empty,
+        [(weighed.context != plain.context).any(2)[i].nonzero().flatten() for i in (0, 1)],
+    )
+    assert changed[0].tolist() == [2, 3] and changed[1].tolist() == [77 + 1 + 2], "the third word of chunk 2"
+    assert torch.equal(weighed.context[0, 2], empty[2])
+    expected = empty[3] + 1.5 * (plain.context[0, 3] - empty[3])
+    torch.testing.assert_close(weighed.context[0, 3], expected)
+    torch.testing.assert_close(weighed.context[1, 80], 2 * plain.context[1, 80] - empty[80])
+    assert torch.equal(weighed.vector, plain.vector), "the pooled vector has no tokens to weigh"
+    assert torch.equal(model.null(1).context[0], empty)

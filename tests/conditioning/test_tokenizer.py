@@ -90,3 +90,35 @@ def test_a_long_text_continues_in_the_next_chunk() -> None:
         double(["a red circle left of a square"])
     with pytest.raises(ValueError, match="chunks is at least 1, got 0"):
         ClipTokenizer(5, 0, chunks=0)
+
+
+@pytest.mark.parametrize("words", [None, WORDS])
+def test_every_token_of_a_weighted_word_has_its_weight(words) -> None:
+    tokenizer = ClipTokenizer(5, 0, words, chunks=2)
+    ids, weights = tokenizer.with_weights(["a (red:1.5) circle (left of:0.5)", "(a)", ""])
+    assert torch.equal(ids, tokenizer(["a red circle left of", "a", ""]))
+    assert weights.tolist() == [
+        [1, 1, 1.5, 1, 1, 1, 0.5, 0.5, 1, 1],
+        [1, pytest.approx(1.1), *[1] * 8],
+        [1] * 10,
+    ]
+
+
+def test_the_weights_of_a_text_that_is_cut_off() -> None:
+    tokenizer = ClipTokenizer(5, 0)
+    with pytest.warns(UserWarning, match="its end 'left of' was cut off"):
+        ids, weights = tokenizer.with_weights(["a (red:2) circle (left:3) of"])
+    assert weights.tolist() == [[1, 1, 2, 1, 1]]
+    with pytest.raises(UserError, match="closes no bracket"):
+        tokenizer.with_weights(["a) red"])
+    assert len(tokenizer.with_weights(["a (hexagon:2)"])[0]) == 1
+    assert tokenizer.with_weights(["(hexagon:2)"])[1].tolist() == [[1, 2, 2, 1, 1]], "two tokens"
+
+
+def test_what_is_cut_off() -> None:
+    one, two = ClipTokenizer(5, 0), ClipTokenizer(5, 0, chunks=2)
+    assert (one.max_tokens, two.max_tokens) == (3, 6)
+    assert one.cut_off("a red circle") == "" and one.cut_off("a red circle left of") == "left of"
+    assert two.cut_off("a red circle left of") == ""
+    assert one.cut_off("a (red:2) circle", weighted=True) == ""
+    assert one.cut_off("a (red:2) circle (left:2)", weighted=True) == "left"

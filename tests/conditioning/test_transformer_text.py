@@ -123,3 +123,23 @@ def test_head_channels_may_differ_from_the_width_per_head() -> None:
 def test_several_chunks_are_refused() -> None:
     with pytest.raises(ValueError, match="1 chunk, not 2: .*tokenizer.length"):
         TransformerText(ClipTokenizer(12, 49407, WORDS, chunks=2), 16, 1, 4)
+
+
+def test_weights_change_the_tokens_of_their_words_only() -> None:
+    model = encoder(pooled=True)
+    plain, empty = model(["a red circle"]), model([""])
+    model.uses_weights = True
+    assert torch.equal(model(["(a red circle:1)"]).context, plain.context)
+    weighed = model(["a (red:2) circle"])
+    assert (weighed.context != plain.context).any(2)[0].nonzero().flatten().tolist() == [2]
+    expected = 2 * plain.context[0, 2] - empty.context[0, 2]
+    torch.testing.assert_close(weighed.context[0, 2], expected)
+    assert torch.equal(weighed.vector, plain.vector)
+    assert torch.equal(model.null(1).context, empty.context)
+
+
+def test_it_takes_no_chunks() -> None:
+    model = encoder(length=12)
+    model.set_chunks(1)
+    with pytest.raises(ValueError, match="prompt_chunks=2, .* up to 10 tokens: use prompt_chunks=null"):
+        model.set_chunks(2)
