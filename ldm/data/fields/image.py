@@ -1,28 +1,17 @@
 """The image of a training sample, with its crop and flip."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Num, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm import rng
-from ldm.data.fields.decode import Unreadable, covering_size, resize_to_cover
-from ldm.data.fields.multichannel import WrongChannelCount, decode_bands
+from ldm.data.fields.multichannel import decode_bands
+from ldm.data.fields.resize import Crop, covering_size, resize_and_crop
+from ldm.data.fields.unreadable import Unreadable, WrongChannelCount
 from ldm.data.shards.reader import BadSample, Sample
 from ldm.data.shards.tar import IMAGES
-
-
-class Crop(NamedTuple):
-    """The crop of a sample, in pixels of the resized image."""
-
-    resized: tuple[int, int]
-    """(height, width) that the image is resized to."""
-    top: int
-    left: int
-    flip: bool
-    """Mirrored left to right, after the crop."""
 
 
 @dataclass
@@ -59,9 +48,7 @@ class ImageField:
 
     def transform(self, pixels: UInt8[Tensor, "c h w"], position: int) -> UInt8[Tensor, "c h2 w2"]:
         """Resize to just cover the crop, then crop and possibly flip."""
-        height, width = self.shape
-        crop = self.crop((pixels.shape[1], pixels.shape[2]), position)
-        return apply_crop(resize_to_cover(pixels, height, width), crop, self.shape)
+        return resize_and_crop(pixels, self.crop((pixels.shape[1], pixels.shape[2]), position), "bicubic")
 
     def crop(self, size: tuple[int, int], position: int) -> Crop:
         """Return the crop of an image of `size` (height, width); its spatial fields use the same crop."""
@@ -69,17 +56,10 @@ class ImageField:
         resized = covering_size(*size, height, width)
         left, top = self._corner((resized[1] - width, resized[0] - height), position)
         flip = self.flip and torch.rand((), generator=rng.generator(self.seed, position, "flip")) < 0.5
-        return Crop(resized, top, left, bool(flip))
+        return Crop(resized, top, left, self.shape, bool(flip))
 
     def _corner(self, margin: tuple[int, int], position: int) -> tuple[int, int]:
         if not self.random_crop:
             return margin[0] // 2, margin[1] // 2
         x, y = torch.rand(2, generator=rng.generator(self.seed, position, "crop")).tolist()
         return int(x * (margin[0] + 1)), int(y * (margin[1] + 1))
-
-
-def apply_crop(resized: Num[Tensor, "c h w"], crop: Crop, shape: tuple[int, int]) -> Num[Tensor, "c h2 w2"]:
-    """Cut the crop out of an image, or a map, that has been resized, and flip it where the crop says so."""
-    height, width = shape
-    cropped = resized[:, crop.top : crop.top + height, crop.left : crop.left + width]
-    return (cropped.flip(2) if crop.flip else cropped).contiguous()

@@ -5,18 +5,24 @@ from itertools import islice
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, ImageSequence
+from PIL import ImageSequence
 from torch import Tensor
 
-from ldm.data.fields.decode import Unreadable, check_pixel_count, decode, decode_pixels, to_tensor
+from ldm.data.fields.colours import deep_levels
+from ldm.data.fields.decode import (
+    check_pixel_count,
+    decode,
+    decode_pixels,
+    load_image,
+    report_unreadable,
+    to_tensor,
+    turn_upright,
+)
+from ldm.data.fields.unreadable import Unreadable, WrongChannelCount
 
 NPY = b"\x93NUMPY"
 EIGHT_BITS, SIXTEEN_BITS = ("L", "LA", "RGB", "RGBA", "CMYK"), ("I;16", "I;16B")
 """Pillow modes whose bands are used as stored."""
-
-
-class WrongChannelCount(Unreadable):
-    """An image whose number of bands is not the requested one."""
 
 
 def is_array(data: bytes) -> bool:
@@ -36,16 +42,13 @@ def decode_bands(
 
     A `.npy` holds (height, width, bands), or (height, width) of one band, in uint8 or uint16, whose 65535
     becomes 255. Of any other file 3 channels are RGB and 1 is luma (ITU-R BT.601), as by `decode_pixels`; any
-    other number are the stored bands of all its pages in order, as in a TIFF with one grey page per band.
+    other number are the stored bands of all its pages in order, as in a TIFF with one grey page per band,
+    turned by EXIF.
     """
     if not is_banded(data, channels):
         return decode_pixels(data, min_size) if channels == 3 else _decode_luma(data, min_size)
-    try:
+    with report_unreadable():
         array = _load_array(data) if is_array(data) else _decode_pages(data, channels)
-    except Unreadable:
-        raise
-    except Exception as error:  # decoders raise errors of any type on corrupt bytes
-        raise Unreadable(f"{type(error).__name__}: {error}") from error
     if array.shape[2] != channels:
         raise WrongChannelCount(f"has {array.shape[2]} bands, not {channels}")
     return to_tensor(_to_uint8(array))
@@ -69,16 +72,18 @@ def _load_array(data: bytes) -> UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, 
 
 
 def _decode_pages(data: bytes, channels: int) -> UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]:
+    first, orientation = load_image(data)
     pages = list[np.ndarray]()
-    for page in islice(ImageSequence.Iterator(Image.open(BytesIO(data))), channels + 1):
+    for page in islice(ImageSequence.Iterator(first), channels + 1):
         check_pixel_count(page.width, page.height)
         if page.mode not in (*EIGHT_BITS, *SIXTEEN_BITS):
             raise Unreadable(f"a page of mode {page.mode}, not {', '.join(EIGHT_BITS + SIXTEEN_BITS)}")
-        array = np.array(page, np.uint16 if page.mode in SIXTEEN_BITS else np.uint8)
+        is_deep = page.mode in SIXTEEN_BITS
+        array = (deep_levels(page) * 65535).round().astype(np.uint16) if is_deep else np.array(page)
         pages.append(array if array.ndim == 3 else array[..., None])
     if len({(page.shape[:2], page.dtype) for page in pages}) > 1:
         raise Unreadable("pages of different sizes or bit depths")
-    return np.concatenate(pages, -1)
+    return turn_upright(np.concatenate(pages, -1), orientation)
 
 
 def _to_uint8(

@@ -1,20 +1,21 @@
 """Per-pixel maps, boxes and sizes, cropped and flipped with their image."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num, UInt8
-from PIL import Image
+from jaxtyping import Float, Num, Shaped, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from ldm.data.fields.decode import ORIENTATION
-from ldm.data.fields.image import ImageField, apply_crop
+from ldm.data.fields.decode import report_unreadable, upright_size
+from ldm.data.fields.image import ImageField
+from ldm.data.fields.maps import decode_grey_map, decode_labels, decode_mask
 from ldm.data.fields.metadata import read_json
 from ldm.data.fields.multichannel import array_size, is_array
+from ldm.data.fields.resize import Interpolation, resize_and_crop
+from ldm.data.fields.unreadable import Unreadable, UnsuitableMap
 from ldm.data.shards.metadata import read_number
 from ldm.data.shards.reader import BadSample, Sample
 from ldm.data.shards.tar import IMAGES
@@ -23,41 +24,43 @@ from ldm.typing import Channels, PositiveInt, Proportion
 
 @dataclass
 class SegmentationField:
-    """Read `seg.png`, the label of each pixel, 0..255: an 8-bit grey or palette image."""
+    """Read `seg.png`, the label of each pixel, 0..255: a grey or palette PNG."""
 
     image_field: ImageField
     batch_key = "segmentation"
     kind = "seg.png"
 
     def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "h w"]:
-        labels = _read_map(sample, self.kind, ("L", "P", "1"))
+        labels = _read_map(sample, self.kind, decode_labels)
         return crop_map(self.image_field, labels, position, "nearest-exact")[0]
 
 
 @dataclass
 class MaskField:
-    """Read `mask.png`: 255 where the image is to be generated, 0 where it is kept."""
+    """Read `mask.png`: 255 where it is white and the image is to be generated, 0 where it is kept.
+
+    Transparent pixels are kept.
+    """
 
     image_field: ImageField
     batch_key = "mask"
     kind = "mask.png"
 
     def __call__(self, sample: Sample, position: int) -> UInt8[Tensor, "1 h w"]:
-        white = _read_map(sample, self.kind, ("L", "1")) > 127
+        white = _read_map(sample, self.kind, decode_mask) >= 0.5
         return crop_map(self.image_field, white.to(torch.uint8) * 255, position, "nearest-exact")
 
 
 @dataclass
 class DepthField:
-    """Read `depth.png`, 8 or 16 bits, white is near, scaled to [-1, 1]."""
+    """Read `depth.png`, grey of any depth, white is near, scaled to [-1, 1]."""
 
     image_field: ImageField
     batch_key = "depth"
     kind = "depth.png"
 
     def __call__(self, sample: Sample, position: int) -> Float[Tensor, "1 h w"]:
-        stored = _read_map(sample, self.kind, ("L", "I;16", "I", "I;16B"))
-        depth = stored.float() / (255 if stored.dtype == torch.uint8 else 65535)
+        depth = _read_map(sample, self.kind, decode_grey_map)
         return 2 * crop_map(self.image_field, depth, position, "bilinear") - 1
 
 
@@ -149,15 +152,11 @@ class SizeField:
 
 
 def crop_map(
-    image_field: ImageField, values: Num[Tensor, "h w"], position: int, mode: str
+    image_field: ImageField, values: Num[Tensor, "h w"], position: int, interpolation: Interpolation
 ) -> Num[Tensor, "1 h2 w2"]:
     """Resize, crop and flip a map of the image's size as `image_field` does the image."""
     crop = image_field.crop((values.shape[0], values.shape[1]), position)
-    resized = values[None]
-    if crop.resized != tuple(values.shape):
-        smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
-        resized = interpolate(values[None, None], crop.resized, mode=mode, **smooth)[0]
-    return apply_crop(resized, crop, image_field.shape)
+    return resize_and_crop(values[None], crop, interpolation)
 
 
 def image_size(sample: Sample) -> tuple[int, int]:
@@ -172,41 +171,36 @@ def image_size(sample: Sample) -> tuple[int, int]:
                 "encode the shard again"
             )
         return height, width
+    data = sample.read(kind)
     try:
-        data = sample.read(kind)
-        if is_array(data):
-            return array_size(data)
-        image = Image.open(BytesIO(data))
-        # orientations above 4 swap height and width
-        turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) > 4
-    except Exception as error:  # decoders raise errors of any type on corrupt bytes
+        with report_unreadable():
+            return array_size(data) if is_array(data) else upright_size(data)
+    except Unreadable as error:
         raise BadSample(
             f"the image of sample {sample.key} in {sample.shard} cannot be read ({error}): pack this "
             "shard again"
         ) from error
-    return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _read_map(sample: Sample, kind: str, modes: tuple[str, ...]) -> Num[Tensor, "h w"]:
-    """Read a map of the image's size in one of these Pillow modes; raise BadSample for any other."""
+def _read_map(
+    sample: Sample, kind: str, decode: Callable[[bytes], Shaped[np.ndarray, "h w"]]
+) -> Num[Tensor, "h w"]:
+    """Read a map that has the aspect ratio of its image; raise BadSample for any other."""
     name = f"the {kind} of sample {sample.key} in {sample.shard}"
     try:
-        image = Image.open(BytesIO(sample.read(kind)))
-        image.load()
-    except BadSample:
-        raise
-    except Exception as error:  # as above
+        values = decode(sample.read(kind))
+    except UnsuitableMap as error:
+        raise BadSample(f"{name} {error}") from error
+    except Unreadable as error:
         raise BadSample(f"{name} cannot be read ({error}): pack this shard again") from error
-    if image.mode not in modes:
-        raise BadSample(f"{name} has mode {image.mode}: save it with one channel, as {' or '.join(modes)}")
-    height, width = image_size(sample)
+    (map_height, map_width), (height, width) = values.shape, image_size(sample)
     # compare aspects, not sizes: the json of a cached latent may state a larger original, with rounded sides
-    if not math.isclose(image.width * height, image.height * width, rel_tol=0.02):
+    if not math.isclose(map_width * height, map_height * width, rel_tol=0.02):
         raise BadSample(
-            f"{name} is {image.width}x{image.height} but the image is {width}x{height}: save both in one size"
+            f"{name} is {map_width}x{map_height} but the image is {width}x{height} once it is turned by its "
+            "EXIF orientation: save both in one size"
         )
-    array = np.asarray(image.convert("L") if image.mode == "1" else image)
-    return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.float32))
+    return torch.from_numpy(values)
 
 
 def _area(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.fields.arrays import to_npy
-from ldm.data.fields.decode import Unreadable, decode_pixels
+from ldm.data.fields.decode import decode_pixels
 from ldm.data.fields.degradations import BSRGANDegradation, Downsampled, Edges
 from ldm.data.fields.image import ImageField
 from ldm.data.fields.masks import FullMask, MaskedImage
-from ldm.data.fields.multichannel import WrongChannelCount, decode_bands
+from ldm.data.fields.multichannel import decode_bands
 from ldm.data.fields.spatial import BoxField, SizeField
+from ldm.data.fields.unreadable import Unreadable, WrongChannelCount
 from ldm.data.latents import LatentHeader
 from ldm.data.prepare.verify import verify
 from ldm.data.prepare.write_latents import write_latents
@@ -78,6 +79,16 @@ def test_a_tiff_has_the_bands_of_its_pages() -> None:
     assert decode_bands(tiff(array), 3).shape == (3, 24, 40)  # as any other image: RGB of the first page
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_the_bands_of_a_turned_image_are_turned(format: str) -> None:
+    array, file, exif = stack(4), BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    Image.fromarray(array).save(file, format, exif=exif, lossless=True, exact=True)
+    bands = decode_bands(file.getvalue(), 4)
+    assert np.array_equal(bands.permute(1, 2, 0), np.rot90(array, -1))
+    assert decode_bands(file.getvalue(), 3).shape[1:] == bands.shape[1:] == (40, 24)
+
+
 @pytest.mark.parametrize(
     ("data", "channels", "error", "message"),
     [
@@ -92,7 +103,7 @@ def test_a_tiff_has_the_bands_of_its_pages() -> None:
         (to_npy(stack(5).astype(np.float32)), 5, Unreadable, "an array of float32"),
         (to_npy(stack(5)[0, 0]), 5, Unreadable, r"an array of uint8 \(5,\)"),
         (to_npy(stack(5))[:-9], 5, Unreadable, "ValueError"),
-        (b"no image", 5, Unreadable, "UnidentifiedImageError"),
+        (b"no image", 5, Unreadable, "no image of a known format"),
     ],
 )
 def test_another_number_of_bands_or_none_is_unreadable(data, channels, error, message) -> None:

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Callable
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.fields.decode import Unreadable, decode
+from ldm.data.fields.decode import decode
+from ldm.data.fields.maps import decode_grey_map, decode_labels, decode_mask
+from ldm.data.fields.unreadable import Unreadable, UnsuitableMap
 from ldm.errors import UserError
 
 Size = tuple[int, int]
@@ -32,7 +35,7 @@ def open_image(path: str, name: str, channels: int) -> Image.Image:
             f"task.{name}: this model's images have {channels} channels, but image files have 1 or 3: choose "
             "a task without an image file"
         )
-    if not file.is_file():
+    if not isfile(file):  # Path.is_file raises for a name that is too long
         raise UserError(f"no image task.{name}={path}: give the path of an image file")
     try:
         image = decode(file.read_bytes())
@@ -48,40 +51,36 @@ def resize_and_crop(image: Image.Image, size: Size) -> Float[Tensor, "1 c h w"]:
     return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1))[None]
 
 
-def open_map(path: str, name: str) -> Image.Image:
-    """Open the map task.`name` with its values as stored."""
+def open_map(
+    path: str, name: str, decode: Callable[[bytes], Shaped[np.ndarray, "h w"]]
+) -> Shaped[np.ndarray, "h w"]:
+    """Return the values of the map or mask task.`name`, rotated by its EXIF orientation."""
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"no map task.{name}={path}: give the path of a PNG")
+    if not isfile(file):  # Path.is_file raises for a name that is too long
+        raise UserError(f"no file task.{name}={path}: give the path of a PNG")
     try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except Exception as error:  # decoders raise anything for a corrupt file
+        return decode(file.read_bytes())
+    except UnsuitableMap as error:
+        raise UserError(f"task.{name}={path} {error}") from error
+    except Unreadable as error:
         raise UserError(f"cannot read task.{name}={path} ({error}): give a PNG") from error
 
 
-def check_map_size(image: Image.Image, path: str, name: str, size: Size) -> Image.Image:
-    """Return the map; UserError unless it has the size of the images, as maps are never resized."""
-    if image.size != (size[1], size[0]):
-        width, height = image.size
+def check_map_size(map_size: Size, path: str, name: str, size: Size) -> None:
+    """Raise UserError unless a map has the size of the images, as maps are never resized."""
+    if map_size != size:
+        height, width = map_size
         raise UserError(
             f"task.{name}={path} is {width}x{height} (width x height), but the images are "
             f"{size[1]}x{size[0]}: give a map of that size, or size=[{height},{width}]"
         )
-    return image
 
 
 def read_labels(path: str, name: str, size: Size, num_labels: int) -> UInt8[Tensor, "1 h w"]:
     """Return a semantic map, one label per pixel, from a grey or indexed PNG; 255 is no label."""
-    image = check_map_size(open_map(path, name), path, name, size)
-    if image.mode not in ("L", "P"):
-        raise UserError(
-            f"task.{name}={path} has mode {image.mode}, but a semantic map is grey (L) or indexed (P): save "
-            "the label of each pixel as one byte"
-        )
-    labels = torch.from_numpy(np.array(image))
-    unknown = labels[(labels >= num_labels) & (labels != 255)]
+    labels = torch.from_numpy(open_map(path, name, decode_labels))
+    check_map_size((labels.shape[0], labels.shape[1]), path, name, size)
+    unknown = labels[(labels.int() >= num_labels) & (labels != 255)]  # as uint8, 256 would be 0
     if len(unknown):
         raise UserError(
             f"task.{name}={path} has the label {int(unknown.max())}, but this model has the labels 0 to "
@@ -91,20 +90,16 @@ def read_labels(path: str, name: str, size: Size, num_labels: int) -> UInt8[Tens
 
 
 def read_scalar_map(path: str, name: str, size: Size) -> Float[Tensor, "1 1 h w"]:
-    """Return a depth or edge map from a grey PNG of 8 or 16 bits, -1 for black to 1 for white."""
-    image = check_map_size(open_map(path, name), path, name, size)
-    if image.mode not in ("L", "I;16", "I"):
-        raise UserError(
-            f"task.{name}={path} has mode {image.mode}, but this map must be grey of 8 or 16 bits: convert "
-            "it to L or I;16"
-        )
-    values = np.array(image).astype(np.float32)
-    return torch.from_numpy(values / (255 if image.mode == "L" else 65535) * 2 - 1)[None, None]
+    """Return a depth or edge map from a grey image of any depth, -1 for black to 1 for white."""
+    levels = torch.from_numpy(open_map(path, name, decode_grey_map))
+    check_map_size((levels.shape[0], levels.shape[1]), path, name, size)
+    return (2 * levels - 1)[None, None]
 
 
 def read_mask(path: str, image_path: str, size: Size) -> Float[Tensor, "1 1 h w"]:
-    """Return the mask of an image: 1 where it is white, 0 elsewhere."""
-    image, mask = open_image(image_path, "image", 3), open_image(path, "mask", 1)
+    """Return the mask of an image: 1 where it is white, 0 elsewhere, such as where it is transparent."""
+    image, levels = open_image(image_path, "image", 3), open_map(path, "mask", decode_mask)
+    mask = Image.fromarray((levels * 255).round().astype(np.uint8))
     if image.size != mask.size:
         (w, h), (mask_w, mask_h) = image.size, mask.size
         raise UserError(
@@ -127,7 +122,7 @@ def restore_known_pixels(
 def read_boxes(path: str, num_labels: int, num_boxes: int) -> Float[Tensor, "1 n 5"]:
     """Return the boxes of a JSON file, padded with -1 to `num_boxes`; coordinates are in [0, 1]."""
     file = Path(path)
-    if not file.is_file():
+    if not isfile(file):  # Path.is_file raises for a name that is too long
         raise UserError(f"no file task.boxes={path}: give a JSON of {BOXES_FORMAT}")
     try:
         boxes = torch.tensor(json.loads(file.read_text()), dtype=torch.float32)
