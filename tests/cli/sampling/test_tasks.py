@@ -158,7 +158,7 @@ MISTAKES = [
     (["task=img2img", "task.image={text}"], ["cannot read task.image="]),
     (["task=img2img", "task.image={image}", "task.strength=0"], ["task.strength=0 ", "(0, 1]"]),
     (["task=img2img"], ["task.image is required"]),
-    (["task=inpaint", "task.image={image}", "task.mask=/no.png"], ["no image task.mask=/no.png"]),
+    (["task=inpaint", "task.image={image}", "task.mask=/no.png"], ["no file task.mask=/no.png"]),
     (
         ["task=inpaint", "task.image={image}", "task.mask={square}"],
         ["task.mask=", "8x8", "task.image is 20x16"],
