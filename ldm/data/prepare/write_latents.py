@@ -1,5 +1,6 @@
 """Encode shards of images into shards of latents: posterior moments, captions, and cached text embeddings."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from ldm.data.fields.arrays import to_npy
 from ldm.data.fields.captions import CaptionField
+from ldm.data.fields.metadata import read_json
+from ldm.data.fields.spatial import image_size
 from ldm.data.latents import TEXT, LatentHeader, read_folder_header, write_header
 from ldm.data.loading.loader import BatchLoader, sequential_loader
 from ldm.data.prepare.write_shards import write_shard
@@ -116,9 +119,22 @@ def _encode_samples(
                     encode_text(captions), samples, "the text embedding of", "the text encoder"
                 )
             for i, sample in enumerate(samples):
-                members = {kind: d for kind, d in sample.members.items() if kind in header.copied_extensions}
-                yield sample.key, {**members, **{kind: to_npy(arrays[i]) for kind, arrays in columns.items()}}
+                arrays = {kind: to_npy(column[i]) for kind, column in columns.items()}
+                yield sample.key, {**_copied_members(sample, header), **arrays}
         progress.update(len(rows))
+
+
+def _copied_members(sample: Sample, header: LatentHeader) -> dict[str, bytes]:
+    """Return the members to copy, with the size of the upright image in the json, for its boxes and maps.
+
+    Other tools may state the size as stored, before it is turned by EXIF, or none.
+    """
+    members = {kind: data for kind, data in sample.members.items() if kind in header.copied_extensions}
+    metadata, (height, width) = read_json(sample), image_size(sample)
+    if (metadata.get("height"), metadata.get("width")) != (height, width):
+        sized = {**metadata, "height": height, "width": width}
+        members["json"] = json.dumps(sized, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return members
 
 
 def _to_fp16(values: Tensor, samples: Sequence[Sample], what: str, encoder: str) -> np.ndarray:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm.data.fields.captions import CaptionField
+from ldm.data.fields.image import ImageField
+from ldm.data.fields.spatial import BoxField, SegmentationField, SizeField
 from ldm.data.latents import LatentHeader, read_header
 from ldm.data.loading.loader import sequential_loader
 from ldm.data.prepare.write_latents import write_latents
@@ -15,6 +18,7 @@ from ldm.data.shards.reader import Shards, open_shards
 from ldm.errors import UserError
 from tests.data.conftest import png
 from tests.data.prepare.test_write_shards import content
+from tests.support.image_cases import Case
 
 HEADER = LatentHeader(autoencoder="0123456789abcdef", size=8, downsampling=4, channels=2)
 
@@ -34,6 +38,24 @@ def test_written_moments_are_read_back_with_their_captions(
     assert batches[0]["key"][5] == "000010000" and batches[0]["caption"][6] == "s1 r1"
     assert batches[0]["moments"].dtype == torch.float16
     assert batches[0]["moments"][6, :, 0, 0].tolist() == [1, 1, 99.5, 99.25]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"width": 24, "height": 16}, {"width": 16, "height": 24}])
+def test_boxes_and_maps_of_latents_follow_the_upright_image(tmp_path: Path, metadata: dict) -> None:
+    boxes = {"boxes": [[1, 0.0, 0.25, 0.5, 0.75]]}
+    case = Case("L", "PNG", orientation=6)  # 24 x 16 once upright
+    members = {"png": case.data(), "seg.png": case.data(), "json": json.dumps({**boxes, **metadata}).encode()}
+    (tmp_path / "images").mkdir()
+    write_shard(tmp_path / "images" / "0.tar", [("0", members)])
+    images = open_shards(str(tmp_path / "images"))
+    write_latents(images, tmp_path / "z", HEADER, encode, batch_size=1)
+    latents = open_shards(str(tmp_path / "z"))
+    image_field = ImageField(HEADER.size, seed=0)
+    fields = [BoxField(image_field, 1, num_labels=2), SizeField(image_field), SegmentationField(image_field)]
+    for field in fields:
+        ours, theirs = (field(shards[0].sample(0), 0) for shards in (latents, images))
+        assert torch.equal(ours, theirs), field
+    assert latents[0].index.rows[["width", "height"]].tolist() == [(24, 16)]
 
 
 def test_finished_shards_are_kept(pack: Callable[..., Shards], tmp_path: Path) -> None:
