@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+from ldm.data.fields.colours import Background
+from ldm.data.prepare.encode_record import Format
 from ldm.typing import (
     Channels,
     FiniteFloat,
@@ -34,6 +36,9 @@ COMMANDS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": BatchSize,
         "grid_scale": Annotated[int, Range(0, 64)],
         "tile": Pixels | None,
+        "overwrite": bool,
+        "prompt_chunks": Annotated[int, Range(1, 64)] | None,
+        "prompt_weights": bool,
     },
     "evaluate": {
         "n": Annotated[int, Range(2, 10**6)],  # the chance level compares captions with one another
@@ -47,6 +52,8 @@ COMMANDS: Mapping[str, Mapping[str, Any]] = {
         "shard_size": PositiveInt,
         "size": Pixels | None,
         "channels": Channels,
+        "format": Format | None,
+        "background": Background,
         "workers": Processes | None,
     },
     "index": {"facts": bool, "sums": bool, "leave_out": bool, "workers": Processes | None},
