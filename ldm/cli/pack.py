@@ -13,11 +13,12 @@ from ldm.errors import UserError
 
 @command("pack")
 def main(cfg: DictConfig) -> None:
-    """Pack captioned images into tar shards; the same command continues an interrupted run."""
+    """Pack captioned images into tar shards; the same command continues a run and packs changes."""
     source, out = instantiate(cfg.source), Path(cfg.out)
     print(f"packing {len(source):,} images into {out}, {cfg.shard_size:,} per shard", flush=True)
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
-    report = write_shards(source, out, cfg.shard_size, cfg.format, cfg.size, workers, cfg.channels)
+    images = (cfg.format, cfg.size, workers, cfg.channels, cfg.background)
+    report = write_shards(source, out, cfg.shard_size, *images)
     print(f"{report}\nthe report is in {out / 'report.json'}")
     if not report.packed:
         raise UserError(

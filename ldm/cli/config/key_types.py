@@ -21,7 +21,7 @@ from ldm.typing import (
 
 BatchSize = Annotated[int, Range(1, 2**16)]
 Images = Annotated[int, Range(1, 10**6)]
-Processes = Annotated[int, Range(1, 1024)]
+Processes = Annotated[int, Range(0, 1024)]
 
 COMMANDS: Mapping[str, Mapping[str, Any]] = {
     "train": {"seed": Seed},

@@ -56,7 +56,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_packed_samples_are_read_back(tmp_path: Path) -> None:
     report = write_shards(PlainImages(8), tmp_path, shard_size=3)
     assert report.packed == 6 and report.skipped == {"refused": 2}
-    assert report.names == {"refused": ["number 2", "number 5"]}
+    flat = {"of one flat colour": ["0", "1", "3", "4", "6"]}
+    assert report.names == {"refused": ["number 2", "number 5"], **flat}
     shards = open_shards(str(tmp_path))
     assert shards.counts.tolist() == [2, 2, 2]
     shard = shards[1]
