@@ -80,7 +80,7 @@ def main(cfg: DictConfig) -> None:
     encode_text, header.text = load_encoder(cfg.get("conditioner"), device)
     if encode_text is not None:
         header.text_shape, header.caption = tuple(encode_text([""]).shape[1:]), cfg.caption
-    shards, out = open_shards(cfg.shards), Path(cfg.out)
+    shards, out = open_shards(cfg.shards, cfg.index, instantiate(cfg.cache)), Path(cfg.out)
     result = write_latents(
         shards, out, header, encode, cfg.batch_size, cfg.num_workers, rank, world_size, encode_text
     )

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from ldm.cli.config.command import command
 from ldm.data.prepare.index_shards import index_shards
 from ldm.data.shards.reader import find_shards
+from ldm.data.shards.remote import temporary_cache
 from ldm.errors import UserError
 
 
@@ -20,9 +21,9 @@ def main(cfg: DictConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
     workers = os.cpu_count() or 1 if cfg.workers is None else cfg.workers
     start = time.perf_counter()
-    report = index_shards(
-        find_shards(cfg.shards), out, cfg.facts, cfg.sums, cfg.score, cfg.leave_out, workers
-    )
+    with temporary_cache() as cache:
+        paths = find_shards(cfg.shards, cache)
+        report = index_shards(paths, out, cfg.facts, cfg.sums, cfg.score, cfg.leave_out, workers, cache)
     shards_per_minute = report.shards / max(time.perf_counter() - start, 1e-9) * 60
     num_corrupt = len(report.corrupt)
     print(
@@ -37,7 +38,7 @@ def main(cfg: DictConfig) -> None:
             f"{report.without_score or 0:,} without a score"
         )
     for problem in report.corrupt.values():
-        print(problem)
+        print(cache.name_urls(problem))
     if report.corrupt and not cfg.leave_out:
         raise UserError(
             f"{num_corrupt} of {report.shards} shards are corrupt: fetch or pack them again, or set "

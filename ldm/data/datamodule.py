@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,10 +16,15 @@ from ldm.data.loading.loader import BatchLoader, ResumableLoader
 from ldm.data.order.mixture import SourceShards
 from ldm.data.order.options import OrderOptions
 from ldm.data.order.shuffle import SequentialOrder
-from ldm.data.shards.reader import BadSample, Shards, open_shards
-from ldm.data.shards.remote import Cache, is_remote
+from ldm.data.shards.local import IndexFolder, pair_with_indexes
+from ldm.data.shards.reader import open_shards
+from ldm.data.shards.remote import Cache
+from ldm.data.shards.transfer import is_remote
 from ldm.errors import UserError
 from ldm.typing import Channels, Pixels, PositiveFloat, PositiveInt, Proportion, Seed, Workers
+
+CAPTIONS_TRIED = 1000
+"""The number of samples that are searched for a caption."""
 
 # Lightning warns about the length of any iterable data set; ours serves each step from exactly one worker
 warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
@@ -39,7 +45,8 @@ class ShardDataModule(LightningDataModule):
         spatial_fields: fields that share the image's crop and flip, each constructed with the `ImageField`,
             as in `ldm.data.fields.spatial`.
         derived_fields: computed from all these, in order, as in `ldm.data.fields.masks`.
-        index: folder of the shards' indexes, if they are not beside the shards.
+        index: folder of the shards' indexes, if they are not beside the shards; of a list, one per item.
+        val_index: the same of `val_shards`.
         cache: where remote shards are stored on this machine.
         max_bad_rate: largest share of bad samples before the run stops; 0 stops at the first.
         start_method: of worker processes: fork, forkserver or spawn; None is forkserver where it exists.
@@ -63,7 +70,8 @@ class ShardDataModule(LightningDataModule):
         extra_fields: Sequence[Field] = (),
         spatial_fields: Sequence[Callable[[ImageField], Field]] = (),
         derived_fields: Sequence[DerivedField] = (),
-        index: str | None = None,
+        index: IndexFolder = None,
+        val_index: IndexFolder = None,
         cache: Cache | None = None,
         max_bad_rate: Proportion = 0.01,
         start_method: str | None = None,
@@ -81,19 +89,38 @@ class ShardDataModule(LightningDataModule):
         self.captions = captions
         self.extra_fields, self.spatial_fields = list(extra_fields), list(spatial_fields)
         self.derived_fields = list(derived_fields)
-        self.index = None if index is None else Path(index).expanduser()
+        self.index, self.val_index = index, val_index
         self.cache = cache
         self.max_bad_rate = max_bad_rate
         self.start_method = start_method
         self.first_step = 0
+        self.allow_changes: Sequence[str] = ()
+        """Config keys in which the run that is resumed may have been different, as in `ResumableLoader`."""
 
-    def check(self) -> None:
-        """Raise UserError if something is missing or inconsistent, before any work starts."""
+    def check(self, fetch: bool = True) -> None:
+        """Raise UserError if something is missing or inconsistent, before any work starts.
+
+        Args:
+            fetch: read the first sample of remote shards as well, for which its whole shard is fetched.
+        """
         training, validation = self._train_stream()[0], self._val_stream()
-        if not is_remote(self.shards):  # reading a sample would fetch its whole shard
+        if fetch or not is_remote(self.shards):
             training.read_first_sample()
-        if validation is not None and self.val_shards is not None and not is_remote(self.val_shards):
+        if validation is not None and (fetch or not is_remote(self.val_shards or ())):
             validation.read_first_sample()
+
+    def describe(self) -> str:
+        """Read the first and last sample of the first and last shard; return how many there are."""
+        results = []
+        for spec in (self.shards, self.val_shards):
+            if spec is not None:
+                shards = self._open(spec).parts[0]
+                for number in {0, len(shards) - 1}:
+                    shard, samples = shards[number], int(shards.counts[number])
+                    for row in {0, samples - 1} if samples else ():
+                        shard.sample(row)
+                results.append(f"{int(shards.counts.sum()):,} samples in {len(shards)} shard(s) of {spec}")
+        return "; ".join(results)
 
     def check_channels(self, channels: int) -> None:
         """Raise UserError if these are images with other channels than the first stage has."""
@@ -113,6 +140,25 @@ class ShardDataModule(LightningDataModule):
                     f"the latents in {spec} are of autoencoder {header.autoencoder[:12]}, but this model's "
                     f"is {autoencoder[:12]}: encode them again with {ENCODE_COMMAND}"
                 )
+
+    def check_captions(self) -> None:
+        """Raise UserError if none of the first samples has a caption where `captions` looks for it.
+
+        The json of remote shards is not read, since that would fetch them.
+        """
+        field = CaptionField(self.captions or {"txt": 1.0}, self.seed)
+        sources = self._open(self.shards)
+        if "txt" in field.weights and sources.has_captions():
+            return
+        if any(part.cache is not None for part in sources.parts) and set(field.weights) != {"txt"}:
+            return
+        if not any(field(sample, 0) for sample in islice(sources.readable_samples(), CAPTIONS_TRIED)):
+            where = " and ".join(field.weights).replace("txt", ".txt")
+            raise UserError(
+                f"none of the first {CAPTIONS_TRIED:,} samples in {self.shards} has a caption in {where}, "
+                "but the model is conditioned on captions: pack the images with captions, name the json's "
+                "key with data.captions={json.KEY: 1}, or choose another conditioner=..."
+            )
 
     def header(self, spec: str | Sequence[str]) -> LatentHeader | None:
         """Return the header of these shards' latents; None if they contain images."""
@@ -135,6 +181,7 @@ class ShardDataModule(LightningDataModule):
             self.start_method,
         )
         loader.skip_to(self.first_step)
+        loader.allow_changes = self.allow_changes
         return loader
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
@@ -197,17 +244,16 @@ class ShardDataModule(LightningDataModule):
 
     def _open(self, spec: str | Sequence[str], separately: bool = False) -> SourceShards:
         """Open all shards as one source, or each item of the list as its own source."""
-        items = [spec] if isinstance(spec, str) else list(spec)
-        return SourceShards([self._open_source(source) for source in (items if separately else [items])])
-
-    def _open_source(self, spec: str | Sequence[str]) -> Shards:
-        if not is_remote(spec):
-            return open_shards(spec, self.index)
-        if self.cache is None:
-            raise UserError(
-                f"{spec} is remote: set data.cache.folder=FOLDER, where its shards are stored here"
-            )
-        return self.cache.open(spec, self.index)
+        is_validation = spec == self.val_shards and (spec != self.shards or self.index is None)
+        index = self.val_index if is_validation else self.index
+        try:
+            pairs = pair_with_indexes(spec, index) if separately else [(spec, index)]
+            return SourceShards([open_shards(item, folder, self.cache) for item, folder in pairs])
+        except UserError as error:
+            if not is_validation:
+                raise
+            text = str(error).replace("data.shards", "data.val_shards")
+            raise type(error)(text.replace("data.index", "data.val_index")) from error
 
     def _fields(
         self, sources: SourceShards, size: int | tuple[int, int], random_crop: bool, flip: bool
@@ -219,7 +265,7 @@ class ShardDataModule(LightningDataModule):
         else:
             self._check_header(header, sources.parts[0].paths[0].parent, image_field)
             fields = header.fields(self.seed)
-        if self.captions is not None or _has_captions(sources):
+        if self.captions is not None or sources.has_captions():
             fields.append(CaptionField(self.captions or {"txt": 1.0}, self.seed))
         return [*fields, *self.extra_fields, *(make(image_field) for make in self.spatial_fields)]
 
@@ -244,17 +290,3 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-
-def _has_captions(sources: SourceShards) -> bool:
-    """Whether the manifests list a captioned sample; without manifests, whether the first shard has one."""
-    if all(part.manifest_rows is not None for part in sources.parts):
-        return any(bool(part.manifest_rows["captioned"].any()) for part in sources.parts)  # type: ignore[index]
-    for number in range(sum(map(len, sources.parts))):
-        try:
-            shard = sources[number]
-        except BadSample:
-            continue
-        if len(shard):
-            return bool(shard.index.header["captioned"])
-    return False

@@ -6,11 +6,13 @@ a resumed run continues with other samples, and an epoch's worth of samples miss
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from webdataset import DataPipeline, ResampledShards, shuffle, tarfile_to_samples
+from webdataset import DataPipeline, ResampledShards, shuffle
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ldm import rng
 from ldm.data.datamodule import ShardDataModule
@@ -26,7 +28,9 @@ from ldm.data.loading.batches import (
     read_sample,
 )
 from ldm.data.loading.loader import ResumableLoader
+from ldm.data.shards.local import IndexFolder
 from ldm.data.shards.reader import BadSample, Sample, find_shards
+from ldm.data.shards.remote import Cache
 from ldm.errors import UserError
 from ldm.typing import Channels, Pixels, PositiveInt, Proportion, Seed, Workers
 
@@ -37,12 +41,16 @@ MAX_BAD_SAMPLES = 100
 class ResampledStream(StepDataset):
     """One rank's batches; position = step * B + index in the global batch, the key of crops and noise.
 
-    Each rank, worker and first step has its own seed, and so its own sequence of shards.
+    Each rank, worker and first step has its own seed, and so its own sequence of shards. A shard that cannot
+    be read, or only in part, counts as one bad sample.
+
+    Args:
+        paths: of the shards; of remote ones, where `cache` stores them.
     """
 
     def __init__(
         self,
-        urls: str | Sequence[str],
+        paths: Sequence[Path],
         fields: Sequence[Field],
         global_batch_size: int,
         steps: int,
@@ -51,36 +59,57 @@ class ResampledStream(StepDataset):
         rank: int = 0,
         world_size: int = 1,
         derived_fields: Sequence[DerivedField] = (),
+        cache: Cache | None = None,
     ) -> None:
         super().__init__(global_batch_size, steps, rank, world_size)
-        self.urls, self.fields, self.seed, self.buffer = urls, fields, seed, buffer
-        self.derived_fields = derived_fields
+        self.paths, self.fields, self.seed, self.buffer = paths, fields, seed, buffer
+        self.derived_fields, self.cache = derived_fields, cache
 
     def __iter__(self) -> Iterator[BatchAndErrors | UserError]:
         steps = self.steps_of_this_worker()
-        pipeline = iter(self._pipeline(steps.start))
+        errors = list[str]()
+        pipeline = iter(self._pipeline(steps.start, errors))
         for step in steps:
-            samples, errors = list[SampleValues](), list[str]()
+            samples = list[SampleValues]()
             while len(samples) < self.local_batch_size:
                 position = self.first_position(step) + len(samples)
                 try:
-                    raw = next(pipeline)
-                    sample = Sample(Path(raw["__url__"]), raw["__key__"], _members(raw))
-                    samples.append(read_sample(sample, position, self.fields, self.derived_fields))
+                    if (raw := next(pipeline, None)) is not None:
+                        sample = Sample(Path(raw["__url__"]), raw["__key__"], _members(raw))
+                        samples.append(read_sample(sample, position, self.fields, self.derived_fields))
                 except BadSample as error:
                     errors.append(str(error))
-                    if len(errors) == MAX_BAD_SAMPLES:
-                        yield UserError(f"{MAX_BAD_SAMPLES} bad samples in one batch; the last: {errors[-1]}")
-                        return
-                except Exception as error:  # tars, URLs and commands raise errors of any type
-                    yield UserError(f"{self.urls} cannot be read ({type(error).__name__}: {error})")
+                except UserError as error:
+                    yield error
                     return
-            yield collate(samples, self.fields), errors
+                if len(errors) >= MAX_BAD_SAMPLES:
+                    yield UserError(f"{MAX_BAD_SAMPLES} bad samples in one batch; the last: {errors[-1]}")
+                    return
+            yield collate(samples, self.fields), list(errors)
+            errors.clear()
 
-    def _pipeline(self, first_step: int) -> DataPipeline:
+    def _pipeline(self, first_step: int, errors: list[str]) -> DataPipeline:
+        """Return an endless stream of samples that appends what is wrong with a shard to `errors`."""
         seed = rng.generator(self.seed, first_step, f"resampled/{self.rank}").initial_seed()
-        urls = ResampledShards(self.urls, seed=seed, worker_seed=_zero, deterministic=True)
-        return DataPipeline(urls, tarfile_to_samples(), shuffle(self.buffer, rng=random.Random(seed)))
+        shards = ResampledShards(list(map(str, self.paths)), seed=seed, worker_seed=_zero, deterministic=True)
+        samples = partial(self._read_shards, errors=errors)
+        return DataPipeline(shards, samples, shuffle(self.buffer, rng=random.Random(seed)))
+
+    def _read_shards(self, shards: Iterator[dict[str, str]], errors: list[str]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            path = Path(shard["url"])
+            try:
+                if self.cache is not None:
+                    self.cache.remove_outdated(path)
+                    self.cache.fetch(path)
+                with open(path, "rb") as stream:
+                    yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
+            except Exception as error:  # tars raise errors of any type
+                kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
+                problem = f"the shard {path} cannot be read ({kind}{error})"
+                errors.append(problem if self.cache is None else self.cache.name_urls(problem))
+                if len(errors) >= MAX_BAD_SAMPLES:
+                    return
 
 
 def _zero() -> int:
@@ -117,6 +146,8 @@ class ResampledDataModule(ShardDataModule):
         derived_fields: Sequence[DerivedField] = (),
         max_bad_rate: Proportion = 0.01,
         channels: Channels = 3,
+        val_index: IndexFolder = None,
+        cache: Cache | None = None,
     ) -> None:
         super().__init__(
             shards,
@@ -134,13 +165,23 @@ class ResampledDataModule(ShardDataModule):
             derived_fields=derived_fields,
             max_bad_rate=max_bad_rate,
             channels=channels,
+            val_index=val_index,
+            cache=cache,
         )
         self.buffer = buffer
 
-    def check(self) -> None:
+    def check(self, fetch: bool = True) -> None:
         """Raise UserError if something is missing or inconsistent, before any work starts."""
         self._resampled_stream()
         self._val_stream()
+
+    def describe(self) -> str:
+        """Read a batch; return the number of shards."""
+        stream = self._resampled_stream()
+        item = next(iter(stream))
+        if isinstance(item, UserError):
+            raise item
+        return f"{len(stream.paths)} shard(s) of {self.shards}"
 
     def header(self, spec: str | Sequence[str]) -> None:
         """Return None: latents are not supported, since streaming whole tars is too slow for them."""
@@ -155,6 +196,7 @@ class ResampledDataModule(ShardDataModule):
             self._resampled_stream(), self.seed, "resampled", self.num_workers, pin, self.max_bad_rate
         )
         loader.skip_to(self.first_step)
+        loader.allow_changes = self.allow_changes
         return loader
 
     def _resampled_stream(self) -> ResampledStream:
@@ -165,11 +207,8 @@ class ResampledDataModule(ShardDataModule):
             *self.extra_fields,
             *(make(image_field) for make in self.spatial_fields),
         ]
-        urls = self.shards
-        if isinstance(urls, str) and Path(urls).is_dir():
-            urls = [str(path) for path in find_shards(urls)]
         return ResampledStream(
-            urls,
+            find_shards(self.shards, self.cache),
             fields,
             self.global_batch_size,
             self.steps,
@@ -177,4 +216,5 @@ class ResampledDataModule(ShardDataModule):
             self.buffer,
             *self._rank_and_world_size(),
             self.derived_fields,
+            self.cache,
         )

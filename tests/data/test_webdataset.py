@@ -49,5 +49,18 @@ def test_unreadable_samples_are_counted_and_unreadable_shards_reported(
     path.write_bytes(path.read_bytes().replace(b"IDAT", b"XXXX"))
     with pytest.raises(UserError, match="100 bad samples in one batch.* cannot be read "):
         list(module(tmp_path / "shards").train_dataloader())
-    with pytest.raises(UserError, match="cannot be read .FileNotFoundError"):
+    with pytest.raises(UserError, match="there is no shard .*00000.tar"):
         list(module(tmp_path / "{00000..00003}.tar").train_dataloader())
+
+
+def test_a_shard_that_cannot_be_read_to_its_end_is_a_bad_sample(
+    pack: Callable[..., Shards], tmp_path: Path
+) -> None:
+    path = pack(5, 5).paths[0]
+    with open(path, "rb+") as file:
+        file.truncate(6000)  # in its third sample
+    loader = module(tmp_path / "shards", buffer=1, max_bad_rate=1).train_dataloader()
+    keys = [key for batch in loader for key in batch["key"]]
+    assert len(keys) == 240 and loader.budget.bad > 10
+    whole = {f"0000{shard}000{row}" for shard in range(2) for row in range(5)}
+    assert {Path(key).name for key in keys} < whole and "000010004" in {Path(key).name for key in keys}

@@ -125,6 +125,7 @@ SETTINGS = [
 
 FOLDERS = [
     Mistake("an empty run folder", [*AE, "run="], ["run is empty"]),
+    Mistake("a bucket as the run folder", [*AE, "run=s3://bucket/run"], ["run=s3://bucket/run", "local"]),
     Mistake("a run folder below a file", [*AE, "run={files}/file/x"], ["run={files}/file/x", "is a file"]),
     Mistake(
         "a logger's folder that cannot be written",
@@ -193,6 +194,16 @@ DATA = [
         "a folder without shards",
         ["experiment=debug/ae", "data.shards={files}/empty"],
         ["*.tar", "{files}/empty"],
+    ),
+    Mistake(
+        "remote shards without a manifest",
+        ["experiment=debug/ae", "data.shards=file://{files}/empty", "data.cache.folder={files}/cache"],
+        ["file://{files}/empty has no manifest.npy", "shards=URL out=FOLDER", "data.index=FOLDER"],
+    ),
+    Mistake(
+        "a bucket whose driver is not installed",
+        ["experiment=debug/ae", "data.shards=s3://bucket/images", "data.cache.folder={files}/cache"],
+        ["s3://bucket/images/manifest.npy", "s3fs"],
     ),
     Mistake(
         "an image size that is not divisible",
@@ -305,6 +316,11 @@ SAMPLING = [
             [FIRST_STAGE, "'autoencoder'"],
         ),
         ("no such model file", ["ckpt={files}/nowhere", "prompts=[a]"], ["{files}/nowhere"]),
+        (
+            "the URL of a model file",
+            ["ckpt=https://host/model.safetensors", "prompts=[a]"],
+            ["ckpt=https://host/model.safetensors", "only shards", "copy"],
+        ),
         (
             "no such prompt file",
             [f"ckpt={FIRST_STAGE}", "prompts={files}/nowhere.txt"],

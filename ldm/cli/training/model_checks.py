@@ -16,25 +16,11 @@ from ldm.conditioning.base import Conditioner
 from ldm.conditioning.spatial import Mask
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.fields.masks import MaskedImage
-from ldm.data.latents import read_header
-from ldm.data.shards.reader import find_shards, open_shards
-from ldm.data.shards.remote import is_remote
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.networks.autoencoder import Autoencoder
 from ldm.stages import AutoencoderStage, LatentDiffusionStage
 from ldm.stages.base import Stage
-
-
-def check_shards(data: ShardDataModule) -> None:
-    """Run `data.check()`; an error about the validation shards names data.val_shards."""
-    for spec in [data.val_shards] if isinstance(data.val_shards, str) else data.val_shards or []:
-        if not is_remote(spec):
-            try:
-                find_shards(spec)
-            except UserError as error:
-                raise UserError(str(error).replace("data.shards", "data.val_shards")) from error
-    data.check()
 
 
 def check_model_and_data(stage: Stage, data: ShardDataModule, max_steps: int) -> None:
@@ -49,7 +35,7 @@ def check_model_and_data(stage: Stage, data: ShardDataModule, max_steps: int) ->
             )
         _check_image_sizes(stage, data)
         stage.check_steps(max_steps)
-        if read_header(find_shards(data.shards)) is not None:
+        if data.header(data.shards) is not None:
             raise UserError(
                 f"{data.shards} holds latents, but stage 1 trains on images: set data.shards to image shards"
             )
@@ -123,12 +109,8 @@ def _check_conditions(model: LatentDiffusion, data: ShardDataModule) -> None:
                 f"the condition {name!r} needs RGB images, but data.channels={data.channels}: use "
                 "data.channels=3, or choose another conditioner=..."
             )
-    shards = open_shards(data.shards)
-    if captioned and len(shards[0]) and "txt" not in shards[0].sample(0).members:
-        raise UserError(
-            f"{shards.paths[0]} has no captions (.txt), but the model is conditioned on them: pack the "
-            "images with captions, or choose another conditioner=..."
-        )
+    if captioned:
+        data.check_captions()
 
 
 def check_masks(model: LatentDiffusion, derived_fields: Sequence[object]) -> None:

@@ -1,6 +1,7 @@
 """The checks before the first step, in one order for train.py, `ldm.cli.doctor` and `ldm.cli.submit`."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.cli.config.instantiate import instantiate
 from ldm.cli.training import config_checks, launcher, machine_checks, model_checks, run_config, setup
 from ldm.data.datamodule import ShardDataModule
-from ldm.data.shards.reader import open_shards
+from ldm.data.shards.transfer import Unreachable
 from ldm.errors import UserError
 from ldm.interop import model_file
 from ldm.stages import LatentDiffusionStage
@@ -53,6 +54,7 @@ class Preflight:
     def __init__(self, cfg: DictConfig, command: Command, launch: launcher.Launcher | None = None) -> None:
         self.cfg, self.command, self.launch = cfg, command, launch
         self.world_size = 1
+        self.unreachable = False  # a login node may lack the network or the credentials for remote shards
 
     def checks(self) -> Iterator[Check]:
         """Yield the checks in order."""
@@ -126,19 +128,14 @@ class Preflight:
         self.data = instantiate(self.cfg.data)
         ranks = SimpleNamespace(global_rank=0, world_size=self.world_size)
         self.data.trainer = self.trainer if self.command == "train" else cast(Trainer, ranks)
-        model_checks.check_shards(self.data)
-        if self.command != "doctor":
-            return ""
-        results = []
-        for spec in (self.data.shards, self.data.val_shards):
-            if spec is not None:
-                shards = open_shards(spec)
-                for number in {0, len(shards) - 1}:
-                    shard, samples = shards[number], int(shards.counts[number])
-                    for row in {0, samples - 1} if samples else ():
-                        shard.sample(row)
-                results.append(f"{int(shards.counts.sum()):,} samples in {len(shards)} shard(s) of {spec}")
-        return "; ".join(results)
+        try:
+            self.data.check(fetch=self.command != "submit")
+        except Unreachable as error:
+            if self.command != "submit":
+                raise
+            self.unreachable = True
+            print(f"not checked here, since only the job may be able to read them: {error}", file=sys.stderr)
+        return self.data.describe() if self.command == "doctor" else ""
 
     def _load_weights(self) -> str:
         if self.command != "submit":
@@ -154,6 +151,8 @@ class Preflight:
         return ""
 
     def _check_model_and_data(self) -> str:
+        if self.unreachable:
+            return ""
         model_checks.check_model_and_data(self.stage, self.data, self.cfg.trainer.max_steps)
         return "fit each other"
 

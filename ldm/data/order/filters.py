@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int16, Int64
 from tqdm import tqdm
 
 from ldm.atomic import write_atomically
-from ldm.data.shards.index import NO_CAPTION, Index, index_path, load_index, read_index
+from ldm.data.shards.index import NO_CAPTION
 from ldm.data.shards.manifest import COUNTS_PREFIX
 from ldm.data.shards.reader import Shards
 from ldm.errors import UserError
@@ -116,7 +116,7 @@ class RowSelection:
         """Return the bucket of each row, -1 for rows that are not read."""
         if not self.shards.counts[shard]:
             return np.zeros(0, np.int16)
-        index = self._index(shard)
+        index = self.shards.load_index(shard)
         if (self.filter.needs_metadata or self.buckets) and not index.header["has_metadata"]:
             raise UserError(
                 f"data.order.filter or data.order.buckets needs image sizes or scores, but the index of "
@@ -128,24 +128,13 @@ class RowSelection:
         has_size = (index.rows["width"] > 0) & (index.rows["height"] > 0)
         return np.where(keep & has_size, self.buckets(index.rows), -1).astype(np.int16)
 
-    def _index(self, shard: int) -> Index:
-        path, folder = self.shards.paths[shard], self.shards.index_folder
-        if self.shards.fetch is None:
-            return load_index(path, folder)
-        index = read_index(index_path(path, folder))
-        if index is None:
-            raise UserError(
-                f"data.order.filter and data.order.buckets need the index of every remote shard, but that of "
-                f"{path.name} is not on this machine: copy all into a folder and set data.index=FOLDER"
-            )
-        return index
-
     def _load_or_count(self) -> Int64[np.ndarray, "s k"]:
         """Return the number of samples per shard and bucket; cache it beside the shards if possible."""
         n_buckets = 1 if self.buckets is None else len(self.buckets.shapes)
         cache = self._counts_path()
         if cache is not None and cache.is_file():
             return np.load(cache)
+        self.shards.fetch_indexes()
         counts = np.zeros((len(self.shards), n_buckets), np.int64)
         for shard in tqdm(range(len(self.shards)), "filtering shard indexes", delay=2):
             buckets = self._assign_buckets(shard)
@@ -163,7 +152,7 @@ class RowSelection:
     def _describe_empty(self) -> str:
         """Return the error for a filter that no sample passes."""
         folder = self.shards.paths[0].parent
-        indexes = [self._index(n) for n in range(len(self.shards)) if self.shards.counts[n]]
+        indexes = [self.shards.load_index(n) for n in range(len(self.shards)) if self.shards.counts[n]]
         has_score = any((~np.isnan(index.rows["score"])).any() for index in indexes)
         if self.filter.min_score is not None and indexes and not has_score:
             return (
@@ -180,6 +169,4 @@ class RowSelection:
             return None
         text = f"{self.shards.manifest_hash} {self.filter} {self.buckets}".encode()
         digest = blake2b(text + rows["hash"].tobytes(), digest_size=8).hexdigest()
-        return (
-            self.shards.index_folder or Path(self.shards.paths[0]).parent
-        ) / f"{COUNTS_PREFIX}{digest}.npy"
+        return self.shards.index_folder(0) / f"{COUNTS_PREFIX}{digest}.npy"

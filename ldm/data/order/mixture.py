@@ -1,7 +1,8 @@
 """Orders composed of orders: sources mixed by weight, batches of one bucket, selected rows of each shard."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Int64
 
 from ldm.data.order.filters import RowSelection
 from ldm.data.order.shuffle import SampleOrder, ShuffledOrder, philox
-from ldm.data.shards.reader import Shard, Shards
+from ldm.data.shards.reader import BadSample, Sample, Shard, Shards
 from ldm.errors import InvalidValue
 
 
@@ -187,3 +188,29 @@ class SourceShards:
     def __getitem__(self, number: int) -> Shard:
         part = bisect_right(self.first_shards, number) - 1
         return self.parts[part][number - self.first_shards[part]]
+
+    def has_captions(self) -> bool:
+        """Return whether a manifest lists a sample with a `.txt`, or the index of a shard without one."""
+        for part in self.parts:
+            if part.manifest_rows is not None:
+                if part.manifest_rows["captioned"].any():
+                    return True
+                continue
+            for number in range(len(part)):
+                try:
+                    if part[number].index.header["captioned"]:
+                        return True
+                except BadSample:
+                    continue
+        return False
+
+    def readable_samples(self) -> Iterator[Sample]:
+        """Yield the samples in the order of the shards, without those that cannot be read."""
+        for number in range(sum(map(len, self.parts))):
+            try:
+                shard = self[number]
+            except BadSample:
+                continue
+            for row in range(len(shard)):
+                with suppress(BadSample):
+                    yield shard.sample(row)

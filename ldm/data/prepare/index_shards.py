@@ -2,19 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data.prepare.pool import parallel_map
 from ldm.data.shards.index import SCORE, Index, build_index, index_path, load_index, read_index, save_index
 from ldm.data.shards.manifest import MANIFEST_FILE, ShardEntry, write_manifest
+from ldm.data.shards.remote import Cache
 from ldm.errors import UserError
 
 
@@ -59,8 +58,11 @@ def index_shards(
     score: str | None = None,
     leave_out: bool = False,
     num_workers: int = 0,
+    cache: Cache | None = None,
 ) -> IndexReport:
     """Index the new and changed shards of one folder and write the folder's manifest.
+
+    Remote shards, in `cache`, are fetched one at a time, those whose size has not changed only if needed.
 
     `metadata` reads sizes and scores, `score` those under another key of the json; an index that lacks them
     is built again. None keeps the key of an earlier index. If shards are corrupt, no manifest is written,
@@ -70,11 +72,13 @@ def index_shards(
     if len(folders) > 1:
         raise UserError(f"shards in {paths[0].parent} and {paths[-1].parent}: index one folder at a time")
     folder = out or folders.pop()
-    if not os.access(folder, os.W_OK):
+    remote = cache if cache is not None and cache.is_remote(paths[0]) else None
+    if not os.access(folder, os.W_OK) or (remote and out is None):
         raise UserError(f"{folder} cannot be written: give out=FOLDER here and data.index=FOLDER in training")
     report, entries = IndexReport(shards=len(paths)), list[ShardEntry]()
     with parallel_map(num_workers) as map_shards:
-        task = partial(_update_index, out=out, metadata=metadata, checksums=checksums, score=score)
+        update = partial(_update_remote_index, cache=remote) if remote else _update_index
+        task = partial(update, out=out, metadata=metadata, checksums=checksums, score=score)
         results = tqdm(map_shards(task, paths), "indexing", len(paths), unit=" shards")
         for path, (is_new, problem) in zip(paths, results, strict=True):
             entries.append(report.add(path, is_new, problem, out))
@@ -95,10 +99,9 @@ def _update_index(
             state.st_size,
             state.st_mtime_ns,
         )
-        stored = old.score if old and old.header["has_metadata"] else None
-        score = score or stored or (SCORE if metadata else None)
+        score = _wanted_score(old, metadata, score)
         had_checksums = old is not None and old.checksums is not None
-        is_current = is_unchanged and score == stored and (had_checksums or not checksums)
+        is_current = is_unchanged and _has_all(old, score, checksums)
         if is_current and old:
             index = old
         elif score or checksums or had_checksums:
@@ -111,6 +114,40 @@ def _update_index(
     except (UserError, OSError) as error:
         return False, str(error)
     return not is_current, describe_count_mismatch(path, index)
+
+
+def _update_remote_index(
+    path: Path, out: Path, metadata: bool, checksums: bool, score: str | None, cache: Cache
+) -> tuple[bool, str]:
+    """Do the same for a remote shard, which is fetched unless its index has everything and its size."""
+    old = read_index(index_path(path, out))
+    try:
+        is_unchanged = old is not None and cache.size(path) == int(old.header["shard_bytes"])
+        if is_unchanged and _has_all(old, _wanted_score(old, metadata, score), checksums):
+            return False, ""
+        with cache.temporary_copy(path):
+            if old is not None and is_unchanged:
+                os.utime(path, ns=(int(old.header["mtime"]), int(old.header["mtime"])))
+            is_new, problem = _update_index(path, out, metadata, checksums, score)
+    except (UserError, OSError) as error:
+        return False, str(error)
+    if problem:
+        index_path(path, out).unlink(missing_ok=True)  # so that the next call reports it again
+    return is_new, problem
+
+
+def _wanted_score(old: Index | None, metadata: bool, score: str | None) -> str | None:
+    """Return the json's key of the score: as given, of the earlier index, or the default; None for none."""
+    stored = old.score if old and old.header["has_metadata"] else None
+    return score or stored or (SCORE if metadata else None)
+
+
+def _has_all(index: Index | None, score: str | None, checksums: bool) -> bool:
+    """Return whether an index has the metadata with this score, or none for None, and checksums if wanted."""
+    if index is None:
+        return False
+    stored = index.score if index.header["has_metadata"] else None
+    return score == stored and (index.checksums is not None or not checksums)
 
 
 def _rebuild(path: Path, old: Index | None, score: str | None, checksums: bool, is_unchanged: bool) -> Index:
@@ -130,13 +167,3 @@ def describe_count_mismatch(path: Path, index: Index) -> str:
         return ""
     count = len(index) + int(index.header["without_image"])
     return "" if count == expected else f"{path} holds {count} samples and was written with {expected}"
-
-
-@contextmanager
-def parallel_map(num_workers: int) -> Iterator[Callable[..., Any]]:
-    """Yield a `map` over this many processes that keeps the order; 0 maps in this process."""
-    if num_workers == 0:
-        yield map
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield partial(pool.map, chunksize=8)

@@ -9,20 +9,24 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ldm.atomic import write_file
 from ldm.data.fields.captions import MAX_CHARACTERS, clean_caption
 from ldm.data.fields.decode import decode_pixels
 from ldm.data.fields.multichannel import array_size, is_array
 from ldm.data.fields.unreadable import Unreadable
 from ldm.data.latents import LatentHeader, read_header
-from ldm.data.prepare.index_shards import describe_count_mismatch, parallel_map
+from ldm.data.prepare.index_shards import describe_count_mismatch
+from ldm.data.prepare.pool import parallel_map
 from ldm.data.shards.index import NO_CAPTION, build_index, index_path, read_index
 from ldm.data.shards.manifest import read_manifest
 from ldm.data.shards.metadata import parse_json
 from ldm.data.shards.reader import BadSample, Sample, Shard
+from ldm.data.shards.remote import Cache
 from ldm.data.shards.tar import IMAGES
 from ldm.errors import UserError
 
 ERRORS = (
+    "unreachable shard",
     "corrupt shard",
     "wrong count",
     "changed since it was indexed",
@@ -61,21 +65,41 @@ class VerifyReport:
         return sum(len(locations) for kind, locations in self.findings.items() if kind in ERRORS)
 
 
-def verify(paths: Sequence[Path], index_folder: Path | None = None, num_workers: int = 0) -> VerifyReport:
-    """Read and decode every sample of these shards."""
+def verify(
+    paths: Sequence[Path],
+    index_folder: Path | None = None,
+    num_workers: int = 0,
+    cache: Cache | None = None,
+) -> VerifyReport:
+    """Read and decode every sample of these shards; remote ones, in `cache`, are fetched one at a time."""
     header = read_header(paths)
     total = VerifyReport()
     with parallel_map(num_workers) as map_shards:
-        task = partial(verify_shard, index_folder=index_folder, header=header)
+        task = partial(verify_shard, index_folder=index_folder, header=header, cache=cache)
         for report in tqdm(map_shards(task, paths), "verifying", len(paths), unit=" shards"):
             total.merge(report)
     return total
 
 
 def verify_shard(
-    path: Path, index_folder: Path | None = None, header: LatentHeader | None = None
+    path: Path,
+    index_folder: Path | None = None,
+    header: LatentHeader | None = None,
+    cache: Cache | None = None,
 ) -> VerifyReport:
     """Check one shard: its tar, its index and manifest, its counts, and every sample."""
+    if cache is None:
+        return _verify_local_shard(path, index_folder, header)
+    try:
+        with cache.temporary_copy(path):
+            return _verify_local_shard(path, index_folder, header)
+    except (UserError, OSError) as error:
+        report = VerifyReport(shards=1)
+        report.add_finding("unreachable shard", str(error))
+        return report
+
+
+def _verify_local_shard(path: Path, index_folder: Path | None, header: LatentHeader | None) -> VerifyReport:
     report = VerifyReport(shards=1)
     try:
         report.bytes = path.stat().st_size
@@ -148,4 +172,4 @@ def _verify_image(sample: Sample, report: VerifyReport) -> None:
 def write_report(report: VerifyReport, path: Path) -> None:
     """Write the counts and all findings as JSON."""
     counts = {"shards": report.shards, "samples": report.samples, "bytes": report.bytes}
-    path.write_text(json.dumps({**counts, **report.findings}, indent=1, ensure_ascii=False) + "\n")
+    write_file(path, json.dumps({**counts, **report.findings}, indent=1, ensure_ascii=False) + "\n")

@@ -3,22 +3,29 @@
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
 from tqdm import tqdm
 
 from ldm.data.shards.index import INDEX_COMMAND, MAX_RUN, Index, load_index
-from ldm.data.shards.manifest import ShardNames, file_names, listed_names, read_manifest
+from ldm.data.shards.local import (
+    PACK_COMMAND,
+    IndexFolder,
+    common_folder,
+    find_local_shards,
+    pair_with_indexes,
+)
+from ldm.data.shards.manifest import ShardNames, file_names, read_manifest
+from ldm.data.shards.remote import Cache
 from ldm.data.shards.tar import BLOCK, CorruptTar, ReadAt, group_samples, read_members, read_plain_sample
+from ldm.data.shards.transfer import is_remote
 from ldm.errors import UserError
-
-PACK_COMMAND = "`python -m ldm.cli.pack source=folder source.path=IMAGES out=FOLDER`"
 
 
 class BadSample(UserError):
@@ -99,10 +106,6 @@ class Shard:
         return os.pread(self._descriptor, n, offset)
 
 
-Fetch: TypeAlias = Callable[[Path], None]
-"""Makes sure that the local copy of a remote shard exists; raises OSError if it cannot be fetched."""
-
-
 class Shards:
     """Shards by number; the most recently used ones are kept open.
 
@@ -111,8 +114,8 @@ class Shards:
         counts: number of samples per shard.
         manifest_rows: the shards' rows of a manifest, if there is one; all samples of a shard that differs
             from its row are bad.
-        index_folder: folder of the indexes, if they are not beside the tars.
-        fetch: called before a remote shard is opened.
+        index_folders: by the folder of the tars, that of their indexes, if they are not beside the tars.
+        cache: fetches remote shards; it leaves local ones as they are.
     """
 
     def __init__(
@@ -120,13 +123,13 @@ class Shards:
         paths: Sequence[Path],
         counts: Sequence[int] | np.ndarray,
         manifest_rows: np.ndarray | None = None,
-        index_folder: Path | None = None,
-        fetch: Fetch | None = None,
+        index_folders: Mapping[Path, Path] | None = None,
+        cache: Cache | None = None,
         max_open: int = 64,
     ) -> None:
         self.paths = paths
         self.counts = np.asarray(counts, np.int64)
-        self.manifest_rows, self.index_folder, self.fetch = manifest_rows, index_folder, fetch
+        self.manifest_rows, self.index_folders, self.cache = manifest_rows, index_folders or {}, cache
         self._max_open = max_open
         self._open: OrderedDict[int, Shard | str] = OrderedDict()  # a shard, or why it cannot be opened
 
@@ -145,30 +148,62 @@ class Shards:
             raise BadSample(shard)
         return shard
 
+    def load_index(self, number: int) -> Index:
+        """Return the index of a shard, without fetching the shard; UserError if it cannot be read alone."""
+        path = self.paths[number]
+        folder = self.index_folders.get(path.parent)
+        if self.cache is None or not self.cache.is_remote(path):
+            return load_index(path, folder)
+        expected = None if self.manifest_rows is None else bytes(self.manifest_rows["hash"][number])
+        return self.cache.load_index(path, expected, folder)
+
+    def fetch_indexes(self) -> None:
+        """Copy the indexes of all remote shards, several at a time."""
+        if self.cache is not None:
+            with ThreadPoolExecutor(16) as pool:
+                numbers = range(len(self))
+                for _ in tqdm(pool.map(self.load_index, numbers), "fetching indexes", len(numbers), delay=2):
+                    pass
+
+    def index_folder(self, number: int) -> Path:
+        """Return the folder of a shard's index."""
+        folder = self.paths[number].parent
+        return self.index_folders.get(folder, folder)
+
     def _open_shard(self, number: int) -> Shard | str:
+        """Open a shard, or return why that is not possible; a copy of a remote one may be outdated."""
+        shard = self._try_to_open(number)
+        path = self.paths[number]
+        if isinstance(shard, str) and self.cache is not None and self.cache.is_remote(path):
+            path.unlink(missing_ok=True)
+            shard = self._try_to_open(number)
+            if isinstance(shard, str):
+                path.unlink(missing_ok=True)
+                return self.cache.name_urls(shard)
+        return shard
+
+    def _try_to_open(self, number: int) -> Shard | str:
         path, rows = self.paths[number], self.manifest_rows
+        folder = self.index_folders.get(path.parent)
         try:
-            if self.fetch is not None:
-                self.fetch(path)
-            shard = Shard(path, self.index_folder)
-            has_changed = rows is not None and shard.index.hash != bytes(rows["hash"][number])
-            if not has_changed and len(shard) == self.counts[number]:
-                return shard
-            problem = (
-                f"{path} with {len(shard)} samples is not the shard of {self.counts[number]} samples that "
-                f"was indexed: fetch it again, or index the folder again with {INDEX_COMMAND}"
-            )
+            if self.cache is not None:
+                self.cache.fetch(path, folder)
+            shard = Shard(path, folder)
         except (OSError, UserError) as error:
-            problem = f"the shard {path} cannot be read ({error})"
-        if self.fetch is not None:
-            path.unlink(missing_ok=True)  # so that it is fetched again
-        return problem
+            return f"the shard {path} cannot be read ({error})"
+        has_changed = rows is not None and shard.index.hash != bytes(rows["hash"][number])
+        if not has_changed and len(shard) == self.counts[number]:
+            return shard
+        return (
+            f"{path} with {len(shard)} samples is not the shard of {self.counts[number]} samples that "
+            f"was indexed: fetch it again, or index the folder again with {INDEX_COMMAND}"
+        )
 
     def select(self, number: int) -> "Shards":
         """Return one of the shards as a set of its own."""
         rows = None if self.manifest_rows is None else self.manifest_rows[number : number + 1]
         paths, counts = [self.paths[number]], self.counts[number : number + 1]
-        return Shards(paths, counts, rows, self.index_folder, self.fetch)
+        return Shards(paths, counts, rows, self.index_folders, self.cache)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}  # another process opens its own files
@@ -182,65 +217,72 @@ class Shards:
         return digest.hexdigest()
 
 
-def open_shards(spec: str | Sequence[str], index_folder: Path | None = None) -> Shards:
-    """Return the shards named by a folder, a brace pattern or a list of either; index those that are not.
+def open_shards(
+    spec: str | Sequence[str], index_folder: IndexFolder = None, cache: Cache | None = None
+) -> Shards:
+    """Return the shards named by a folder, a brace pattern, a URL or command, or a list of these.
 
-    Raises UserError if one of them is missing or corrupt, or all are empty.
+    Local ones without an index are indexed; remote ones need a manifest and are fetched on first use.
+
+    Args:
+        cache: where remote shards are stored on this machine.
+
+    Raises UserError if a shard is missing or corrupt, or all are empty.
     """
-    paths = find_shards(spec)
-    shards = _open_from_manifest(paths, index_folder)
-    if shards is None:
-        counts = [len(load_index(p, index_folder)) for p in tqdm(paths, "reading shard indexes", delay=2)]
-        shards = Shards(paths, counts, index_folder=index_folder)
+    parts = [_open_part(item, folder, cache) for item, folder in pair_with_indexes(spec, index_folder)]
+    shards = parts[0] if len(parts) == 1 else _concatenate(parts, cache)
     if not shards.counts.sum():
         raise UserError(
-            f"the {len(paths)} shards of {spec} contain no samples: write some with {PACK_COMMAND}"
+            f"the {len(shards)} shards of {spec} contain no samples: write some with {PACK_COMMAND}"
         )
     return shards
 
 
-def _open_from_manifest(paths: Sequence[Path], index_folder: Path | None) -> Shards | None:
-    """Return the shards as listed in their folder's manifest; None if it does not list them all."""
-    folder = _common_folder(paths)
-    if folder is None:
-        return None
-    rows = read_manifest(index_folder or folder, file_names(paths))
-    if rows is None:
-        return None
-    return Shards(ShardNames(folder, rows["name"]), rows["count"], rows, index_folder)
+def _open_part(spec: str, index_folder: Path | None, cache: Cache | None) -> Shards:
+    """Return the shards of one item as listed in its manifest; local ones without one, by their indexes."""
+    if is_remote(spec):
+        folder, rows = _require(cache, spec).read_manifest(spec, index_folder)
+        return Shards(
+            ShardNames(folder, rows["name"]), rows["count"], rows, _map({folder}, index_folder), cache
+        )
+    paths = find_local_shards(spec)
+    common = common_folder(paths)
+    table = None if common is None else read_manifest(index_folder or common, file_names(paths))
+    if common is not None and table is not None:
+        return Shards(ShardNames(common, table["name"]), table["count"], table, _map({common}, index_folder))
+    counts = [len(load_index(path, index_folder)) for path in tqdm(paths, "reading shard indexes", delay=2)]
+    return Shards(paths, counts, index_folders=_map({path.parent for path in paths}, index_folder))
 
 
-def find_shards(spec: str | Sequence[str]) -> Sequence[Path]:
-    """Return the paths of the shards; UserError names the first that is missing."""
-    parts = [_expand(part) for part in ([spec] if isinstance(spec, str) else spec)]
+def _map(folders: set[Path], index_folder: Path | None) -> dict[Path, Path]:
+    return {} if index_folder is None else dict.fromkeys(folders, index_folder)
+
+
+def _concatenate(parts: Sequence[Shards], cache: Cache | None) -> Shards:
+    """Return the shards of all parts, with manifest rows if all parts have them."""
+    all_rows = [part.manifest_rows for part in parts if part.manifest_rows is not None]
+    return Shards(
+        [path for part in parts for path in part.paths],
+        np.concatenate([part.counts for part in parts]),
+        np.concatenate(all_rows) if len(all_rows) == len(parts) else None,
+        {folder: indexes for part in parts for folder, indexes in part.index_folders.items()},
+        cache if any(part.cache for part in parts) else None,
+    )
+
+
+def _require(cache: Cache | None, spec: str) -> Cache:
+    if cache is None:
+        raise UserError(f"{spec} is remote: set data.cache.folder=FOLDER, where its shards are stored here")
+    return cache
+
+
+def find_shards(spec: str | Sequence[str], cache: Cache | None = None) -> Sequence[Path]:
+    """Return the paths of the shards, of remote ones those that their copies will have in the cache.
+
+    Raises UserError for a folder without shards, and names the first local shard that is missing.
+    """
+    parts = [
+        _require(cache, part).list_shards(part) if is_remote(part) else find_local_shards(part)
+        for part in ([spec] if isinstance(spec, str) else spec)
+    ]
     return parts[0] if len(parts) == 1 else [path for part in parts for path in part]
-
-
-def _expand(spec: str) -> Sequence[Path]:
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".tar") and name[0] != ".")
-        if not names:
-            raise UserError(f"there are no shards (*.tar) in {spec}: write some with {PACK_COMMAND}")
-        if missing := sorted(set(listed_names(folder)) - set(names)):
-            raise UserError(
-                f"{len(missing)} shards of {spec} are missing, the first is {missing[0]}: fetch them, or "
-                f"index the folder again with {INDEX_COMMAND}"
-            )
-        return ShardNames.from_names(folder, names)
-    paths = [Path(path).expanduser() for path in braceexpand(spec)]
-    folder_of_all = _common_folder(paths)
-    if folder_of_all and read_manifest(folder_of_all, file_names(paths)) is not None:
-        # a stat per shard would cost more than all else
-        return ShardNames.from_names(folder_of_all, file_names(paths))
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"there is no shard {path}: fix data.shards, or write shards with {PACK_COMMAND}")
-    return paths
-
-
-def _common_folder(paths: Sequence[Path]) -> Path | None:
-    if isinstance(paths, ShardNames):
-        return paths.folder
-    folders = {path.parent for path in paths}
-    return folders.pop() if len(folders) == 1 else None

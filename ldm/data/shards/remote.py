@@ -1,35 +1,29 @@
-"""Remote shards: fetched into a size-limited cache on local disk that all processes of the machine share."""
+"""Copies of remote shards on local disk: a size-limited cache that all processes of the machine share."""
 
 import fcntl
+import math
 import os
-import re
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
 
-import fsspec  # type: ignore[import-untyped]
-from braceexpand import braceexpand
-from webdataset.gopen import gopen
+import numpy as np
 
 from ldm.atomic import write_atomically
-from ldm.data.shards.index import INDEX_COMMAND, index_path, read_index
+from ldm.data.shards.index import Index, index_path, read_index
 from ldm.data.shards.manifest import MANIFEST_FILE, ShardNames, listed_names, read_manifest
-from ldm.data.shards.reader import Shards
+from ldm.data.shards.transfer import RemoteFolder
 from ldm.errors import InvalidValue, UserError
 from ldm.typing import PositiveFloat
 
-_REMOTE = re.compile(r"[a-z][a-z0-9+]*://|pipe:")
-_TAR = re.compile(r"[^/\s]+\.tar")
-MAX_ATTEMPTS = 4
-
-
-def is_remote(spec: str | Sequence[str]) -> bool:
-    """Whether shards are named by URL (`s3://`, `gs://`, `https://`, ...) or by a command, `pipe:`."""
-    return any(_REMOTE.match(part) for part in ([spec] if isinstance(spec, str) else spec))
+LATENT_HEADER_FILE = "latents.json"
+INDEX_REMOTE_COMMAND = (
+    "`python -m ldm.cli.index shards=URL out=FOLDER`, and upload the files in FOLDER or set data.index=FOLDER"
+)
 
 
 class Cache:
@@ -42,86 +36,163 @@ class Cache:
     def __init__(self, folder: str, max_gb: PositiveFloat) -> None:
         if max_gb <= 0:
             raise InvalidValue(f"the cache of shards needs max_gb > 0, not {max_gb}")
-        self.folder, self.max_bytes = folder, int(max_gb * 1e9)
-        self._origins: dict[Path, tuple[str, str, Path | None]] = {}
+        self.folder, self.max_bytes = Path(folder).expanduser(), max_gb * 1e9
+        self._remote: dict[Path, RemoteFolder] = {}
+        self._copied = set[Path]()
 
-    def open(self, spec: str | Sequence[str], index_folder: Path | None = None) -> Shards:
-        """Return the shards of a URL, listed by the manifest beside them and fetched on first use.
+    def read_manifest(self, spec: str, index_folder: Path | None = None) -> tuple[Path, np.ndarray]:
+        """Return the folder of the copies of remote shards, and the shards' rows of the manifest.
 
-        Raises UserError without a manifest: half a million shards cannot be counted at every start.
+        The manifest comes from `index_folder`, if given, else from beside the shards. Raises UserError
+        without one: half a million shards cannot be counted at every start.
         """
-        urls = [spec] if isinstance(spec, str) else list(spec)
-        if len(urls) > 1:
-            raise UserError(
-                f"remote shards must be one folder or brace pattern, not {len(urls)}: give {urls[0]} alone"
-            )
-        prefix, names, suffix = _split_url(urls[0])
-        mirror = self._create_mirror(prefix, suffix, index_folder)
-        for name in (MANIFEST_FILE, "latents.json"):
-            self._copy_if_present(mirror / name)
-        manifest_folder = index_folder or mirror
-        names = names or listed_names(manifest_folder)
-        rows = read_manifest(manifest_folder, names) if names else None
+        remote = RemoteFolder.parse(spec)
+        folder = self._folder(remote)
+        if index_folder is None and not remote.is_command:
+            self._copy_once(folder / MANIFEST_FILE, remote.copy_if_present)
+        names = list(remote.pattern) or listed_names(index_folder or folder)
+        rows = read_manifest(index_folder or folder, names) if names else None
         if rows is None:
             raise UserError(
-                f"{urls[0]} has no {MANIFEST_FILE} that lists its shards: write one where they are stored, "
-                f"with {INDEX_COMMAND}"
+                f"{index_folder or spec} has no {MANIFEST_FILE} that lists the shards: write one with "
+                f"{INDEX_REMOTE_COMMAND}"
             )
-        return Shards(ShardNames(mirror, rows["name"]), rows["count"], rows, index_folder, self)
+        if index_folder is not None and (index_folder / LATENT_HEADER_FILE).is_file():
+            with write_atomically(folder / LATENT_HEADER_FILE) as part:
+                shutil.copyfile(index_folder / LATENT_HEADER_FILE, part)
+        else:
+            self._copy_once(folder / LATENT_HEADER_FILE, remote.copy_if_allowed)
+        return folder, rows
 
-    def __call__(self, path: Path) -> None:
-        """Fetch this shard if it is not in the cache; OSError if it cannot be fetched."""
+    def list_shards(self, spec: str) -> ShardNames:
+        """Return the paths that the shards of a URL, pattern or command will have here; none is fetched."""
+        remote = RemoteFolder.parse(spec)
+        folder = self._folder(remote)
+        for name in (MANIFEST_FILE, LATENT_HEADER_FILE):
+            self._copy_once(folder / name, remote.copy_if_allowed)
+        listed = listed_names(folder)
+        names = remote.list_names() or listed
+        if not names:
+            raise UserError(
+                f"{spec} contains no shards (*.tar), or its server does not list them: correct the URL, or "
+                f"name the shards with a pattern, {spec.rstrip('/')}/{{00000..00999}}.tar"
+            )
+        if not remote.pattern and (missing := sorted(set(listed) - set(names))):
+            raise UserError(
+                f"{len(missing)} shards of {spec} are missing, the first is {missing[0]}: upload them, or "
+                "index the folder again and upload its manifest"
+            )
+        return ShardNames.from_names(folder, names)
+
+    def fetch(self, path: Path, index_folder: Path | None = None) -> None:
+        """Fetch this shard, if it is remote and not here, and the index beside it unless it is in a folder.
+
+        Raises OSError or UserError if that fails.
+        """
+        if path.parent not in self._remote:
+            return
         if path.is_file():
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
             return
         with _lock(path.with_name(f".{path.name}.lock")):
             if not path.is_file():
-                if self._origins[path.parent][2] is None:
-                    self._copy_if_present(index_path(path))
-                self._fetch(path)
+                if index_folder is None:
+                    self._copy_small(index_path(path))
+                self._fetch(path, index_folder)
                 self._evict(path)
 
-    def _create_mirror(self, prefix: str, suffix: str, index_folder: Path | None) -> Path:
-        digest = blake2b((prefix + suffix).encode(), digest_size=8).hexdigest()
-        mirror = Path(self.folder).expanduser() / digest
-        mirror.mkdir(parents=True, exist_ok=True)
-        self._origins[mirror] = prefix, suffix, index_folder
-        return mirror
+    def load_index(self, path: Path, expected_hash: bytes | None, index_folder: Path | None) -> Index:
+        """Return the index of a remote shard, without the shard; UserError if there is none of it."""
+        for is_copied in (False, True):
+            if is_copied and index_folder is None:
+                self._copy_small(index_path(path))
+            index = read_index(index_path(path, index_folder))
+            if index is not None and index.hash == (expected_hash or index.hash):
+                return index
+        raise UserError(
+            f"the index of {self.name_urls(str(path))} is missing, or of another shard: write it with "
+            f"{INDEX_REMOTE_COMMAND}"
+        )
 
-    def _copy_if_present(self, path: Path) -> None:
-        """Copy a small file from beside the shards, if there is one; a pipe has none."""
-        prefix = self._origins[path.parent][0]
-        if not prefix.startswith("pipe:"):
-            with _driver_errors(prefix + path.name):
-                try:
-                    self._copy(prefix + path.name, path)
-                except FileNotFoundError:
-                    path.unlink(missing_ok=True)
+    def is_remote(self, path: Path) -> bool:
+        """Whether this is the path of a remote shard's copy."""
+        return path.parent in self._remote
 
-    def _fetch(self, path: Path) -> None:
-        prefix, suffix, index_folder = self._origins[path.parent]
-        url, index = f"{prefix}{path.name}{suffix}", read_index(index_path(path, index_folder))
-        for attempt in range(MAX_ATTEMPTS):
-            try:
-                with _driver_errors(url):
-                    self._copy(url, path, None if index is None else int(index.header["shard_bytes"]))
-                if index is not None:  # with the mtime that was indexed, the index counts as up to date
-                    os.utime(path, ns=(time.time_ns(), int(index.header["mtime"])))
-                return
-            except OSError:
-                if attempt == MAX_ATTEMPTS - 1:
-                    raise
-                time.sleep(2.0**attempt / 4)
+    def size(self, path: Path) -> int | None:
+        """Return the size of a remote shard in bytes; None if it is not known."""
+        return self._remote[path.parent].size(path.name)
 
-    def _copy(self, url: str, path: Path, size: int | None = None) -> None:
-        with write_atomically(path, sync_file=False) as part:  # no flush: it is only a cache
-            with _open_url(url) as source, open(part, "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            if size not in (None, part.stat().st_size):
-                raise OSError(f"received {part.stat().st_size} of {size} bytes of {url}")
+    def remove_outdated(self, path: Path) -> None:
+        """Remove the copy of a remote shard that has another size there; keep it if that is not known."""
+        if not self.is_remote(path) or not path.is_file():
+            return
+        try:
+            is_outdated = self.size(path) not in (None, path.stat().st_size)
+        except OSError:
+            return
+        if is_outdated:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def temporary_copy(self, path: Path) -> Iterator[None]:
+        """Fetch a remote shard, with its index and `_stats.json`, and remove it again after the block.
+
+        Whether the shard has the size that was indexed is left to the block.
+        """
+        if not self.is_remote(path):
+            yield
+            return
+        try:
+            self._copy_shard(path)
+            for file in (index_path(path), path.with_name(f"{path.stem}_stats.json")):
+                self._copy_small(file)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def name_urls(self, text: str) -> str:
+        """Return a text with the URLs of remote shards in place of the paths of their copies."""
+        for folder, remote in self._remote.items():
+            text = text.replace(f"{folder}/", remote.prefix).replace(str(folder), remote.prefix.rstrip("/"))
+        return text
+
+    def _folder(self, remote: RemoteFolder) -> Path:
+        digest = blake2b((remote.prefix + remote.suffix).encode(), digest_size=8).hexdigest()
+        folder = self.folder / digest
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the cache of remote shards, {self.folder}, cannot be created ({error.strerror}): choose "
+                "another folder with data.cache.folder=FOLDER in training, cache.folder=FOLDER elsewhere"
+            ) from error
+        self._remote[folder] = remote
+        return folder
+
+    def _copy_small(self, path: Path) -> None:
+        """Copy a small file from beside a shard, if there is one."""
+        self._remote[path.parent].copy_if_allowed(path.name, path)
+
+    def _copy_once(self, path: Path, copy: Callable[[str, Path], None]) -> None:
+        if path not in self._copied:
+            copy(path.name, path)
+            self._copied.add(path)
+
+    def _fetch(self, path: Path, index_folder: Path | None) -> None:
+        index = read_index(index_path(path, index_folder))
+        self._copy_shard(path, None if index is None else int(index.header["shard_bytes"]))
+        if index is not None:  # with the mtime that was indexed, the index counts as up to date
+            os.utime(path, ns=(time.time_ns(), int(index.header["mtime"])))
+
+    def _copy_shard(self, path: Path, size: int | None = None) -> None:
+        remote = self._remote[path.parent]
+        try:
+            remote.copy(path.name, path, size)
+        except OSError as error:
+            raise OSError(f"{remote.url(path.name)}: {error}") from error
 
     def _evict(self, newest: Path) -> None:
-        states = [(path.stat(), path) for path in Path(self.folder).expanduser().glob("*/*.tar")]
+        states = [(path.stat(), path) for path in self.folder.glob("*/*.tar")]
         total = sum(state.st_size for state, _ in states)
         for state, path in sorted(states, key=lambda item: item[0].st_atime):
             if total > self.max_bytes and path != newest:
@@ -129,36 +200,15 @@ class Cache:
                 total -= state.st_size
 
 
-def _split_url(url: str) -> tuple[str, list[str], str]:
-    """Return (what precedes the shards' names, the names, what follows them); no names for a folder."""
-    urls = list(braceexpand(url))
-    match = list(_TAR.finditer(urls[0]))
-    if not match:
-        return url.rstrip("/") + "/", [], ""
-    prefix, suffix = urls[0][: match[-1].start()], urls[0][match[-1].end() :]
-    names = [u[len(prefix) : len(u) - len(suffix) or None] for u in urls]
-    if any(not _TAR.fullmatch(name) or not u.startswith(prefix) for name, u in zip(names, urls, strict=True)):
-        raise UserError(f"{url} names shards in several folders: give the shards of one folder")
-    return prefix, names, suffix
-
-
 @contextmanager
-def _open_url(url: str) -> Iterator[BinaryIO]:
-    with gopen(url) if url.startswith("pipe:") else fsspec.open(url, "rb") as stream:
-        yield stream
-
-
-@contextmanager
-def _driver_errors(url: str) -> Iterator[None]:
-    """Raise UserError for a driver that is not installed, OSError for all else that drivers raise."""
-    try:
-        yield
-    except OSError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{url} needs a driver that is not installed: {error}") from error
-    except Exception as error:
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
+def temporary_cache() -> Iterator[Cache]:
+    """Yield a cache in the system's temporary folder, $TMPDIR; a UserError in the block names the URLs."""
+    with tempfile.TemporaryDirectory(prefix="ldm-shards-") as folder:
+        cache = Cache(folder, math.inf)
+        try:
+            yield cache
+        except UserError as error:
+            raise UserError(cache.name_urls(str(error))) from error
 
 
 @contextmanager
