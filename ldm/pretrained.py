@@ -71,7 +71,10 @@ WEIGHTS = {
 
 def weights_folder() -> Path:
     """Return the folder to search first and to download to: $LDM_WEIGHTS, or ~/.cache/ldm/weights."""
-    return Path(os.environ.get("LDM_WEIGHTS", "~/.cache/ldm/weights")).expanduser()
+    folder = os.environ.get("LDM_WEIGHTS", "~/.cache/ldm/weights")
+    if "://" in folder:
+        raise UserError(f"LDM_WEIGHTS={folder} is a URL: set it to a folder of this machine")
+    return Path(folder).expanduser()
 
 
 def find_or_download(name: str) -> Path:

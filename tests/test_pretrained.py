@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm import pretrained
 from ldm.errors import UserError
-from ldm.pretrained import WEIGHTS, Weights, exclude_from_state_dict, find_or_download
+from ldm.pretrained import WEIGHTS, Weights, exclude_from_state_dict, find_or_download, weights_folder
 
 CONTENT = b"numbers"
 
@@ -46,6 +46,12 @@ def test_a_cache_that_names_files_by_hash(tiny: Weights, tmp_path: Path) -> None
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / tiny.sha256).write_bytes(CONTENT)
     assert find_or_download("tiny") == tmp_path / "cache" / tiny.sha256
+
+
+def test_a_url_is_not_taken_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_WEIGHTS", "s3://bucket/weights")
+    with pytest.raises(UserError, match="LDM_WEIGHTS=s3://bucket/weights is a URL"):
+        weights_folder()
 
 
 def test_file_names_are_unique() -> None:

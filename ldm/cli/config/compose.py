@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.cli.config.hydra_private import apply_overrides
 from ldm.cli.config.messages import hint, list_options, nearest, one_line
 from ldm.cli.config.overrides import parse
+from ldm.cli.config.paths import check_local_paths
 from ldm.cli.config.ranges import check_ranges
 from ldm.errors import UserError
 
@@ -223,6 +224,7 @@ def _finish(name: str, cfg: DictConfig, configs: Path, complete: bool) -> DictCo
         HydraConfig.instance().set_config(cfg)  # for interpolations like ${hydra:job.num}
         del cfg["hydra"]
     try:
+        check_local_paths(_plain(cfg))
         if not missing:
             check_ranges(name, _plain(cfg), _plain(cfg, resolve=True))
     except OmegaConfBaseException as error:
