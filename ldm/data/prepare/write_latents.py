@@ -19,7 +19,7 @@ from ldm.data.fields.spatial import image_size
 from ldm.data.latents import TEXT, LatentHeader, read_folder_header, write_header
 from ldm.data.loading.loader import BatchLoader, sequential_loader
 from ldm.data.prepare.write_shards import write_shard
-from ldm.data.shards.index import load_index
+from ldm.data.shards.index import Index, load_index
 from ldm.data.shards.manifest import ShardEntry, write_manifest
 from ldm.data.shards.reader import BadSample, Sample, Shards
 from ldm.data.shards.tar import MOMENTS
@@ -68,7 +68,7 @@ def write_latents(
         for number in range(rank, len(images), world_size):
             target, count = out / f"{number:05d}.tar", int(images.counts[number])
             try:
-                source = images[number].index.hash
+                source = images[number].index
             except BadSample as error:
                 report.unreadable_shards += (str(error),)
                 continue
@@ -79,7 +79,7 @@ def write_latents(
                 shard = images.select(number)
                 batches = sequential_loader(shard, header.image_fields(), batch_size, num_workers)
                 samples = _encode_samples(shard, batches, header, encode, encode_text, progress, report)
-                write_shard(target, samples, source, images[number].index.score)
+                write_shard(target, samples, source.content_hash, source.score)
                 report.bad += batches.budget.bad
             report.images += len(load_index(target))
     _write_manifest_if_complete(out, len(images))
@@ -152,13 +152,18 @@ def _to_fp16(values: Tensor, samples: Sequence[Sample], what: str, encoder: str)
     return halves.numpy()
 
 
-def _is_done(target: Path, source: bytes, count: int) -> bool:
-    """Whether an earlier call wrote this shard, from the images as they are now."""
+def _is_done(target: Path, source: Index, count: int) -> bool:
+    """Whether an earlier call wrote this shard, from the images and captions as they are now.
+
+    Latents of older versions recorded the hash of names and sizes alone.
+    """
     try:
         index = load_index(target)
     except (OSError, UserError):
         return False
-    return index.source == source if any(index.source) else len(index) == count
+    if not any(index.source):
+        return len(index) == count
+    return index.source in (source.content_hash, source.hash)
 
 
 def _write_manifest_if_complete(out: Path, shards: int) -> None:

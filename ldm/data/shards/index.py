@@ -91,6 +91,13 @@ class Index:
         return bytes(self.header["hash"])
 
     @property
+    def content_hash(self) -> bytes:
+        """Hash of the shard's members and of their bytes; of the members alone without checksums."""
+        if self.checksums is None:
+            return self.hash
+        return blake2b(self.hash + self.checksums.tobytes(), digest_size=8).digest()
+
+    @property
     def source(self) -> bytes:
         """Hash of the shard that these samples were made from; zeros if not recorded."""
         return bytes(self.header["source"])

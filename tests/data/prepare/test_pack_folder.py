@@ -185,6 +185,7 @@ def test_only_shards_that_pack_wrote_are_removed(images: Path) -> None:
     out = images.parent / "shards"
     for name in ("extra.tar", "00009.tar"):
         (out / name).write_bytes((out / "00000.tar").read_bytes())
+    (out / "00001.index").unlink()
     assert remove_shards(out, 1) == 2
     assert sorted(path.name for path in out.glob("*.tar")) == ["00000.tar", "00009.tar", "extra.tar"]
     assert load_stats(out / "00000.tar") is not None and load_stats(out / "00001.tar") is None

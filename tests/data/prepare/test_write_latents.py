@@ -14,6 +14,7 @@ from ldm.data.latents import LatentHeader, read_header
 from ldm.data.loading.loader import sequential_loader
 from ldm.data.prepare.write_latents import write_latents
 from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.index import load_index, save_index
 from ldm.data.shards.reader import Shards, open_shards
 from ldm.errors import UserError
 from tests.data.conftest import png
@@ -131,6 +132,32 @@ def test_latents_of_changed_images_are_encoded_again(pack: Callable[..., Shards]
     after = [path.stat().st_ino for path in sorted(out.glob("*.tar"))]
     assert after[0] == before[0] and after[1] != before[1]
     assert open_shards(str(out))[1].sample(0).read("txt") == b"another"
+
+
+def test_a_caption_that_was_replaced_by_one_of_the_same_length_is_encoded_again(
+    pack: Callable[..., Shards], tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "latents", tmp_path / "shards"
+    images = pack(1, 1)
+    write_latents(images, out, HEADER, encode, 2)
+    before = [path.stat().st_ino for path in sorted(out.glob("*.tar"))]
+    sample = images[1].sample(0)
+    assert sample.read("txt") == b"s1 r0"
+    write_shard(folder / "00001.tar", [(sample.key, {**sample.members, "txt": b"other"})])
+    write_latents(open_shards(str(folder)), out, HEADER, encode, 2)
+    after = [path.stat().st_ino for path in sorted(out.glob("*.tar"))]
+    assert after[0] == before[0] and after[1] != before[1]
+    assert open_shards(str(out))[1].sample(0).read("txt") == b"other"
+
+
+def test_latents_of_an_older_version_are_kept(pack: Callable[..., Shards], tmp_path: Path) -> None:
+    out, images = tmp_path / "latents", pack(2)
+    write_latents(images, out, HEADER, encode, 2)
+    target, old = out / "00000.tar", images[0].index.hash
+    save_index(load_index(target).with_header(source=old), target)
+    before = target.stat().st_ino
+    write_latents(images, out, HEADER, encode, 2)
+    assert target.stat().st_ino == before and old != images[0].index.content_hash
 
 
 def test_unreadable_images_are_left_out_and_counted(pack: Callable[..., Shards], tmp_path: Path) -> None:
