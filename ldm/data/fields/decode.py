@@ -49,7 +49,7 @@ def decode_pixels(data: bytes, min_size: tuple[int, int] | None = None) -> UInt8
 
 def load_image(data: bytes) -> tuple[Image.Image, int]:
     """Return the first frame of an image file as it is stored, and the EXIF orientation that turns it."""
-    image = _open_image(data)
+    image = open_image(data)
     image.load()
     check_tiff(image)
     return image, _orientation(image, data)
@@ -58,7 +58,7 @@ def load_image(data: bytes) -> tuple[Image.Image, int]:
 def upright_size(data: bytes) -> tuple[int, int]:
     """Return the (height, width) of an image once it is upright, from its headers."""
     with report_unreadable():
-        image = _open_image(data)
+        image = open_image(data)
         is_turned = image.format != "TIFF" and _orientation(image, data) > 4  # Pillow turns a TIFF itself
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
@@ -124,8 +124,8 @@ def check_pixel_count(width: int, height: int) -> None:
         raise TooManyPixels(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _open_image(data: bytes) -> Image.Image:
-    """Read the headers of an image file."""
+def open_image(data: bytes) -> Image.Image:
+    """Read the headers of an image file; TooManyPixels for one that is too large."""
     image = Image.open(BytesIO(data))
     check_pixel_count(image.width, image.height)
     correct_transparency(image, data)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm.data.fields.arrays import to_npy
 from ldm.data.fields.colours import Background, is_plain, to_rgb
-from ldm.data.fields.decode import decode
+from ldm.data.fields.decode import decode, open_image
 from ldm.data.fields.multichannel import decode_bands, is_array, is_banded
 from ldm.data.fields.resize import resize_short_side, resize_to_cover
 from ldm.data.fields.unreadable import TooLongForJpeg, Unreadable, WrongChannelCount
@@ -88,8 +88,8 @@ class RecordEncoder:
 
     def _encode_file(self, file: bytes) -> EncodedImage:
         rgb = decode(file, background=self.background)
-        with Image.open(BytesIO(file)) as image:
-            kind, plain = KINDS.get(image.format or ""), is_plain(image)
+        image = open_image(file)
+        kind, plain = KINDS.get(image.format or ""), is_plain(image)
         is_small = self.size is None or min(rgb.size) <= self.size
         if kind is not None and self.format in (None, kind) and plain and is_small:
             return EncodedImage(kind, file, rgb.size, rgb.size, _is_flat(rgb))

@@ -12,6 +12,7 @@ from ldm.data.prepare.encode_record import EncodedRecord, RecordEncoder
 from ldm.data.sources import Record, SkippedRecord
 from tests.data.fields.test_decode import encoded, header_of_a_png
 from tests.support.image_cases import Case
+from tests.support.raw_images import png
 
 
 def encode(
@@ -68,6 +69,14 @@ def test_transparency_is_stored_as_pixels_without_loss(format: str, background: 
     assert (
         encode(encoded(drawing(), format, **options), background=background, format="jpg").image.kind == "jpg"
     )
+
+
+def test_the_transparent_value_of_a_png_of_two_bits_shows_the_background() -> None:
+    data = png(2, 0, [b"\x1b"], 4, b"\0\1")
+    for background, grey in (("white", 255), ("black", 0)):
+        stored = Image.open(BytesIO(encode(data, background=background).image.data))
+        assert "transparency" not in stored.info
+        assert np.asarray(stored.convert("L"))[0].tolist() == [0, grey, 170, 255]
 
 
 def test_deep_greys_are_stored_in_eight_bits() -> None:
