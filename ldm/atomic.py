@@ -12,8 +12,8 @@ from ldm.errors import WriteError
 ADVICE = {
     "free disk space and run the same command again": ("ENOSPC", "EDQUOT", "EFBIG"),
     "choose another folder or change its permissions": ("EROFS", "EACCES", "EPERM"),
-    "choose another path": ("EISDIR", "ENOTDIR", "ENAMETOOLONG"),
-    "check the disk": ("EIO", "ESTALE", "ENOENT"),
+    "choose another path": ("EISDIR", "ENOTDIR", "ENAMETOOLONG", "ENOENT"),
+    "check the disk": ("EIO", "ESTALE"),
 }
 """What to do about a file that cannot be written, with the names of the errors that it helps against."""
 

@@ -5,7 +5,6 @@ import csv
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 from ldm.atomic import write_file
 from ldm.cli.config.command import user_errors

@@ -129,6 +129,6 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_full_disk(tmp_path: Path, full_disk: None) -> None:
-    with pytest.raises(UserError, match="00000.tar .*: make room and run the same command again"):
+    with pytest.raises(UserError, match="00000.tar .*: free disk space and run the same command again"):
         write_shard(tmp_path / "00000.tar", [(f"{row:04d}", sample(row)) for row in range(PER_SHARD)])
     assert list(tmp_path.iterdir()) == []

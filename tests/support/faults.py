@@ -1,19 +1,23 @@
 """Commands that are interrupted, or cannot write, as a user types them in processes of their own."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 AE = ("train.py", "experiment=debug/ae")
 SMALL = ("trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2", "callbacks.images.every_n_steps=2")
-SAMPLING = ("size=16", "steps=2", "batch_size=4", "device=cpu")
+LIMIT = 300.0
+"""Seconds after which a command is killed."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ PREPARATION = [
         "source.count=64",
         "shard_size=16",
         "out={files}/images",
-        "workers=0",
+        "workers=1",
     ],
     [*AE, "data.shards={files}/images", "run={files}/ae", "trainer.max_steps=5"],
     ["train.py", "experiment=debug/text", "callbacks=post_hoc", "callbacks.post_hoc.every_n_steps=2"]
@@ -144,52 +148,99 @@ class Ending:
     """Temporary files below its output folder, and processes that it started and left running."""
 
 
-def prepare(files: Path) -> None:
+def prepare(files: Path, server: "Server") -> None:
     """Write the files that the commands read."""
     for words in PREPARATION:
-        ending = run([word.format(files=files) for word in words], files)
+        ending = server.run([word.format(files=files) for word in words], files)
         assert ending.status == 0, ending.output
 
 
-def run(
-    words: Sequence[str],
-    out: Path,
-    send: tuple[float, int] | None = None,
-    when: Callable[[], bool] | None = None,
-    log: Path | None = None,
-) -> Ending:
-    """Run a command to its end; `send` = (seconds, signal) interrupts it and all processes that it started.
+class Server:
+    """Runs commands one after another in forks of one process, `tests.support.command_server`."""
 
-    The seconds count from the start, or from the moment at which `when` holds. `log` gets the output; it must
-    be given where the folder of `out` cannot be written.
-    """
-    log = log or out.with_name(f"{out.name}.log")
-    start = time.monotonic()
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.command_server"],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        return self._process
+
+    def run(
+        self,
+        words: Sequence[str],
+        out: Path,
+        send: tuple[float, int] | None = None,
+        log: Path | None = None,
+    ) -> Ending:
+        """Run a command to its end.
+
+        Args:
+            out: the folder that it writes.
+            send: (seconds, signal): interrupts it and all processes that it has started after this time.
+            log: gets its output; it must be given where the folder of `out` cannot be written.
+        """
+        server = self._start()
+        assert server.stdin is not None and server.stdout is not None
+        log = log or out.with_name(f"{out.name}.log")
+        command = {"words": words, "environment": {"TMPDIR": str(log.parent)}, "log": str(log)}
+        server.stdin.write(json.dumps(command) + "\n")
+        server.stdin.flush()
+        process, start = int(server.stdout.readline()), time.monotonic()
+        timers = [threading.Timer(LIMIT, _send, (process, signal.SIGKILL))]
+        if send is not None:
+            timers.append(threading.Timer(send[0], _send, (process, send[1])))
+        for timer in timers:
+            timer.start()
+        status = int(server.stdout.readline())
+        for timer in timers:
+            timer.cancel()
+        seconds = time.monotonic() - start
+        left_over = [*temporary_files(out), *_processes(process)]
+        return Ending(status, log.read_text(errors="replace"), seconds, left_over)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.communicate()
+
+
+def run(words: Sequence[str], folder: Path, number: int, when: Callable[[str], bool]) -> Ending:
+    """Run a command in a process of its own; once `when` holds of its output, send a signal to all of it."""
+    log, start = folder / "log", time.monotonic()
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env=environment(log.parent),
+            env=environment(folder),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also if the tests ignore it
         )
     try:
-        if send is not None:
-            while when is not None and not when() and process.poll() is None:
-                time.sleep(0.01)
-            try:
-                process.wait(send[0])
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, send[1])
-        status = process.wait(180)
-        seconds = time.monotonic() - start
-        left_over = [*temporary_files(out), *_processes(process.pid)]
+        while not when(log.read_text(errors="replace")) and process.poll() is None:
+            assert time.monotonic() < start + LIMIT, log.read_text()
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        status = process.wait(LIMIT)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return Ending(status, log.read_text(errors="replace"), seconds, left_over)
+    left_over = [*temporary_files(folder), *_processes(process.pid)]
+    return Ending(status, log.read_text(errors="replace"), time.monotonic() - start, left_over)
+
+
+def _send(group: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.killpg(group, number)
 
 
 def environment(temporary: Path) -> dict[str, str]:

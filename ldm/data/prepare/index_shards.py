@@ -14,7 +14,7 @@ from ldm.data.prepare.pool import parallel_map
 from ldm.data.shards.index import SCORE, Index, build_index, index_path, load_index, read_index, save_index
 from ldm.data.shards.manifest import MANIFEST_FILE, ShardEntry, write_manifest
 from ldm.data.shards.remote import Cache
-from ldm.errors import UserError
+from ldm.errors import UserError, WriteError
 
 
 @dataclass
@@ -111,6 +111,8 @@ def _update_index(
             index = load_index(path, out)
             if read_index(index_path(path, out)) is None:
                 save_index(index, path, out)  # raises the error that load_index ignores
+    except WriteError:
+        raise  # says nothing about the shard
     except (UserError, OSError) as error:
         return False, str(error)
     return not is_current, describe_count_mismatch(path, index)
@@ -129,6 +131,8 @@ def _update_remote_index(
             if old is not None and is_unchanged:
                 os.utime(path, ns=(int(old.header["mtime"]), int(old.header["mtime"])))
             is_new, problem = _update_index(path, out, metadata, checksums, score)
+    except WriteError:
+        raise  # says nothing about the shard
     except (UserError, OSError) as error:
         return False, str(error)
     if problem:

@@ -32,12 +32,11 @@ def parallel_map(num_workers: int) -> Iterator[Callable[..., Any]]:
     try:
         yield map_items
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
 def init_pool_worker() -> None:
@@ -51,6 +50,7 @@ def _end(*_: Any) -> NoReturn:
     """End the current item; the executor catches the exception, so later items have to look at the flag."""
     global _has_ended
     _has_ended = True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal of files
     raise SystemExit
 
 

@@ -23,7 +23,7 @@ from ldm.data.shards.metadata import parse_json
 from ldm.data.shards.reader import BadSample, Sample, Shard
 from ldm.data.shards.remote import Cache
 from ldm.data.shards.tar import IMAGES
-from ldm.errors import UserError
+from ldm.errors import UserError, WriteError
 
 ERRORS = (
     "unreachable shard",
@@ -93,6 +93,8 @@ def verify_shard(
     try:
         with cache.temporary_copy(path):
             return _verify_local_shard(path, index_folder, header)
+    except WriteError:
+        raise  # says nothing about the shard
     except (UserError, OSError) as error:
         report = VerifyReport(shards=1)
         report.add_finding("unreachable shard", str(error))

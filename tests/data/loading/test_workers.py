@@ -34,7 +34,7 @@ def test_workers_ignore_signals_and_exit_with_the_training_process(tmp_path: Pat
         assert reader.stdout is not None and reader.stderr is not None
         children = [int(word) for word in reader.stdout.readline().split()]
         assert len(children) == 4  # two workers, their fork server, the resource tracker
-        for signal_number in (signal.SIGUSR1, signal.SIGTERM):
+        for signal_number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             for pid in children:
                 os.kill(pid, signal_number)
         for _ in range(60):  # more than the workers prefetch
