@@ -39,14 +39,18 @@ Seed: TypeAlias = Annotated[int, Range(0, 2**32 - 1)]
 """The seeds that NumPy and Lightning take."""
 Channels: TypeAlias = Annotated[int, Range(1, 2**16)]
 """Widths of layers; numbers of heads, labels, codes and tokens."""
-Depth: TypeAlias = Annotated[int, Range(1, 1000)]
+Depth: TypeAlias = Annotated[int, Range(1, 256)]
 """Blocks or layers in a row."""
 Multipliers: TypeAlias = Annotated[Sequence[Depth], Length(1, 12)]
 """Channel multipliers, one per level."""
 Pixels: TypeAlias = Annotated[int, Range(1, 2**14)]
 """Heights, widths and factors of them."""
-Timesteps: TypeAlias = Annotated[int, Range(1, 10**6)]
+Timesteps: TypeAlias = Annotated[int, Range(1, 10**4)]
 """T of a noise schedule."""
+Shift: TypeAlias = Annotated[float, Range(0.01, 100)]
+"""A factor of sigma/alpha."""
+Rho: TypeAlias = Annotated[float, Range(1, 100)]
+"""The exponent of Karras et al. 2022, eq. 5."""
 Workers: TypeAlias = Annotated[int, Range(0, 1024)]
 """Processes that load data; 0 loads in the main process."""
 PositiveFloat: TypeAlias = Annotated[float, Range(1e-8, 1e6)]

@@ -37,7 +37,7 @@ class BoxTokens(Conditioner):
         width: Channels,
         num_boxes: Channels,
         dropout: Proportion,
-        depth: Annotated[int, Range(0, 1000)] = 0,
+        depth: Annotated[int, Range(0, 256)] = 0,
         num_heads: Channels = 4,
         head_channels: Channels | None = None,
         bias: bool = True,

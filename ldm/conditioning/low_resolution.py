@@ -44,6 +44,10 @@ class LowResolution(SpatialConditioner):
         super().__init__(batch_key, dropout, factor, rescaler)
         if level_channels < 1 or (level_channels > 1 and level_channels % 2):
             raise InvalidValue(f"level_channels is 1 or an even number, got {level_channels}")
+        if schedule is not None and max_noise_level is not None and max_noise_level > schedule.num_steps:
+            raise InvalidValue(
+                f"max_noise_level={max_noise_level} is above the schedule's num_steps={schedule.num_steps}"
+            )
         self.schedule, self.level_channels = schedule, level_channels
         if schedule is None:
             self.max_noise_level = 0

@@ -65,8 +65,8 @@ class SpatialConditioner(Conditioner):
     def __init__(
         self,
         batch_key: str,
-        dropout: float,
-        factor: int,
+        dropout: Proportion,
+        factor: Pixels,
         rescaler: Rescaler | None = None,
         tokens: MapTokens | None = None,
     ) -> None:

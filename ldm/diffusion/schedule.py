@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
-from ldm.typing import NonNegativeFloat, PositiveFloat, Proportion, Timesteps
+from ldm.typing import NonNegativeFloat, PositiveFloat, Proportion, Rho, Shift, Timesteps
 
 
 class Schedule(nn.Module, ABC):
@@ -172,7 +172,7 @@ class Linear(TableSchedule):
         beta_start: Proportion = 1e-4,
         beta_end: Proportion = 0.02,
         zero_terminal_snr: bool = False,
-        shift: PositiveFloat = 1.0,
+        shift: Shift = 1.0,
     ) -> None:
         _check_betas(num_steps, beta_start, beta_end)
         betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64, device="cpu")
@@ -191,7 +191,7 @@ class ScaledLinear(TableSchedule):
         beta_start: Proportion = 0.00085,
         beta_end: Proportion = 0.012,
         zero_terminal_snr: bool = False,
-        shift: PositiveFloat = 1.0,
+        shift: Shift = 1.0,
     ) -> None:
         _check_betas(num_steps, beta_start, beta_end)
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float64, device="cpu")
@@ -207,7 +207,7 @@ class Cosine(TableSchedule):
         offset: NonNegativeFloat = 0.008,
         max_beta: Proportion = 0.999,
         zero_terminal_snr: bool = False,
-        shift: PositiveFloat = 1.0,
+        shift: Shift = 1.0,
     ) -> None:
         if num_steps < 1 or offset < 0 or not 0 < max_beta < 1:
             raise InvalidValue(
@@ -228,7 +228,7 @@ class RectifiedFlow(Schedule):
 
     has_zero_terminal_snr = True
 
-    def __init__(self, num_steps: Timesteps = 1000, shift: PositiveFloat = 1.0) -> None:
+    def __init__(self, num_steps: Timesteps = 1000, shift: Shift = 1.0) -> None:
         super().__init__(num_steps)
         _check_shift(shift)
         self.shift = shift
@@ -264,7 +264,7 @@ class Karras(Schedule):
         num_steps: Timesteps = 1000,
         sigma_min: PositiveFloat = 0.002,
         sigma_max: PositiveFloat = 80.0,
-        rho: PositiveFloat = 7.0,
+        rho: Rho = 7.0,
     ) -> None:
         super().__init__(num_steps)
         if num_steps < 2 or not 0 < sigma_min < sigma_max or rho <= 0:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InvalidValue
-from ldm.typing import PositiveFloat, PositiveInt, Range, Timesteps
+from ldm.typing import PositiveFloat, PositiveInt, Range, Rho, Shift, Timesteps
 
 
 class UniformTimes:
@@ -72,7 +72,7 @@ class ShiftedTimes:
     """
 
     def __init__(
-        self, times: Callable[[Tensor], Tensor], num_steps: Timesteps, shift: PositiveFloat = 3.0
+        self, times: Callable[[Tensor], Tensor], num_steps: Timesteps, shift: Shift = 3.0
     ) -> None:
         _check_num_steps(num_steps)
         if shift <= 0:
@@ -126,7 +126,7 @@ def linspace(schedule: Schedule | int, steps: PositiveInt) -> Float[Tensor, " s"
     return _append_zero((T - torch.arange(steps).double() * span + 0.5).floor())
 
 
-def karras(schedule: Schedule, steps: PositiveInt, rho: PositiveFloat = 7.0) -> Float[Tensor, " s"]:
+def karras(schedule: Schedule, steps: PositiveInt, rho: Rho = 7.0) -> Float[Tensor, " s"]:
     """(sigma/alpha)^(1/rho) in S equal steps from T to 1, then 0 (Karras et al. 2022, eq. 5)."""
     if rho <= 0:
         raise InvalidValue(f"timestep_spacing=karras needs rho > 0, not {rho}")

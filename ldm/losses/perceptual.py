@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from ldm import pretrained
 from ldm.errors import InvalidValue, UserError
 from ldm.networks.blocks import autocast_off
-from ldm.typing import Depth, Image, Multipliers, NonNegativeInt, PositiveInt, Seed
+from ldm.typing import Image, Multipliers, NonNegativeInt, PositiveInt, Range, Seed
 
 HEADS = Path(torchmetrics_lpips.__file__).with_name("lpips_models") / "vgg.pth"
 """LPIPS's linear heads, version 0.1, as shipped with torchmetrics."""
@@ -104,7 +105,7 @@ class RandomVGG(Perceptual):
     def __init__(
         self,
         channels: Multipliers,
-        convs: Sequence[Depth],
+        convs: Sequence[Annotated[int, Range(1, 16)]],
         seed: Seed = 0,
         bands: Sequence[NonNegativeInt] | None = None,
     ) -> None:

@@ -25,6 +25,15 @@ def repeat_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor,
     return x.repeat_interleave(channels // x.shape[1], dim=1)
 
 
+def check_lengths(widths: Sequence[int], num_res_blocks: Sequence[int]) -> None:
+    """Raise ValueError unless each level has its number of residual blocks."""
+    if len(num_res_blocks) != len(widths):
+        raise InvalidValue(
+            f"num_res_blocks={list(num_res_blocks)} has {len(num_res_blocks)} numbers for the {len(widths)} "
+            "levels of channel_mult: give one per level"
+        )
+
+
 def check_ratio(many: int, few: int) -> None:
     """Raise ValueError unless `few` divides `many`."""
     if many % few:
@@ -96,7 +105,7 @@ class DeepEncoder(EncoderBase):
         in_channels: Channels,
         channels: Channels,
         channel_mult: Multipliers,
-        num_res_blocks: Sequence[Annotated[int, Range(0, 1000)]],
+        num_res_blocks: Sequence[Annotated[int, Range(0, 256)]],
         attention_levels: Sequence[NonNegativeInt],
         out_channels: Channels,
         patch: Pixels = 1,
@@ -104,6 +113,7 @@ class DeepEncoder(EncoderBase):
         super().__init__()
         widths = [channels * m for m in channel_mult]
         check_levels(attention_levels, len(widths))
+        check_lengths(widths, num_res_blocks)
         check_ratio(widths[-1], out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.patch, self.downsampling = patch, patch * 2 ** (len(widths) - 1)
@@ -143,7 +153,7 @@ class DeepDecoder(DecoderBase):
         out_channels: Channels,
         channels: Channels,
         channel_mult: Multipliers,
-        num_res_blocks: Sequence[Annotated[int, Range(0, 1000)]],
+        num_res_blocks: Sequence[Annotated[int, Range(0, 256)]],
         attention_levels: Sequence[NonNegativeInt],
         in_channels: Channels,
         patch: Pixels = 1,
@@ -151,6 +161,7 @@ class DeepDecoder(DecoderBase):
         super().__init__()
         widths = [channels * m for m in channel_mult]
         check_levels(attention_levels, len(widths))
+        check_lengths(widths, num_res_blocks)
         check_ratio(widths[-1], in_channels)
         self.in_channels, self.width, self.patch = in_channels, widths[-1], patch
         self.conv_in = conv3x3(in_channels, widths[-1])

@@ -220,11 +220,11 @@ class UNet(Denoiser):
         resample_in_blocks: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
+        if model_channels % 2:
+            raise InvalidValue(f"model_channels={model_channels} must be even, for sin and cos of the time")
         widths, time_channels = [model_channels * m for m in channel_mult], 4 * model_channels
-        factor = 2 ** (len(widths) - 1)
-        super().__init__(in_channels, context_channels, vector_channels, num_labels, factor)
-        check_levels(attention_levels, len(widths))
-        check_levels(cross_only_levels, len(widths))
+        super().__init__(in_channels, context_channels, vector_channels, num_labels, 2 ** (len(widths) - 1))
+        check_levels([*attention_levels, *cross_only_levels], len(widths))
         builder = LayerBuilder(
             depths=depth_per_level(transformer_depth, len(widths)), time_channels=time_channels,
             attention_levels=attention_levels, context_channels=context_channels, head_channels=head_channels,

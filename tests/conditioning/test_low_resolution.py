@@ -59,3 +59,10 @@ def test_missing_keys_and_odd_channels_are_refused():
         Compose({"small": small(schedule=ScaledLinear())})({"small": SMALL})
     with pytest.raises(ValueError, match="level_channels .* got 3"):
         small(3)
+
+
+def test_the_highest_noise_level_is_a_time_of_the_schedule() -> None:
+    schedule, rescaler = ScaledLinear(10), Resize(3, "nearest")
+    assert LowResolution(0.1, 1, rescaler, schedule, max_noise_level=10).max_noise_level == 10
+    with pytest.raises(ValueError, match="max_noise_level=11 is above the schedule's num_steps=10"):
+        LowResolution(0.1, 1, rescaler, schedule, max_noise_level=11)

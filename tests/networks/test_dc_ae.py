@@ -55,3 +55,9 @@ def test_channels_that_do_not_divide_are_refused() -> None:
         SpaceToChannel(8, 12)
     with pytest.raises(ValueError, match="between 32 and 5 channels"):
         DeepEncoder(3, 8, (1, 4), (1, 1), (), 5)
+
+
+@pytest.mark.parametrize("part", [DeepEncoder, DeepDecoder])
+def test_every_level_has_its_number_of_blocks(part):
+    with pytest.raises(ValueError, match=r"num_res_blocks=\[1\] has 1 numbers for the 2 levels"):
+        part(4, 16, [1, 2], [1], [], 8)

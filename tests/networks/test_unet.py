@@ -378,3 +378,9 @@ def test_one_depth_per_level_and_one_kind_of_vector() -> None:
         build(transformer_depth=(1, 2, 3))
     with pytest.raises(ValueError, match="vector_channels=8 and num_labels=9"):
         build(vector_channels=8, num_labels=9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_channels_hold_a_sine_and_a_cosine_of_the_time(channels):
+    with pytest.raises(ValueError, match=f"model_channels={channels} must be even"):
+        UNet(4, 4, channels, (1, 2), 1, (), 1, None, None)

@@ -79,7 +79,9 @@ NUMBERS = [
 ]
 
 SETTINGS = [
-    Mistake("an optimizer's betas above 1", [*AE, "optimizer.betas=[2,3]"], ["optimizer.betas", "0..1", "[2, 3]"]),
+    Mistake(
+        "an optimizer's betas above 1", [*AE, "optimizer.betas=[2,3]"], ["optimizer.betas", "0..1", "[2, 3]"]
+    ),
     Mistake("an unknown optimizer setting", [*AE, "+optimizer.foo=1"], ["optimizer.*", "'foo'"]),
     Mistake(
         "Lightning's gradient clipping",

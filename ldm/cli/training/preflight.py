@@ -16,6 +16,7 @@ from ldm.callbacks.checkpoint import list_checkpoints
 from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.cli.config.instantiate import instantiate
 from ldm.cli.training import config_checks, launcher, machine_checks, model_checks, run_config, setup
+from ldm.cli.training.memory_checks import check_memory
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.shards.transfer import Unreachable
 from ldm.errors import UserError
@@ -139,6 +140,7 @@ class Preflight:
 
     def _load_weights(self) -> str:
         if self.command != "submit":
+            check_memory(self.cfg, self.world_size)
             self.stage = setup.build_stage(self.cfg)
             return f"all found, {sum(p.numel() for p in self.stage.parameters()):,} parameters"
         with torch.device("meta"):

@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 from ldm import rng
 from ldm.errors import InvalidValue
-from ldm.typing import NonNegativeFloat, Pixels, PositiveInt, Range, Seed
+from ldm.typing import Pixels, PositiveInt, Range, Seed
 
 RESAMPLINGS = ("area", "bilinear", "bicubic")
 
@@ -47,9 +47,9 @@ class BSRGANDegradation:
 
     factor: Pixels
     seed: Seed
-    blur: NonNegativeFloat = 2.0
-    noise: NonNegativeFloat = 10.0
-    quality: Annotated[int, Range(1, 100)] = 40
+    blur: Annotated[float, Range(0, 100)] = 2.0
+    noise: Annotated[float, Range(0, 255)] = 10.0
+    quality: Annotated[int, Range(1, 95)] = 40
 
     def __call__(self, row: Mapping[str, Any], position: int) -> dict[str, Tensor]:
         generator = rng.generator(self.seed, position, "degradation")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm import rng
 from ldm.data.loading.batches import DerivedField
 from ldm.errors import InvalidValue
-from ldm.typing import Depth, FiniteFloat, PositiveFloat, Proportion, Seed
+from ldm.typing import Depth, FiniteFloat, PositiveFloat, Proportion, Range, Seed
 
 
 @dataclass
@@ -28,8 +28,8 @@ class BrushMask:
     """
 
     seed: Seed
-    max_strokes: Depth = 4
-    segments: Depth = 6
+    max_strokes: Annotated[int, Range(1, 100)] = 4
+    segments: Annotated[int, Range(1, 100)] = 6
     length: Proportion = 0.3
     width: Proportion = 0.15
 

@@ -19,7 +19,7 @@ from ldm.data.fields.unreadable import Unreadable, UnsuitableMap
 from ldm.data.shards.metadata import read_number
 from ldm.data.shards.reader import BadSample, Sample
 from ldm.data.shards.tar import IMAGES
-from ldm.typing import Channels, PositiveInt, Proportion
+from ldm.typing import Channels, Proportion
 
 
 @dataclass
@@ -80,7 +80,7 @@ class BoxField:
     """
 
     image_field: ImageField
-    count: PositiveInt
+    count: Channels
     num_labels: Channels
     min_visible: Proportion = 0.25
     batch_key = "boxes"

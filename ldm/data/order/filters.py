@@ -16,7 +16,7 @@ from ldm.data.shards.index import NO_CAPTION
 from ldm.data.shards.manifest import COUNTS_PREFIX
 from ldm.data.shards.reader import Shards
 from ldm.errors import UserError
-from ldm.typing import NonNegativeInt, Pixels, Range
+from ldm.typing import Length, NonNegativeInt, Pixels, Range
 
 INDEX_METADATA_COMMAND = "`python -m ldm.cli.index shards=FOLDER facts=true`"
 
@@ -68,7 +68,7 @@ class AspectBuckets:
         shapes: (height, width) of each bucket.
     """
 
-    shapes: Sequence[Sequence[Pixels]]
+    shapes: Sequence[Annotated[Sequence[Pixels], Length(2, 2)]]
 
     ASPECT_TOLERANCE = 1.05
     """Aspect ratios within this factor of the nearest count as equally near."""

@@ -26,7 +26,7 @@ TYPES: list[tuple[Any, list[Any], list[Any], str]] = [
         "a number in -1000000..1000000, or null",
     ),
     (Seed, [0, 2**32 - 1], [-1, 2**32], "a whole number in 0..4294967295"),
-    (Multipliers, [[1], [1, 2]], [[], [0], [1.5], 1, [1] * 13], "a list of 1 to 12 whole numbers in 1..1000"),
+    (Multipliers, [[1], [1, 2]], [[], [0], [1.5], 1, [1] * 13], "a list of 1 to 12 whole numbers in 1..256"),
     (Annotated[Sequence[float], Length(2, 2)], [[0, 0.5]], [[0], [0] * 3, [0, None]], "a list of 2 numbers"),
     (Sequence[Sequence[int]], [[], [[1]]], [[1], [[1.5]], 1], "a list of lists of whole numbers"),
     (Mapping[str, PositiveInt], [{}, {"a": 1}], [{"a": 0}, 1, [1]], "by name, as in {NAME: 1}"),
@@ -55,7 +55,7 @@ def test_the_source_of_an_interpolated_value_is_named() -> None:
 
 def test_an_interpolated_value_is_checked_where_its_source_has_no_type() -> None:
     raw = {"a": 0, "b": {"_target_": "ldm.diffusion.times.UniformTimes", "num_steps": "${a}"}}
-    with pytest.raises(UserError, match=r"^b\.num_steps must be a whole number in 1\.\.1000000, not 0$"):
+    with pytest.raises(UserError, match=r"^b\.num_steps must be a whole number in 1\.\.10000, not 0$"):
         check_ranges("none", raw, {"a": 0, "b": {**raw["b"], "num_steps": 0}})  # type: ignore[dict-item]
 
 
