@@ -164,6 +164,20 @@ def test_a_failing_command_is_reported_by_its_last_message(remote_folder: Path, 
         shards[0]
 
 
+def test_an_unusual_error_of_a_driver_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(url: str) -> None:
+        raise ValueError("no credentials")
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(transfer.fsspec, "url_to_fs", fail)
+    with pytest.raises(
+        transfer.Unreachable, match=r"npy cannot be read \(ValueError: no credentials\): check"
+    ):
+        open_shards("s3://bucket/x", cache=cache_in(tmp_path))
+
+
 def test_a_remote_index_is_read_without_its_shard(remote_folder: Path, tmp_path: Path) -> None:
     shards = open_shards(f"file://{remote_folder}", cache=cache_in(tmp_path))
     shards.fetch_indexes()
