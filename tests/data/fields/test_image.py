@@ -24,6 +24,9 @@ def corner(field: ImageField, position: int) -> tuple[int, int]:
 
 def test_the_centre_is_cropped_by_default() -> None:
     assert corner(ImageField(size=8, seed=0), 3) == (6, 0)
+    tall = to_tensor(ramp()).transpose(1, 2)
+    x, y, _ = ImageField(size=8, seed=0).transform(tall, 3)[:, 0, 0].tolist()
+    assert (x, y) == (6, 0)  # of the transposed ramp: row 6, column 0
 
 
 def test_crop_and_flip_depend_only_on_seed_and_position() -> None:

@@ -103,6 +103,21 @@ def test_an_image_that_becomes_one_colour_is_marked() -> None:
     assert encode(encoded(Image.new("RGB", (1, 1)), "PNG")).image.is_flat
 
 
+def test_a_rendered_image_has_one_or_three_channels() -> None:
+    assert encode(drawing(), channels=1).image.kind == encode(drawing(), channels=3).image.kind == "png"
+    for channels in (2, 4, 5):
+        assert refuse(drawing(), channels=channels).reason == "with another number of channels"
+
+
+@pytest.mark.parametrize(("size", "expected", "is_kept"), [(None, (5, 4), True), (2, (2, 2), False)])
+def test_an_array_is_kept_unless_it_is_resized(size, expected: tuple[int, int], is_kept: bool) -> None:
+    file = BytesIO()
+    np.save(file, np.arange(4 * 5 * 5, dtype=np.uint8).reshape(4, 5, 5))
+    image = encode(file.getvalue(), channels=5, size=size).image
+    assert (image.size, image.original_size) == (expected, (5, 4))
+    assert (image.data == file.getvalue()) == is_kept
+
+
 def test_bands_of_one_value_each_are_flat() -> None:
     array = np.zeros((4, 5, 5), np.uint8) + np.arange(5, dtype=np.uint8)
     file = BytesIO()
