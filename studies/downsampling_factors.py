@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
+from ldm.cli.device import default_precision
 from ldm.cli.sampling.batches import sample_in_batches
 from ldm.cli.sampling.load import load_model
 from ldm.cli.training import run_config
-from ldm.cli.training.setup import default_precision
 from ldm.data.demo.scenes import captions
 from ldm.errors import UserError
 from ldm.evaluation.demo.alignment import AlignmentScore, score_alignment
@@ -208,7 +208,7 @@ def measure_encoding_speed(model: LatentDiffusion, cfg: DictConfig, size: int) -
 
 def training_precision(device: torch.device) -> AbstractContextManager:
     """Return an autocast to bf16 if training on this device uses it."""
-    bf16 = default_precision("auto" if device.type == "cuda" else "cpu") != "32-true"
+    bf16 = default_precision(device.type) == "bf16-mixed"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 

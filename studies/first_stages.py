@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
+from ldm.cli.device import pick_device
 from ldm.cli.sampling.first_stage import load_first_stage
-from ldm.cli.sampling.load import pick_device
 from ldm.data.fields.image import ImageField
 from ldm.data.loading.loader import sequential_loader
 from ldm.data.shards.reader import open_shards

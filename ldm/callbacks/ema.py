@@ -17,7 +17,8 @@ class EMA(Callback):
     """ema <- d ema + (1 - d) parameter after each step, with d = min(decay, (1 + n)/(10 + n)) after n steps.
 
     n counts from step `start`; until then the average equals the parameters. One multi-tensor operation over
-    `stage.averaged_parameters()`, in fp32. Validation, preview images and the model file use the average.
+    `stage.averaged_parameters()`, in fp32. A step that is skipped because its gradients overflow in fp16
+    leaves the average as it is. Validation, preview images and the model file use the average.
     """
 
     def __init__(self, decay: Proportion = 0.9999, start: NonNegativeInt = 0) -> None:
@@ -44,7 +45,12 @@ class EMA(Callback):
         n = self.num_updates - self.start
         decay = min(self.decay, (1 + n) / (10 + n)) if n > 0 else 0.0
         parameters = [p.float() for p in stage.averaged_parameters().values()]
-        torch._foreach_lerp_(list(self.averages.values()), parameters, 1 - decay)
+        weight = 1 - decay
+        if stage.overflow is None:
+            torch._foreach_lerp_(list(self.averages.values()), parameters, weight)
+        else:
+            weights = [weight * (1 - stage.overflow)] * len(parameters)
+            torch._foreach_lerp_(list(self.averages.values()), parameters, weights)
 
     @contextmanager
     def use_averages(self, stage: Stage) -> Iterator[None]:

@@ -40,10 +40,10 @@ def diffusion_loss(
     Args:
         network: f_theta; its squared error is averaged over channels and latent positions.
         weighting: w(t).
-        times: maps u to t.
+        times: maps u to t, on the device of u. On the CPU it may compute in float64, which some devices lack.
         input_noise: added to eps in z_t but not in y (Ning et al. 2023, "input perturbation").
     """
-    t = times(u)  #                                                              b
+    t = times(u).to(z_0.device)  #                                               b
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)  #                   b 1 1 1
     z_t = alpha_t * z_0 + sigma_t * (eps + input_noise)  #                       b z h w
     target = parameterization.target(z_0, eps, alpha_t, sigma_t)  #              b z h w

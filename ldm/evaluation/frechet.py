@@ -38,5 +38,5 @@ def demo_features(images: Image, filters: int = 64, seed: int = 0) -> Float[Tens
 
 
 def _moments(x: Tensor) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    x = x.double()
+    x = x.cpu().double()  # Apple GPUs lack float64
     return x.mean(0), torch.cov(x.T)

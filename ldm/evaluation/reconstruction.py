@@ -58,8 +58,8 @@ def measure(
         seconds.append(durations)
         distance = perceptual(x_hat, x)
         quality.append(torch.stack([psnr(x_hat, x), ssim(x_hat, x), distance], 1).cpu())
-        mean, std = posterior.mean.double(), posterior.std.double()
-        moments.append(torch.stack([mean, mean.square() + std.square()], 1).mean((3, 4)).cpu())  # b 2 z
+        mean, std = posterior.mean.cpu().double(), posterior.std.cpu().double()  # Apple GPUs lack float64
+        moments.append(torch.stack([mean, mean.square() + std.square()], 1).mean((3, 4)))  # b 2 z
         if isinstance(bottleneck, VQBottleneck):
             chosen.append(count_codes(bottleneck.codes(posterior.mean), bottleneck.num_codes).cpu())
         shape = (x[0].numel(), posterior.mean[0].numel())
@@ -149,6 +149,6 @@ def _abbreviate(n: int) -> str:
 
 def _synchronized_time(device: torch.device) -> float:
     """Return the time in seconds, once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -13,6 +13,7 @@ def adaptive_weight(
     nll: Float[Tensor, ""],
     g: Float[Tensor, ""],
     last_layer: Tensor,
+    loss_factor: Tensor | float = 1.0,
     eps: float = 1e-4,
     maximum: float = 1e4,
 ) -> Float[Tensor, ""]:
@@ -23,14 +24,19 @@ def adaptive_weight(
         g: the generator's adversarial loss.
         last_layer: W, the decoder's last weight. Its gradients are averaged over all ranks first, so that
             every rank has the same weight, that of the global batch.
+        loss_factor: scales the losses while their gradients are computed in fp16. If they overflow, so that
+            a norm is infinite or NaN, lambda is NaN, and the step with it is skipped.
     """
-    gradient_pair = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, g))
-    gradients = torch.stack(tuple(gradient_pair))  # (2, *W.shape)
+    gradient_pair = (
+        torch.autograd.grad(loss * loss_factor, last_layer, retain_graph=True)[0] for loss in (nll, g)
+    )
+    gradients = torch.stack(tuple(gradient_pair)) / loss_factor  # (2, *W.shape)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(gradients)
         gradients /= dist.get_world_size()
     nll_norm, g_norm = gradients.flatten(1).float().norm(dim=1)
-    return (nll_norm / (g_norm + eps)).clamp(0, maximum)
+    weight = (nll_norm / (g_norm + eps)).clamp(0, maximum)
+    return torch.where(gradients.isfinite().all(), weight, torch.nan)
 
 
 def ramp(step: int, start: int, ramp_steps: int) -> float:

@@ -51,20 +51,26 @@ class Adversary(nn.Module):
         return self.weight * ramp(step, self.start, self.ramp_steps)
 
     def generator_term(
-        self, x_hat: Float[Tensor, "b c h w"], nll: Float[Tensor, ""], last_layer: Tensor, step: int
+        self,
+        x_hat: Float[Tensor, "b c h w"],
+        nll: Float[Tensor, ""],
+        last_layer: Tensor,
+        step: int,
+        loss_factor: Tensor | float = 1.0,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the generator's loss and its weight, ramp(step) · weight · λ."""
+        """Return the generator's loss and its weight, ramp(step) · weight · λ; `loss_factor` is that of λ."""
         # The generator's backward pass must leave no gradients in the discriminator.
         self.discriminator.requires_grad_(False)
-        adversarial = self.gan_loss.generator_loss(self.discriminator(x_hat))
+        adversarial = self.gan_loss.generator_loss(self.discriminator(x_hat).float())
         self.discriminator.requires_grad_(True)
-        return adversarial, self.weight_at(step) * adaptive_weight(nll, adversarial, last_layer)
+        weight = adaptive_weight(nll, adversarial, last_layer, loss_factor)
+        return adversarial, self.weight_at(step) * weight
 
     def discriminator_terms(
         self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"]
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the discriminator's regularised loss, and the mean logits on real and fake images."""
-        real, fake = self.discriminator(x), self.discriminator(x_hat)
+        real, fake = self.discriminator(x).float(), self.discriminator(x_hat).float()
         terms = {
             "discriminator": self.gan_loss.discriminator_loss(real, fake),
             "logits_real": real.detach().mean(),

@@ -149,6 +149,7 @@ class RandomVGG(Perceptual):
 
 def _unit(f: Tensor) -> Tensor:
     """Scale features to length 1 at each position; torch's norm over this axis is 20 times slower."""
+    f = f.float()  # in fp16 the sum of squares overflows
     return f * (f.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 

@@ -1,6 +1,7 @@
 """The first stage: an autoencoder from pixels to latents and back."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
 from ldm.networks.attention import AttentionBlock, check_levels
-from ldm.networks.blocks import Downsample, GroupNorm, ResidualBlock, Upsample, conv3x3
+from ldm.networks.blocks import (
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    Upsample,
+    autocast_off_if_fp16,
+    conv3x3,
+)
 from ldm.networks.bottleneck import Bottleneck, DiagonalGaussian
 from ldm.networks.tiling import Map, Tiles, forward_tiled, run_tiled, spatial_size
 from ldm.typing import Channels, Depth, Multipliers, NonNegativeInt
@@ -236,7 +244,8 @@ class Autoencoder(nn.Module):
     def posterior(self, x: Float[Tensor, "b c H W"]) -> DiagonalGaussian:
         """Return q(z|x) over raw latents, for x in [-1, 1]."""
         self.check_size(x)
-        return self.bottleneck.posterior(self._run(self.encoder, x))
+        with self._range(x):
+            return self.bottleneck.posterior(self._run(self.encoder, x))
 
     def check_size(self, x: Float[Tensor, "b c H W"]) -> None:
         """Raise ValueError unless height and width are multiples of the downsampling factor."""
@@ -250,7 +259,15 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """Decode raw latents to pixels, nominally in [-1, 1]."""
-        return self._run(self.decoder, self.bottleneck.expand(z))
+        with self._range(z):
+            return self._run(self.decoder, self.bottleneck.expand(z))
+
+    def _range(self, x: Tensor) -> AbstractContextManager:
+        """Return a context in fp32 instead of fp16, except in training.
+
+        The activations of published decoders exceed 65,504, the largest number of fp16.
+        """
+        return nullcontext() if self.training else autocast_off_if_fp16(x)
 
     def _run(self, network: nn.Module, x: Map) -> Map:
         return network(x) if self.tile is None else run_tiled(network, x, self.tile, self.latent_mean.device)

@@ -21,6 +21,13 @@ def autocast_off(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def autocast_off_if_fp16(x: Tensor) -> AbstractContextManager:
+    """Return a context that disables autocast to fp16 on the device of x, and leaves autocast to bf16."""
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return autocast_off(x) if available and torch.get_autocast_dtype(kind) == torch.float16 else nullcontext()
+
+
 class GroupNorm(nn.GroupNorm):
     """Group norm in the dtype of its input, with `num_groups(channels)` groups (Wu & He 2018).
 

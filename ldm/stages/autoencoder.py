@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ldm import rng
-from ldm.errors import UserError
+from ldm.errors import Diverged, UserError
 from ldm.evaluation.reconstruction import psnr
 from ldm.grid import to_pil
 from ldm.interop import model_file
@@ -118,7 +118,7 @@ class AutoencoderStage(Stage):
         terms["loss"] = terms["nll"] + terms["penalty"]
         if self.adversary is not None and self.adversary.weight_at(self.global_step) > 0:
             adversarial, weight = self.adversary.generator_term(
-                x_hat, terms["nll"], self.model.last_layer, self.global_step
+                x_hat, terms["nll"], self.model.last_layer, self.global_step, self.loss_factor
             )
             terms |= {
                 "adversarial": adversarial,
@@ -134,7 +134,7 @@ class AutoencoderStage(Stage):
         for part, fraction in self.micro_batches(batch):
             x, x_hat, posterior = self.reconstruct(part)
             terms = self.generator_terms(x, x_hat, posterior)
-            self.manual_backward(terms["loss"] * fraction)
+            self.accumulate_gradient(terms["loss"] * fraction)
             if self.trains_discriminator:
                 terms |= self.backward_discriminator(x, x_hat.detach(), fraction)
             for name, value in terms.items():
@@ -150,7 +150,7 @@ class AutoencoderStage(Stage):
         """Accumulate the discriminator's gradient; return its terms for the log."""
         assert self.adversary is not None
         terms = self.adversary.discriminator_terms(x, x_hat)
-        self.manual_backward(terms["discriminator"] * fraction)
+        self.accumulate_gradient(terms["discriminator"] * fraction)
         return terms
 
     def step_optimizers(self) -> dict[str, Any]:
@@ -180,13 +180,15 @@ class AutoencoderStage(Stage):
         return self.model.bottleneck.metrics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the codebook counts since the last log row, so that a resumed run logs the same."""
+        """Save the codebook counts since the last log row as well, so that a resumed run logs the same."""
+        super().on_save_checkpoint(checkpoint)
         counts = self.model.bottleneck.codebook_counts()
         if counts is not None:
             checkpoint["codebook_counts"] = counts.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counts of all ranks on rank 0 alone, since the number of ranks may have changed."""
+        super().on_load_checkpoint(checkpoint)
         if "codebook_counts" in checkpoint and self.global_rank == 0:
             self.model.bottleneck.restore(checkpoint["codebook_counts"])
 
@@ -232,9 +234,14 @@ class AutoencoderStage(Stage):
         moments = []  # per batch, E[z] and E[z²] under the posterior
         for batch in batches:
             posterior = self.model.posterior(self.pixels(batch))
-            mean, std = posterior.mean.double(), posterior.std.double()
+            mean, std = posterior.mean.cpu().double(), posterior.std.cpu().double()  # Apple GPUs lack float64
             moments.append(torch.stack([mean, mean.square() + std.square()]).mean((1, 3, 4)))
         mean, square = torch.stack(moments).mean(0)
+        if not bool(mean.isfinite().all() and square.isfinite().all()):
+            raise Diverged(
+                f"the latents are not finite at step {self.global_step}: start again, or resume from an "
+                "earlier checkpoint (resume=PATH run=FOLDER), with a lower optimizer.lr"
+            )
         self.model.set_latent_statistics(mean.float(), (square - mean.square()).sqrt().float())
 
     def trained_parameters(self) -> list[nn.Parameter]:

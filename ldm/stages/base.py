@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm import rng
+from ldm.stages.loss_scale import LossScale
+from ldm.stages.optimizer import LearningRateSchedule, keep_hyperparameters
 from ldm.typing import Batch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -42,6 +45,8 @@ class Stage(LightningModule, ABC):
         logs_this_step: whether to measure for `extra_metrics`, in `on_train_batch_start`.
         last_batch_end: `time.perf_counter()` after the last training batch and all callbacks; `Throughput`
             moves it past a validation.
+        overflow: 1 if the last step was skipped because its scaled gradients overflowed in fp16, else 0; None
+            in other precisions.
         averaged_parameters(): the parameters that an EMA averages.
 
     Hooks that callbacks call:
@@ -73,10 +78,28 @@ class Stage(LightningModule, ABC):
         self.step_guard: Callable[[Tensor], Tensor] | None = None
         self.validation_interrupted = False
         self.last_batch_end = 0.0
+        self.loss_scale: LossScale | None = None
+        self.overflow: Tensor | None = None
 
     def setup(self, stage: str) -> None:
-        """Convert to the training precision; otherwise Lightning loads a float64 checkpoint into fp32."""
-        self.trainer.precision_plugin.convert_module(self)
+        """Convert to the training precision, where Lightning would load a float64 checkpoint into fp32.
+
+        In fp16 the stage scales the loss itself: Lightning's scaler would ignore the step guard.
+        """
+        plugin = self.trainer.precision_plugin
+        plugin.convert_module(self)
+        if isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed":
+            plugin.scaler, self.loss_scale = None, LossScale()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the loss scale."""
+        if self.loss_scale is not None:
+            checkpoint["loss_scale"] = self.loss_scale.checkpoint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the loss scale; after training in another precision it starts anew."""
+        if self.loss_scale is not None and "loss_scale" in checkpoint:
+            self.loss_scale.restore(checkpoint["loss_scale"])
 
     def load_pretrained(self) -> None:
         """Load published weights and model files; UserError if they are missing."""
@@ -129,9 +152,9 @@ class Stage(LightningModule, ABC):
             yield part, len(part["position"]) / n
 
     def with_scheduler(self, optimizer: Optimizer) -> tuple[Optimizer, LambdaLR]:
-        """Return the optimizer and its learning-rate scheduler."""
-        # A plain function, since LambdaLR saves the attributes of any other callable in the checkpoint.
-        return optimizer, LambdaLR(optimizer, lambda step: self.learning_rate(step))
+        """Return the optimizer and its learning-rate scheduler; both follow the config in a resumed run."""
+        keep_hyperparameters(optimizer)
+        return optimizer, LearningRateSchedule(optimizer, self.learning_rate)
 
     def optimizers_and_schedulers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
         """Return lists of all optimizers and their learning-rate schedulers, even if there is only one."""
@@ -141,23 +164,52 @@ class Stage(LightningModule, ABC):
             cast(list[LambdaLR], schedulers if isinstance(schedulers, list) else [schedulers]),
         )
 
+    @property
+    def loss_factor(self) -> Tensor | float:
+        """The factor by which the gradients of a backward pass are scaled: 1 except in fp16."""
+        return 1.0 if self.loss_scale is None else self.loss_scale.factor
+
+    def accumulate_gradient(self, loss: Float[Tensor, ""]) -> None:
+        """Add the gradient of the loss, scaled by `loss_factor`, to the parameters' gradients."""
+        self.manual_backward(loss * self.loss_factor)
+
     def clip_gradient(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-        """Clip the gradient in place; return its norm before clipping."""
+        """Unscale the accumulated gradient and clip it, in place; return its norm before clipping."""
+        parameters = list(parameters)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip or float("inf"))
         return norm.to(self.device)  # without gradients the norm is 0 on the CPU
 
     def apply_step_guard(self, *norms: Tensor) -> Bool[Tensor, ""]:
-        """Make fused optimizers skip the step if `step_guard` rejects it; return whether it is accepted.
+        """Make the optimizers skip the step if its gradients overflow in fp16 or `step_guard` rejects it.
 
-        The result stays on the device, so there is no host sync. Other state that is updated with the weights
-        (codebook, running means) must check it as well.
+        Returns whether the step is accepted. Other state that is updated with the weights (codebook, running
+        means) must check it as well. A step that overflows is not the guard's to judge: it gets norms of 0,
+        which it does not count.
         """
-        if self.step_guard is None:
-            return torch.ones((), dtype=torch.bool, device=self.device)
-        skip = self.step_guard(torch.stack(norms))
-        for optimizer in self.trainer.optimizers:
-            optimizer.found_inf = skip  # type: ignore[attr-defined]
+        values = torch.stack(norms)
+        skip = torch.zeros((), device=self.device)
+        if self.loss_scale is not None:
+            skip = self.overflow = self.loss_scale.update(values)
+            values = torch.where(skip > 0, 0, values)
+        if self.step_guard is not None:
+            skip = torch.maximum(skip, self.step_guard(values))
+        if self.step_guard is not None or self.loss_scale is not None:
+            self._skip_step_if(skip)
         return skip == 0
+
+    def _skip_step_if(self, skip: Float[Tensor, ""]) -> None:
+        """Make all optimizers skip the step if `skip` is 1.
+
+        Fused optimizers decide on the device, so there is no host sync. Others, and the fused ones of Apple
+        GPUs, do not read `found_inf`; they change nothing where there are no gradients.
+        """
+        for optimizer in self.trainer.optimizers:
+            if self.device.type != "mps" and all(group.get("fused") for group in optimizer.param_groups):
+                optimizer.found_inf = skip  # type: ignore[attr-defined]
+            elif skip > 0:
+                optimizer.zero_grad()
 
     @property
     def logs_this_step(self) -> bool:
@@ -172,7 +224,8 @@ class Stage(LightningModule, ABC):
         """Log training values, averaged over ranks, every `log_every` steps; show the loss as progress."""
         if self.global_step % self.log_every == 0:
             self.log("loss", values["loss"], prog_bar=True, logger=False)
-            means, extremes = self.means_over_ranks(values)
+            scale = {} if self.loss_scale is None else self.loss_scale.metrics()
+            means, extremes = self.means_over_ranks({**values, **scale})
             metrics = means | self.accumulated_metrics()
             row = {f"train/{name}": value for name, value in metrics.items()}
             self.log_row(row | self.extra_metrics | extremes)

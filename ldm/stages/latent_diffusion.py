@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import rng
 from ldm.diffusion.objective import diffusion_loss
 from ldm.diffusion.samplers.ddim import ddim
 from ldm.diffusion.times import deterministic_u, stratify, trailing
@@ -127,14 +128,15 @@ class LatentDiffusionStage(Stage):
             eps = eps + self.offset_noise * self.normal(batch, "offset", (z_0.shape[1], 1, 1))
         if self.input_perturbation > 0:
             input_noise = self.input_perturbation * self.normal(batch, "jitter", z_0.shape[1:])
-        u = stratify(self.uniform(batch, "u"), batch["position"].to(self.device), self.strata)
+        position = batch["position"].cpu()
+        u = stratify(rng.uniform(self.seed, position.tolist(), "u"), position, self.strata)
         drop = self.uniform(batch, "drop", (len(self.model.conditioner),))
         return self._losses(batch, z_0, eps, u, self.weighting, drop, input_noise)
 
     def validation_losses(self, batch: Batch) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """Return (L_LDM, u) per sample: u evenly spread, no condition dropped, no learned weighting."""
         z_0 = self.latents(batch)
-        u = deterministic_u(batch["position"]).to(self.device)
+        u = deterministic_u(batch["position"].cpu())
         eps = self.normal(batch, "eps", z_0.shape[1:])
         return self._losses(batch, z_0, eps, u, self.weighting.fixed), u
 
@@ -159,7 +161,7 @@ class LatentDiffusionStage(Stage):
         total = torch.zeros((), device=self.device)
         for part, fraction in self.micro_batches(batch):
             loss = self.training_losses(part).mean() * fraction
-            self.manual_backward(loss)
+            self.accumulate_gradient(loss)
             total += loss.detach()
         norm = self.clip_gradient(self.trained_parameters())
         self.apply_step_guard(norm)
@@ -185,7 +187,7 @@ class LatentDiffusionStage(Stage):
         """Add the samples' losses to the sums of their noise bins."""
         losses, u = self.validation_losses(batch)
         sums = torch.zeros(2, self.num_noise_bins, device=self.device)
-        noise_bin = (u * self.num_noise_bins).long()
+        noise_bin = (u * self.num_noise_bins).long().to(self.device)
         sums[0].index_add_(0, noise_bin, losses)
         sums[1].index_add_(0, noise_bin, torch.ones_like(losses))
         self.validation_sums[prefix] = self.validation_sums.get(prefix, 0) + sums

@@ -38,6 +38,19 @@ def test_both_losses_can_still_be_trained_on() -> None:
     torch.testing.assert_close(w.grad, torch.tensor([2.0, 2.0]), rtol=1e-3, atol=0)
 
 
+def test_the_loss_factor_keeps_gradients_from_vanishing_in_fp16() -> None:
+    w = torch.ones(2, requires_grad=True)
+    nll, g = ((w.half() * torch.tensor(slope)).sum().float() for slope in ((3e-8, 4e-8), (0.0, 1e-8)))
+    weight = adaptive_weight(nll, g, w, loss_factor=torch.tensor(2.0**16), eps=0.0)
+    torch.testing.assert_close(weight, torch.tensor(5.0), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("slopes", [((torch.inf, 1.0), (1.0, 1.0)), ((1.0, 1.0), (torch.inf, 1.0))])
+def test_gradients_that_overflow_give_nan_which_no_step_is_taken_with(slopes) -> None:
+    w = torch.ones(2, requires_grad=True)
+    assert adaptive_weight(*losses(w, *slopes), w).isnan()
+
+
 def run_rank(rank: int, store: str) -> None:
     """Run one of two ranks with different gradients and print its weight."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

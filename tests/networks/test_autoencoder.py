@@ -178,3 +178,19 @@ def test_attention_at_a_level_that_does_not_exist_is_refused() -> None:
 def test_channels_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="encoder.out_channels=8 and decoder.in_channels=4 .* use 6 and 3"):
         Autoencoder(Encoder(channels=8), Decoder(channels=8), KLBottleneck(3))
+
+
+def test_fp16_is_left_for_training_since_activations_may_exceed_its_range() -> None:
+    torch.manual_seed(0)
+    model = small()
+    torch.nn.init.constant_(model.decoder.conv_in.bias, 1e6)  # above 65,504, and removed by the next norm
+    torch.nn.init.constant_(model.encoder.conv_in.bias, 1e6)
+    z, x = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        exact = model.decode(z), model.encode(x, z)
+        with torch.autocast("cpu", torch.float16):
+            assert model.training and not model.decode(z).isfinite().all()
+            model.eval()
+            assert torch.equal(model.decode(z), exact[0]) and torch.equal(model.encode(x, z), exact[1])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.decode(z).dtype == torch.bfloat16, "whose range is that of fp32"

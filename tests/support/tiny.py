@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -160,16 +161,17 @@ def trainer(
     precision: Any = "32-true",
 ) -> Trainer:
     """As configs/trainer/cpu.yaml, in fp32 and without output."""
+    fp16 = [MixedPrecision("16-mixed", "cpu")] if precision == "16-mixed" else []
     return Trainer(
         accelerator="cpu",
         devices=processes,
         strategy="auto" if processes == 1 else "ddp_fork",
-        precision=precision,
+        precision=None if fp16 else precision,  # Lightning would replace fp16 by bf16 on a CPU
         max_steps=max_steps,
         max_epochs=-1,
         callbacks=list(callbacks),
         logger=False if log is None else CSVLogger(str(log)),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *fp16],
         val_check_interval=validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -182,10 +184,14 @@ def trainer(
 
 
 def fit(
-    stage: Any, batches: list[Batch], callbacks: Sequence[Callback] = (), max_steps: int | None = None
+    stage: Any,
+    batches: list[Batch],
+    callbacks: Sequence[Callback] = (),
+    max_steps: int | None = None,
+    precision: Any = "32-true",
 ) -> Trainer:
     """Train one step per batch, without validation."""
-    lightning_trainer = trainer(max_steps or len(batches), callbacks)
+    lightning_trainer = trainer(max_steps or len(batches), callbacks, precision=precision)
     lightning_trainer.limit_val_batches = 0
     lightning_trainer.fit(stage, DataLoader(batches, batch_size=None))
     return lightning_trainer

@@ -1,6 +1,6 @@
 """Load the first stage, the autoencoder, of a model file."""
 
-from ldm.cli.sampling.load import pick_device
+from ldm.cli.device import pick_device
 from ldm.cli.sampling.tiling import set_tile
 from ldm.interop import model_file
 from ldm.interop.instantiate import build_untrusted

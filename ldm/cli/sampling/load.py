@@ -2,23 +2,11 @@
 
 import torch
 
+from ldm.cli.device import pick_device
 from ldm.errors import UserError
 from ldm.interop import model_file
 from ldm.interop.instantiate import build_untrusted
 from ldm.model import LatentDiffusion
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device; "auto" is the GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(name))
-    except RuntimeError as error:
-        raise UserError(f"unknown device={name}: use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but PyTorch finds no GPU on this machine: use device=cpu")
-    return device
 
 
 def load_model(path: str, device: str) -> tuple[LatentDiffusion, dict[str, str]]:

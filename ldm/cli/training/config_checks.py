@@ -26,13 +26,16 @@ def check_config(cfg: DictConfig) -> None:
 def check_precision(cfg: DictConfig) -> None:
     """Raise UserError for a precision in which the stages cannot train."""
     precision = str(cfg.trainer.precision)
-    if precision.startswith("16"):
-        problem = "scales gradients, which the stages' gradient clipping does not support"
+    if precision == "16-true":
+        problem = "stores the weights in fp16 as well, where small updates round to nothing"
     elif precision.startswith("64") and torch.Tensor.float is not torch.Tensor.double:  # tests patch this
         problem = "does not work with the stages, which convert images and latents to float32"
     else:
         return
-    raise UserError(f"trainer.precision={precision} {problem}: use trainer.precision=bf16-mixed or 32-true")
+    raise UserError(
+        f"trainer.precision={precision} {problem}: use trainer.precision=auto, bf16-mixed, 16-mixed or "
+        "32-true"
+    )
 
 
 def check_optimizer(cfg: DictConfig) -> None:

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments import (
 )
 
 from ldm.cli.config.command import is_multirun
+from ldm.cli.device import trainer_device
 from ldm.errors import UserError
 
 
@@ -82,11 +83,15 @@ def merge_devices(settings: dict[str, Any], launch: Launcher) -> dict[str, Any]:
 
 def _check_gpus(settings: dict[str, Any], launch: Launcher) -> None:
     """Raise UserError where the machine has fewer GPUs than the trainer or the launcher needs."""
-    visible = torch.cuda.device_count()
-    needs_gpu = settings["accelerator"] in ("gpu", "cuda")
+    accelerator, visible = settings["accelerator"], torch.cuda.device_count()
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            "trainer.accelerator=mps, but PyTorch finds no Apple GPU on this machine: use trainer=auto"
+        )
+    needs_gpu = accelerator == "cuda" or (accelerator == "gpu" and trainer_device("gpu") != "mps")
     if needs_gpu and not visible:
         raise UserError(
-            f"trainer.accelerator={settings['accelerator']}, but PyTorch finds no GPU on this machine: check "
+            f"trainer.accelerator={accelerator}, but PyTorch finds no GPU on this machine: check "
             "`nvidia-smi`, install PyTorch with CUDA, or use trainer=cpu"
         )
     devices = settings["devices"]
@@ -94,7 +99,7 @@ def _check_gpus(settings: dict[str, Any], launch: Launcher) -> None:
         raise UserError(
             f"trainer.devices={devices}, but this machine has {visible} GPU(s): use trainer.devices=auto"
         )
-    if settings["accelerator"] != "cpu" and 0 < visible < launch.tasks:
+    if accelerator != "cpu" and 0 < visible < launch.tasks:
         raise UserError(
             f"{launch.program} started {launch.tasks} processes on this node, but each process has only "
             f"{visible} GPU(s): request --gpus-per-node from SLURM, not --gpus-per-task or --gpu-bind"

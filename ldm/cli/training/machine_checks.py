@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from ldm.cli.device import default_precision, trainer_device
 from ldm.cli.training import setup
 from ldm.errors import UserError
 
@@ -38,11 +39,12 @@ def count_devices(settings: Mapping[str, Any]) -> int:
 
 def describe_precision(cfg: DictConfig) -> str:
     """Return the precision of training and the devices it runs on."""
-    precision = cfg.trainer.precision
+    precision, device = cfg.trainer.precision, trainer_device(cfg.trainer.accelerator)
     if precision == "auto":
-        precision = setup.default_precision(cfg.trainer.accelerator)
+        precision = default_precision(device)
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{precision} on {', '.join(names) or 'the CPU'}"
+    place = {"cuda": ", ".join(names), "mps": "the Apple GPU", "cpu": "the CPU"}[device]
+    return f"{precision} on {place}"
 
 
 def check_shared_memory(cfg: DictConfig) -> str:

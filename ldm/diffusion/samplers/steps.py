@@ -21,11 +21,11 @@ class Point(NamedTuple):
 
 
 def schedule_points(schedule: Schedule, times: Float[Tensor, " s"]) -> list[Point]:
-    """Return the coefficients at all times, computed at once so that no step waits for the device.
+    """Return the coefficients at all times, computed on the CPU so that no step waits for the device.
 
     Raises ValueError unless all times lie in 0..T.
     """
-    t, T = times.double(), schedule.num_steps
+    t, T = times.cpu().double(), schedule.num_steps
     if t.min() < 0 or t.max() > T:
         raise InvalidValue(f"sampling times must lie in 0..{T}, not {times.tolist()}")
     alpha, sigma, lam = (f(t).flatten().tolist() for f in (schedule.alpha, schedule.sigma, schedule.lam))
