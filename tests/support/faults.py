@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
 ROOT = Path(__file__).parents[2]
 AE = ("train.py", "experiment=debug/ae")
 SMALL = ("trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2", "callbacks.images.every_n_steps=2")
@@ -276,10 +278,19 @@ def _find_processes(session: int) -> list[str]:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """Return a hash of each file whose bytes depend on the command alone."""
+    """Return a hash of each file whose content depends on the command alone."""
     suffixes = (".tar", ".npy", ".safetensors", ".png", ".json")
     return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(out)): hashlib.sha256(_content(path)).hexdigest()
         for path in sorted(out.rglob("*"))
         if path.suffix in suffixes and path.is_file()
     }
+
+
+def _content(path: Path) -> bytes:
+    """Return a file's bytes; of a model file its header and tensors by name, since their order varies."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        tensors = [(name, file.get_tensor(name).numpy().tobytes()) for name in sorted(file.keys())]
+        return repr((sorted((file.metadata() or {}).items()), tensors)).encode()
