@@ -33,7 +33,7 @@ demo: $(USER_STAMP)
 	$(RUN) -m ldm.cli.encode_latents first_stage=runs/demo_ae/autoencoder.safetensors shards=data/demo/train out=data/demo/latents size=64
 	$(RUN) -m ldm.cli.encode_latents first_stage=runs/demo_ae/autoencoder.safetensors shards=data/demo/val out=data/demo/val_latents size=64
 	$(RUN) train.py experiment=demo/text resume=auto
-	$(RUN) sample.py ckpt=runs/demo_text/latent_diffusion.safetensors prompts=docs/prompts/demo.txt out=runs/demo_text/samples n=8 steps=30 scale=2.0 seed=100 grid_scale=2
+	$(RUN) sample.py ckpt=runs/demo_text/latent_diffusion.safetensors prompts=docs/prompts/demo.txt out=runs/demo_text/samples overwrite=true n=8 steps=30 scale=2.0 seed=100 grid_scale=2
 	$(RUN) -m ldm.cli.evaluate ckpt=runs/demo_text/latent_diffusion.safetensors out=runs/demo_text/scores
 
 lint: $(DEV_STAMP)

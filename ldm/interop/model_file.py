@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def content_hash(module: nn.Module) -> str:
 @contextmanager
 def _open(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
     """Yield the open file and its checked header."""
-    if not path.is_file():
+    if not isfile(path):  # Path.is_file raises for a name that is too long
         raise UserError(f"there is no model file {path}: give the path of a .safetensors that train.py wrote")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

@@ -21,7 +21,6 @@ def check_sampling(cfg: DictConfig) -> None:
     parse_pixels("crop", cfg.crop, 0)
     if not OmegaConf.is_dict(cfg.also):
         raise UserError(f"also={cfg.also} needs a name for the condition: write +task@also.NAME={cfg.also}")
-    check_writable(cfg.out, "out")
 
 
 def parse_pixels(key: str, value: Any, minimum: int) -> tuple[int, int]:
@@ -44,11 +43,16 @@ def parse_pixels(key: str, value: Any, minimum: int) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def check_writable(path: str | None, key: str = "run") -> None:
+def check_writable(path: Any, key: str = "run") -> None:
     """Raise UserError if a folder, or a file in it, cannot be written; no file is left behind."""
-    if not path:
+    if path in (None, ""):
         raise UserError(f"{key} is empty: give a folder, for example {key}=runs/NAME")
-    existing = nearest_existing_path(Path(path))
+    if not isinstance(path, str):
+        raise UserError(f"{key}={path} is no path: give a folder, for example {key}=./{path}")
+    try:
+        existing = nearest_existing_path(Path(path))
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be a path ({error.strerror}): choose another one") from error
     existing = existing.parent if existing.is_file() and key.endswith(".path") else existing
     if not existing.is_dir():
         raise UserError(f"{key}={path} cannot be created, since {existing} is a file: choose another folder")

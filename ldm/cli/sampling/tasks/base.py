@@ -1,8 +1,9 @@
 """The base of all tasks: sample n images per prompt from noise, under the model's conditions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,15 +12,12 @@ from torch import Tensor
 from ldm.cli.config.validate import parse_pixels
 from ldm.cli.sampling.batches import sample_in_batches
 from ldm.cli.sampling.options import SamplingOptions
-from ldm.cli.sampling.save import Samples
+from ldm.cli.sampling.plan import Postprocess, SamplingPlan
 from ldm.cli.sampling.tasks.inputs import Size
 from ldm.diffusion.samplers import Sampler
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.typing import Batch
-
-Postprocess: TypeAlias = Callable[[Tensor], Tensor]
-"""Function from decoded images in [-1, 1], b c h w, to the images that are saved."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +46,25 @@ class Txt2Img:
     uses_prompts: ClassVar[bool] = True
     """Whether the prompts become conditions."""
 
-    def __call__(
+    def plan(
         self,
         context: "SamplingContext",
         prompts: Sequence[str],
         *,
         sampler: Sampler,
         times: Float[Tensor, " s"],
-    ) -> Samples:
-        """Sample the images of these prompts."""
+    ) -> SamplingPlan:
+        """Return what to sample for these prompts; UserError for a mistake in them or in the task's files."""
         specs = context.expand(self.specs(prompts, context.options))
+        context.check(specs)
         postprocess = context.postprocess()
         sampler, times, steps = self.prepare_sampler(context, sampler, times)
-        images = postprocess(sample_images(context, specs, sampler=sampler, times=times, steps=steps))
         columns = len({spec.seed for spec in specs})
         names = [f"{i // columns:04d}_{spec.seed:06d}" for i, spec in enumerate(specs)]
-        return Samples(images, [(spec.title, spec.seed) for spec in specs], names)
+        trajectory = partial(sample_trajectory, context, specs, sampler, times)
+        return SamplingPlan(
+            [(spec.title, spec.seed) for spec in specs], names, steps, trajectory, postprocess
+        )
 
     def specs(self, prompts: Sequence[str], options: SamplingOptions) -> list[SampleSpec]:
         """Return the images to sample, grouped by prompt."""
@@ -138,6 +139,10 @@ class SamplingContext:
             specs = task.expand(specs)
         return list(specs)
 
+    def check(self, specs: Sequence[SampleSpec]) -> None:
+        """Raise the UserError of `conditions` without computing the conditions of more than one image."""
+        self.conditions([next((spec for spec in specs if spec.prompt), specs[0])])
+
     def conditions(self, specs: Sequence[SampleSpec]) -> Batch:
         """Return every condition of the images; UserError for one given twice, unused or missing."""
         batch: Any = self._size_conditions(len(specs))
@@ -211,37 +216,36 @@ class SamplingContext:
 
 
 def sample_images(
+    context: SamplingContext, specs: Sequence[SampleSpec], *, sampler: Sampler, times: Float[Tensor, " s"]
+) -> Float[Tensor, "b c h w"]:
+    """Sample the images, in [-1, 1] on the CPU."""
+    context.check(specs)
+    trajectory = partial(sample_trajectory, context, specs, sampler, times)
+    batch_size, steps = context.options.batch_size, len(times) - 1
+    return sample_in_batches(context.model, len(specs), batch_size, steps, trajectory)
+
+
+def sample_trajectory(
     context: SamplingContext,
     specs: Sequence[SampleSpec],
-    *,
     sampler: Sampler,
     times: Float[Tensor, " s"],
-    steps: int | None = None,
-) -> Float[Tensor, "b c h w"]:
-    """Sample the images, in [-1, 1] on the CPU.
-
-    Args:
-        steps: number of sampler steps; None for one per interval of `times`.
-    """
+    part: slice,
+) -> Iterator[Float[Tensor, "b z h w"]]:
+    """Yield z_T and every z_t of the images of a slice; conditions are computed for these images only."""
     model, options, size = context.model, context.options, context.size
-    batch: Any = context.conditions(specs)
-    active = model.conditioner.conditions_in(batch)
-
-    def trajectory(part: slice) -> Iterator[Tensor]:
-        seeds = [spec.seed for spec in specs[part]]
-        rows: Any = {key: values[part] for key, values in batch.items()}
-        denoise = model.denoise(
-            rows,
-            scale=options.scale,
-            negative=context.negative(len(seeds)),
-            guidance=options.guidance,
-            weak=context.weak,
-            size=model.latent_shape(*size)[1:],
-            active=active,
-        )
-        return model.trajectory(denoise, seeds, size, sampler, times)
-
-    return sample_in_batches(model, len(specs), options.batch_size, steps or len(times) - 1, trajectory)
+    seeds = [spec.seed for spec in specs[part]]
+    batch = context.conditions(specs[part])
+    denoise = model.denoise(
+        batch,
+        scale=options.scale,
+        negative=context.negative(len(seeds)),
+        guidance=options.guidance,
+        weak=context.weak,
+        size=model.latent_shape(*size)[1:],
+        active=model.conditioner.conditions_in(batch),
+    )
+    return model.trajectory(denoise, seeds, size, sampler, times)
 
 
 def additional_tasks(tasks: Mapping[str, Any]) -> list[Conditional]:

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import rng
-from ldm.cli.sampling.tasks.base import Conditional, Postprocess, SampleSpec, Txt2Img, image_channels
+from ldm.cli.sampling.plan import Postprocess
+from ldm.cli.sampling.tasks.base import Conditional, SampleSpec, Txt2Img, image_channels
 from ldm.cli.sampling.tasks.inputs import (
     Size,
     open_image,
@@ -90,8 +91,8 @@ class Class(Conditional):
         labels: class indices, a list or one; UserError for anything else.
     """
 
-    def __init__(self, labels: Any) -> None:
-        self.labels = list(labels) if isinstance(labels, list) else [labels]
+    def __init__(self, labels: int | Sequence[int]) -> None:
+        self.labels = [labels] if isinstance(labels, int) else list(labels)
         if not self.labels or any(type(label) is not int for label in self.labels):
             raise UserError(f"task.labels={labels}: expected class indices, for example task.labels=[0,1]")
 

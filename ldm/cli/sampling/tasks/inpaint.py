@@ -5,7 +5,8 @@ from functools import partial
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ldm.cli.sampling.tasks.base import Postprocess, SamplingContext, Txt2Img, encode_image, image_channels
+from ldm.cli.sampling.plan import Postprocess
+from ldm.cli.sampling.tasks.base import SamplingContext, Txt2Img, encode_image, image_channels
 from ldm.cli.sampling.tasks.inputs import Size, read_image, read_mask, restore_known_pixels
 from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.tasks.inpaint import inpaint, resample

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import rng
-from ldm.cli.sampling.batches import sample_in_batches
-from ldm.cli.sampling.save import Samples
+from ldm.cli.sampling.plan import SamplingPlan
 from ldm.cli.sampling.tasks.base import SampleSpec, SamplingContext, Txt2Img
 from ldm.diffusion.guidance import Denoise, NestedCFG
 from ldm.diffusion.samplers import Sampler
@@ -28,22 +27,23 @@ class Interpolate(Txt2Img):
     def __init__(self, other_seed: Seed | None) -> None:
         self.other_seed = other_seed
 
-    def __call__(
+    def plan(
         self,
         context: SamplingContext,
         prompts: Sequence[str],
         *,
         sampler: Sampler,
         times: Float[Tensor, " s"],
-    ) -> Samples:
+    ) -> SamplingPlan:
         self.check(context, prompts)
         model, options, size = context.model, context.options, context.size
         ends = [
             context.expand_to_one(SampleSpec(prompt, options.seed)) for prompt in (prompts[0], prompts[-1])
         ]
+        context.check(ends)
         other_seed = options.seed + 1 if self.other_seed is None else self.other_seed
         other = rng.normal(0, [other_seed], "z_T", model.latent_shape(*size))
-        weights, postprocess = torch.linspace(0, 1, options.n), context.postprocess()
+        weights = torch.linspace(0, 1, options.n)
 
         def trajectory(part: slice) -> Iterator[Tensor]:
             weight = weights[part]
@@ -54,9 +54,9 @@ class Interpolate(Txt2Img):
             )
             return model.trajectory(denoise, [options.seed] * n, size, between, times)
 
-        images = sample_in_batches(model, options.n, options.batch_size, len(times) - 1, trajectory)
+        titles_and_seeds = [(" to ".join(prompts), options.seed)] * options.n
         names = [f"{i:04d}_{weight:.3f}" for i, weight in enumerate(weights.tolist())]
-        return Samples(postprocess(images), [(" to ".join(prompts), options.seed)] * options.n, names)
+        return SamplingPlan(titles_and_seeds, names, len(times) - 1, trajectory, context.postprocess())
 
     def check(self, context: SamplingContext, prompts: Sequence[str]) -> None:
         """Raise UserError for what cannot be interpolated."""
