@@ -106,7 +106,9 @@ COMMANDS = {
     "doctor": Command(
         ["-m", "ldm.cli.doctor", AE[1], "data.shards={files}/images", "run={out}/run"], writes=False
     ),
-    "submit": Command(["-m", "ldm.cli.submit", AE[1], "data.shards={files}/images", "run={out}", "dry=true"]),
+    "submit": Command(
+        ["-m", "ldm.cli.submit", AE[1], "data.shards={files}/images", "run={out}", "tasks=1", "dry=true"]
+    ),
     "compare": Command(
         [
             "-m",
