@@ -53,6 +53,9 @@ class ShardDataModule(LightningDataModule):
         channels: of an image, as in `ImageField`.
     """
 
+    allow_changes: Sequence[str] = ()
+    """Config keys in which the run that is resumed may have been different, as in `ResumableLoader`."""
+
     def __init__(
         self,
         shards: str | Sequence[str],
@@ -94,8 +97,6 @@ class ShardDataModule(LightningDataModule):
         self.max_bad_rate = max_bad_rate
         self.start_method = start_method
         self.first_step = 0
-        self.allow_changes: Sequence[str] = ()
-        """Config keys in which the run that is resumed may have been different, as in `ResumableLoader`."""
 
     def check(self, fetch: bool = True) -> None:
         """Raise UserError if something is missing or inconsistent, before any work starts.

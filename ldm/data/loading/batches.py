@@ -81,8 +81,9 @@ def collate(samples: Sequence[SampleValues], fields: Sequence[Field]) -> Batch:
 class StepDataset(IterableDataset):
     """One rank's batches for steps `start` to `steps` - 1; a subclass defines what a batch contains.
 
-    Rank and world size are arguments, never detected. Each of n workers loads every n-th step, so that the
-    data loader's round robin over workers restores the order of steps.
+    Step s has the B positions from `start_position` + (s - `start`) B on. Rank and world size are arguments,
+    never detected. Each of n workers loads every n-th step, so that the data loader's round robin over
+    workers restores the order of steps.
     """
 
     def __init__(self, global_batch_size: int, steps: int, rank: int, world_size: int) -> None:
@@ -93,7 +94,11 @@ class StepDataset(IterableDataset):
             )
         self.global_batch_size, self.steps, self.rank = global_batch_size, steps, rank
         self.local_batch_size = global_batch_size // world_size
-        self.start = 0
+        self.start = self.start_position = 0
+
+    def start_at(self, step: int, position: int) -> None:
+        """Let the next iterator start at this step, with the sample at this position."""
+        self.start, self.start_position = step, position
 
     def steps_of_this_worker(self) -> range:
         """Return the steps that this process loads: a worker's share, or all in the training process."""
@@ -103,11 +108,12 @@ class StepDataset(IterableDataset):
 
     def first_position(self, step: int) -> int:
         """Return the position of the rank's first sample in a step."""
-        return step * self.global_batch_size + self.rank * self.local_batch_size
+        first = self.start_position + (step - self.start) * self.global_batch_size
+        return first + self.rank * self.local_batch_size
 
 
 class ShardStream(StepDataset):
-    """Batches of an order of samples: step s has positions [s B, (s + 1) B), each rank a contiguous part.
+    """Batches of an order of samples: each step has the next B positions, each rank a contiguous part.
 
     Yields UserError instead of raising it: the data loader would wrap a worker's error in a stack trace.
 
@@ -145,7 +151,7 @@ class ShardStream(StepDataset):
 
     def read_first_sample(self) -> None:
         """Read the rank's first sample; UserError for a mistake that affects every sample."""
-        position = self.first_position(0)
+        position = self.first_position(self.start)
         location = self.order.locate(position, 1).tolist()[0]
         self._read(position, location, self.bucket_fields[self.order.bucket(position)], [])
 

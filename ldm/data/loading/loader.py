@@ -1,8 +1,9 @@
-"""Loaders: yield a stream's batches in the training process, with one integer as their whole state."""
+"""Loaders: yield a stream's batches in the training process, with step and position as their whole state."""
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,11 +18,11 @@ from ldm.typing import Batch
 LOG = logging.getLogger(__name__)
 VERIFY_COMMAND = "`python -m ldm.cli.verify shards=FOLDER`"
 CONFIG_KEYS = {
-    "seed": "seed",
-    "global_batch": "data.global_batch_size",
-    "manifest": "hash(data.shards, data.order)",
+    "seed": ["seed"],
+    "global_batch": ["data.global_batch_size"],
+    "manifest": ["data.shards", "data.order"],
 }
-"""Config key of each name in a loader's state."""
+"""Config keys of each name in a loader's state."""
 ALWAYS_LOGGED, LOG_INTERVAL, MIN_SAMPLES = 5, 60.0, 1000
 
 
@@ -107,10 +108,12 @@ def sequential_loader(
 
 
 class ResumableLoader(BatchLoader):
-    """Training batches; the number of batches yielded so far is the state that a resumed run needs.
+    """Training batches; the numbers of batches and samples yielded so far are what a resumed run needs.
 
-    The state {step, seed, global_batch, manifest} is the same on every rank and worker. `len` is the number
-    of steps of the whole run, so that Lightning does not fetch one batch ahead of the state it saves.
+    The state {step, position, seed, global_batch, manifest} is the same on every rank and worker. A run may
+    continue with another global batch size where `allow_changes` says so: each sample of the epoch is still
+    read once. `len` is the number of steps of the whole run, so that Lightning does not fetch one batch ahead
+    of the state it saves.
 
     Args:
         order_hash: hash of what the order of samples depends on; in the state it is `manifest`.
@@ -129,12 +132,14 @@ class ResumableLoader(BatchLoader):
         super().__init__(stream, num_workers, pin_memory, max_bad_rate, start_method)
         self.seed = seed
         self.order_hash = order_hash
-        self.step = 0
+        self.step = self.position = 0
+        self.allow_changes: Sequence[str] = ()
+        """Config keys, or nodes of them, whose values may differ from those of the state that is loaded."""
         self.waiting_time = 0.0
         """Seconds that training has waited for batches."""
 
     def __iter__(self) -> Iterator[Batch]:
-        self.stream.start = self.step
+        self.stream.start_at(self.step, self.position)
         batches = super().__iter__()
         while True:
             start = time.perf_counter()
@@ -143,26 +148,36 @@ class ResumableLoader(BatchLoader):
             if batch is None:
                 return
             self.step += 1
+            self.position += self.stream.global_batch_size
             yield batch
 
     def skip_to(self, step: int) -> None:
-        """Let the next iterator start at this step."""
-        self.step = step
+        """Let the next iterator start at this step of a run whose global batch size never changes."""
+        self.step, self.position = step, step * self.stream.global_batch_size
 
     def state_dict(self) -> dict[str, int | str]:
-        """Return the step, and what identifies the stream of samples."""
-        return {"step": self.step, **self._identity()}
+        """Return the step, the position of its first sample, and what identifies the stream of samples."""
+        return {"step": self.step, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Continue where another loader stopped; UserError if it read another stream of samples."""
         for name, value in self._identity().items():
-            if state[name] != value:
-                key = CONFIG_KEYS[name]
+            if state[name] != value and not self._may_change(name):
+                keys = CONFIG_KEYS[name]
+                label = keys[0] if len(keys) == 1 else f"hash({', '.join(keys)})"
                 raise UserError(
-                    f"the checkpoint is from a run with {key}={state[name]}, but this run has {key}={value}: "
-                    "resume with the settings and shards of that run, or start a new run=FOLDER"
+                    f"the checkpoint is from a run with {label}={state[name]}, but this run has "
+                    f"{label}={value}: resume with the settings and shards of that run, start a new "
+                    f"run=FOLDER, or allow the change with allow_changes=[{keys[0]}]"
                 )
         self.step = int(state["step"])
+        # Checkpoints without a position are of runs whose global batch size never changed.
+        self.position = int(state.get("position", self.step * int(state["global_batch"])))
 
     def _identity(self) -> dict[str, int | str]:
         return {"seed": self.seed, "global_batch": self.stream.global_batch_size, "manifest": self.order_hash}
+
+    def _may_change(self, name: str) -> bool:
+        """Return whether `allow_changes` has one of the name's keys, a key below one, or the node of one."""
+        pairs = product(self.allow_changes, CONFIG_KEYS[name])
+        return any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a, b in pairs)

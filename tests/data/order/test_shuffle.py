@@ -69,7 +69,7 @@ def read_global_batches(
         by_worker = []
         for worker in range(max(workers, 1)):
             dataset = make(rank=rank, world_size=ranks)
-            dataset.start = start
+            dataset.start_at(start, start * GLOBAL_BATCH)
             info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
             monkeypatch.setattr(module, "get_worker_info", lambda info=info: info)
             by_worker.append([batch for batch, _ in dataset])
@@ -261,7 +261,8 @@ def test_a_loader_continues_where_another_stopped(shards: Shards) -> None:
     third.load_state_dict(second.state_dict())
     read += [batch["key"] for batch in third]
     assert read == [batch["key"] for batch in loader(shards)]
-    assert third.state_dict() == {"step": 20, "seed": 5, "global_batch": 24, "manifest": shards.manifest_hash}
+    identity = {"seed": 5, "global_batch": 24, "manifest": shards.manifest_hash}
+    assert third.state_dict() == {"step": 20, "position": 480, **identity}
     assert third.waiting_time > 0
 
 
@@ -278,6 +279,62 @@ def test_the_state_of_another_stream_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"{key}={value}"):
         loader(shards).load_state_dict({**loader(shards).state_dict(), name: value})
+
+
+def test_another_batch_size_reads_every_sample_of_the_epoch_once(shards: Shards) -> None:
+    """With 24, 60, then 36 samples per batch; the positions have no gap, and the order is the same."""
+
+    def resume(batch_size: int, steps: int, state: dict[str, int | str] | None = None) -> ResumableLoader:
+        batches = ShardStream(ShuffledOrder(shards.counts, 5, 2), shards, [[RowField()]], batch_size, steps)
+        resumed = ResumableLoader(batches, 5, shards.manifest_hash)
+        resumed.allow_changes = ["data.global_batch_size"]
+        if state is not None:
+            resumed.load_state_dict(state)
+        return resumed
+
+    def read(batches: ResumableLoader) -> list[tuple[int, str]]:
+        return [pair for b in batches for pair in zip(b["position"].tolist(), b["key"], strict=True)]
+
+    first = resume(24, 3)
+    pairs = read(first)
+    second = resume(60, 5, first.state_dict())
+    pairs += read(second)
+    assert second.state_dict() | {"manifest": ""} == {
+        "step": 5, "position": 192, "seed": 5, "global_batch": 60, "manifest": "",
+    }  # fmt: skip
+    third = resume(36, 40, second.state_dict())
+    pairs += read(third)
+    assert third.position == 192 + 35 * 36
+    assert pairs == read(resume(24, 61))[: len(pairs)] and len(pairs) > sum(COUNTS)
+    assert len({key for _, key in pairs[: sum(COUNTS)]}) == sum(COUNTS)
+
+
+def test_a_checkpoint_without_a_position_continues_after_its_steps(shards: Shards) -> None:
+    state = {"step": 3, "seed": 5, "global_batch": 24, "manifest": shards.manifest_hash}
+    old = loader(shards)
+    old.load_state_dict(state)
+    assert next(iter(old))["position"][0] == 3 * 24
+    old.allow_changes, state["global_batch"] = ["data"], 60
+    old.load_state_dict(state)
+    assert next(iter(old))["position"][0] == 3 * 60
+
+
+@pytest.mark.parametrize(
+    "allowed, name",
+    [
+        ("data.shards", "manifest"), ("data.order", "manifest"), ("data.order.window", "manifest"),
+        ("data", "manifest"), ("data", "global_batch"), ("seed", "seed"),
+    ],
+)  # fmt: skip
+def test_a_stream_that_may_differ_is_accepted(shards: Shards, allowed: str, name: str) -> None:
+    other = loader(shards)
+    state = {**loader(shards).state_dict(), "step": 2, "position": 7, name: 5000}
+    other.allow_changes = ["data.size", "data.orderly"]
+    with pytest.raises(UserError, match=r"allow_changes=\["):
+        other.load_state_dict(state)
+    other.allow_changes = [allowed]
+    other.load_state_dict(state)
+    assert (other.step, other.position) == (2, 7)
 
 
 def test_a_user_error_is_raised_unchanged(shards: Shards) -> None:
