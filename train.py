@@ -17,6 +17,7 @@ def main(cfg: DictConfig) -> None:
     trainer, stage = preflight.trainer, preflight.stage
     with run_lock.hold(cfg.run, rank_zero=trainer.is_global_zero):
         setup.print_summary(cfg, trainer, stage)
+        setup.record_settings(cfg, trainer, preflight.changes)
         trainer.fit(stage, preflight.data, ckpt_path=preflight.resume, weights_only=True)
     if trainer.is_global_zero:
         print(f"wrote {cfg.run}: checkpoints/, images/, metrics.csv and {setup.model_file_path(cfg).name}")

@@ -24,7 +24,7 @@ from ldm.data.prepare.write_shards import write_shards
 from ldm.diffusion.weighting import LearnedUncertainty, Uniform
 from ldm.interop import model_file
 from tests.support import tiny
-from tests.support.command_line import run_command
+from tests.support.command_line import check_error, run_command
 
 ROOT = Path(__file__).parents[1]
 CAPTION = "a large red circle on a white background"
@@ -190,6 +190,45 @@ def test_a_mistake_is_one_line_and_writes_nothing(images, tmp_path, words, phras
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert all(phrase in err for phrase in phrases), err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_takes_the_settings_it_announces(images, tmp_path):
+    """Learning rate, weight decay and batch size: printed, recorded and used; then the same command again."""
+    run, words = tmp_path / "run", ["experiment=debug/ae", f"data.shards={images}", "callbacks.images=null"]
+    words += [f"run={run}", "stage.statistics_batches=1", "callbacks.checkpoint.keep=9", "adversary.start=2"]
+    assert run_command(train.main, *words, "trainer.max_steps=3")[0] == 0
+    new = ["optimizer.lr=5e-3", "+optimizer.weight_decay=0.5", "trainer.max_steps=4", "resume=auto"]
+    status, out, err = run_command(train.main, *words, *new, "data.global_batch_size=6")
+    check_error(status, err, ["data.global_batch_size=4", "=6", "allow_changes=[data.global_batch_size]"])
+    assert "global_batch_size: 4" in (run / "config.yaml").read_text(), "of the run, not of the mistake"
+    assert list(state(run, 3)["stream"][0].values())[:2] == [3, 12]
+
+    status, out, err = run_command(
+        train.main, *words, *new, "data.global_batch_size=6", "allow_changes=[data.global_batch_size]"
+    )
+    assert status == 0, err
+    announced = [
+        "optimizer.lr: 0.0001 -> 0.005 after step 3",
+        "optimizer.weight_decay: 0 -> 0.5 after step 3",
+    ]
+    announced.append("data.global_batch_size: 4 -> 6 after step 3")
+    assert all(line in out for line in announced) and "learning rate 5e-3" in out
+    assert all(line in (run / "config.yaml").read_text() for line in announced)
+    assert tiny.read_column(run / "metrics.csv", "train/learning_rate") == {
+        1: 1e-4,
+        2: 1e-4,
+        3: 1e-4,
+        4: 5e-3,
+    }
+    saved = torch.load(run / "checkpoints" / "step00000004.ckpt", weights_only=True)
+    assert sorted(saved["ldm"]["config"]["changes"]) == sorted(announced)
+    for optimizer in saved["optimizer_states"]:
+        assert [(g["lr"], g["weight_decay"]) for g in optimizer["param_groups"]] == [(5e-3, 0.5)]
+    assert list(state(run, 4)["stream"][0].values())[:2] == [4, 18]
+
+    status, out, err = run_command(train.main, *words, *new[:2], "resume=auto", "data.global_batch_size=6")
+    assert status == 0 and "optimizer" not in out and "trainer.max_steps: 4 -> 8" in out, err
+    assert list(state(run, 8)["stream"][0].values())[:2] == [8, 42]
 
 
 @pytest.mark.multiprocess

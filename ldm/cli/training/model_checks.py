@@ -2,7 +2,7 @@
 
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,8 @@ def check_disk_space(cfg: DictConfig, stage: Stage) -> str:
     return text
 
 
-def check_checkpoint(path: Path | None, stage: Stage) -> None:
-    """Raise UserError unless `path` is a readable checkpoint of a stage with the same tensors as this one."""
-    if path is None:
-        return
-    checkpoint = _load_checkpoint(path)
+def check_checkpoint(checkpoint: Mapping[str, Any], path: Path, stage: Stage) -> None:
+    """Raise UserError unless the checkpoint is of a stage with these tensors, on the same first stage."""
     expected = {name: value.shape for name, value in stage.state_dict().items()}
     stored = {name: value.shape for name, value in checkpoint["state_dict"].items()}
     different = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))
@@ -165,9 +162,18 @@ def check_checkpoint(path: Path | None, stage: Stage) -> None:
             f"{path} is from a run with another config ({len(different)} of {total} tensors differ, the "
             f"first is {different[0]}): resume with the settings of that run, or start a new run=FOLDER"
         )
+    if isinstance(stage, LatentDiffusionStage):
+        for name, value in stage.model.first_stage.state_dict().items():
+            saved = checkpoint["state_dict"][f"model.first_stage.{name}"]
+            if not torch.equal(saved.to(value.dtype), value):
+                raise UserError(
+                    f"first_stage={stage.first_stage_weights} differs from the first stage in {path}, which "
+                    "a resumed run keeps: give the file of that run, or start a new run=FOLDER"
+                )
 
 
-def _load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint, its tensors in the file until they are used; UserError for other files."""
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} is a model file, without the optimizer's state: start from its weights with init=..., "
@@ -177,8 +183,8 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint (truncated, or another kind of file): use "
-            "resume=OLDER.ckpt, or delete it and use resume=auto"
+            f"{path} cannot be read as a checkpoint (truncated, or another kind of file): delete it and use "
+            "resume=auto, or choose another checkpoint with resume=PATH"
         ) from error
     if (
         not isinstance(checkpoint, dict)

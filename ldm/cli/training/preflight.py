@@ -15,7 +15,15 @@ from omegaconf import DictConfig
 from ldm.callbacks.checkpoint import list_checkpoints
 from ldm.callbacks.loggers.wandb import WandbLogger
 from ldm.cli.config.instantiate import instantiate
-from ldm.cli.training import config_checks, launcher, machine_checks, model_checks, run_config, setup
+from ldm.cli.training import (
+    config_checks,
+    launcher,
+    machine_checks,
+    model_checks,
+    resume_checks,
+    run_config,
+    setup,
+)
 from ldm.cli.training.memory_checks import check_memory
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.shards.transfer import Unreachable
@@ -51,11 +59,13 @@ class Preflight:
     data: ShardDataModule
     stage: Stage
     resume: Path | None
+    changes: resume_checks.Changes
 
     def __init__(self, cfg: DictConfig, command: Command, launch: launcher.Launcher | None = None) -> None:
         self.cfg, self.command, self.launch = cfg, command, launch
         self.world_size = 1
         self.unreachable = False  # a login node may lack the network or the credentials for remote shards
+        self.changes = resume_checks.Changes()
 
     def checks(self) -> Iterator[Check]:
         """Yield the checks in order."""
@@ -71,7 +81,9 @@ class Preflight:
         yield Check("weights", self._load_weights)
         yield Check("model and data", self._check_model_and_data, needs=("shards", "weights"))
         yield Check("disk", self._check_disk, needs=("weights",))
-        yield Check("checkpoint", self._check_checkpoint, needs=("run folder", "weights"))
+        yield Check(
+            "checkpoint", self._check_checkpoint, needs=("run folder", "trainer", "shards", "weights")
+        )
         yield Check("W&B", self._check_wandb)
 
     def run(self) -> None:
@@ -162,8 +174,21 @@ class Preflight:
         return model_checks.check_disk_space(self.cfg, self.stage)
 
     def _check_checkpoint(self) -> str:
-        model_checks.check_checkpoint(self.resume, self.stage)
-        return "starts at step 0" if self.resume is None else f"resumes from {self.resume}"
+        """Check that the run can continue from its checkpoint, and find what has changed since."""
+        if self.resume is None:
+            return "starts at step 0"
+        allowed, config = self.cfg.allow_changes, run_config.resolve_config(self.cfg, self._precision())
+        checkpoint = model_checks.load_checkpoint(self.resume)
+        self.changes = resume_checks.find_changes(checkpoint, self.resume, config, allowed)
+        model_checks.check_checkpoint(checkpoint, self.resume, self.stage)
+        resume_checks.check_optimizer_state(checkpoint, self.resume, instantiate(self.cfg.stage.optimizer))
+        self.data.allow_changes = list(allowed)
+        if not self.unreachable:
+            self.changes.printed.extend(resume_checks.check_samples(checkpoint, self.data))
+        return "; ".join([f"resumes from {self.resume}", *self.changes.printed])
+
+    def _precision(self) -> str:
+        return str(self.trainer.precision) if self.command != "submit" else "auto"
 
     def _check_wandb(self) -> str:
         loggers = [logger for logger in setup.build_loggers(self.cfg) if isinstance(logger, WandbLogger)]

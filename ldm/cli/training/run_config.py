@@ -1,6 +1,9 @@
 """The resolved config of a run, in its `config.yaml`: for the user, for W&B and for `ldm.cli.compare`."""
 
+import inspect
+import json
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import ldm
+from ldm.atomic import write_file
 
 FILE = "config.yaml"
-NOT_SETTINGS = ("name", "run", "resume", "code")
+NOT_SETTINGS = ("name", "run", "resume", "code", "allow_changes", "changes")
 """Keys that differ between runs, or between starts of a run, without changing the training."""
 
 
@@ -21,9 +25,12 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Return the whole config as plain types, and the version of the code."""
-    return {**to_dict(cfg), "code": code_version()}
+def resolve_config(cfg: DictConfig, precision: str = "auto") -> dict[str, Any]:
+    """Return the whole config as plain types, with `precision` for auto, and the version of the code."""
+    config = {**to_dict(cfg), "code": code_version()}
+    if config["trainer"]["precision"] == "auto":
+        config["trainer"]["precision"] = precision
+    return config
 
 
 def code_version() -> str:
@@ -37,12 +44,9 @@ def code_version() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write(config: Mapping[str, Any], run: Path) -> list[str]:
-    """Save `config` in the run's folder; return what a resumed run has changed, as `key: before -> now`."""
-    before = read(run)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / FILE).write_text("# as the run was last started\n" + OmegaConf.to_yaml(config))
-    return [f"{key}: {old} -> {new}" for key, old, new in differences(before, config)] if before else []
+def write(config: Mapping[str, Any], run: Path) -> None:
+    """Save `config` in the run's folder."""
+    write_file(run / FILE, "# as the run was last started\n" + OmegaConf.to_yaml(config))
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -59,15 +63,13 @@ def read(run: Path) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return key and both values wherever two configs differ, without NOT_SETTINGS.
 
-    A node that only one of them has is one difference, named by its class, rather than one per number. Of a
-    setting that is interpolated elsewhere only the shortest path is listed: optimizer.lr, not
-    stage.optimizer.lr.
+    A node that only one of them has is one difference, named by its class, rather than one per number. A
+    missing argument has its class's default. What `stage` and `data` copy from elsewhere is listed once:
+    optimizer.lr, not also stage.optimizer.lr.
     """
-    different = [d for d in _differences(_without_run(a, a), _without_run(b, b)) if d[0] not in NOT_SETTINGS]
-    shortest: dict[tuple[str, str, str], str] = {}
-    for key, left, right in sorted(different, key=lambda d: len(d[0])):
-        shortest.setdefault((key.rpartition(".")[2], repr(left), repr(right)), key)
-    return [d for d in different if d[0] in shortest.values()]
+    a, b = _without_run(a, a), _without_run(b, b)
+    copied = {key: (a.get(key), b.get(key)) for key in {**a, **b}}
+    return [d for d in _differences(a, b, copied) if d[0] not in NOT_SETTINGS]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "", nodes: bool = False) -> Iterator[tuple[str, Any]]:
@@ -79,26 +81,72 @@ def flatten(config: Mapping[str, Any], prefix: str = "", nodes: bool = False) ->
             yield from flatten(value, f"{prefix}{key}.", nodes)
 
 
+def format_setting(value: Any) -> str:
+    """Return a setting as written on the command line."""
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+
 def _differences(
-    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
+    a: Mapping[str, Any], b: Mapping[str, Any], copied: Mapping[str, tuple[Any, Any]], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     for key in {**a, **b}:
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, f"{prefix}{key}.")
-        elif left != right:
+        left, right = _value(a, b, key), _value(b, a, key)
+        if left == right or (prefix and _is_copy(key, left, right, copied)):
+            continue
+        nodes = _as_node(left), _as_node(right)
+        if nodes[0] is not None and nodes[1] is not None:
+            yield from _differences(nodes[0], nodes[1], copied, f"{prefix}{key}.")
+        else:
             yield f"{prefix}{key}", _class_name(left), _class_name(right)
+
+
+def _value(node: Mapping[str, Any], other: Mapping[str, Any], key: str) -> Any:
+    """Return a node's value; of a missing argument its default, or what the other node has for it.
+
+    The latter where the class has no such argument: another version of the code had it. Classes are only
+    looked up among those imported, since a config may be anyone's.
+    """
+    if key in node:
+        return node[key]
+    module, _, name = str(node.get("_target_")).rpartition(".")
+    built = getattr(sys.modules.get(module), name, None)
+    if built is None:
+        return None
+    parameter = inspect.signature(built).parameters.get(key)
+    if parameter is None:
+        return other[key]
+    if isinstance(parameter.default, tuple):
+        return list(parameter.default)
+    return None if parameter.default is parameter.empty else parameter.default
+
+
+def _is_copy(key: str, left: Any, right: Any, copied: Mapping[str, tuple[Any, Any]]) -> bool:
+    """Return whether this difference is that of a config group, or of a number with the same name."""
+    is_node = isinstance(left, Mapping) or isinstance(right, Mapping)
+    return any(pair == (left, right) and (is_node or name == key) for name, pair in copied.items())
+
+
+def _as_node(value: Any) -> Mapping[str, Any] | None:
+    """Return a node, or a list of nodes by index; None for any other value."""
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return {str(i): item for i, item in enumerate(value)}
+    return value if isinstance(value, Mapping) else None
 
 
 def _class_name(value: Any) -> Any:
     """Return the name of a node's class; any other value as it is."""
+    if isinstance(value, list):
+        return [_class_name(item) for item in value]
     return str(value.get("_target_", "...")).rpartition(".")[2] if isinstance(value, Mapping) else value
 
 
-def _without_run(value: Any, config: Mapping[str, Any]) -> Any:
-    """Return a value with the run's own folder and name replaced by ${run} and ${name}."""
+def _without_run(value: Any, config: Mapping[str, Any], key: str = "") -> Any:
+    """Return a value with the run's own name, and its folder in a path, replaced by ${name} and ${run}."""
     if isinstance(value, Mapping):
-        return {key: _without_run(child, config) for key, child in value.items()}
-    if isinstance(value, str):
-        return "${name}" if value == config.get("name") else value.replace(str(config.get("run")), "${run}")
+        return {name: _without_run(child, config, name) for name, child in value.items()}
+    if key == "name" and value == config.get("name"):
+        return "${name}"
+    run = str(config.get("run"))
+    if isinstance(value, str) and (value == run or value.startswith(f"{run}/")):
+        return f"${{run}}{value.removeprefix(run)}"
     return value

@@ -1,25 +1,29 @@
 """Build the trainer and its callbacks from the config, find the checkpoint to resume, print the summary."""
 
 import logging
+import os
 import resource
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
-import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, newest_checkpoint
+from ldm.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, list_checkpoints, newest_checkpoint
 from ldm.callbacks.export import Export
 from ldm.callbacks.preemption import Preemption
 from ldm.cli.config.instantiate import instantiate
+from ldm.cli.device import default_precision, trainer_device
 from ldm.cli.training import launcher, run_config
+from ldm.cli.training.resume_checks import Changes
 from ldm.errors import UserError
 from ldm.stages.base import Stage
 
@@ -36,15 +40,16 @@ OPEN_FILES_LIMIT = 4096
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
-    """Return the checkpoint that `resume` (null, auto or a path) names; UserError for a folder in use."""
-    newest = newest_checkpoint(Path(cfg.run) / "checkpoints")
-    if cfg.resume == "auto":
+    """Return the checkpoint that `resume` (null, auto or a path) names; UserError for a folder in use.
+
+    A requeued SLURM job continues from the newest one of its own, whatever its command says.
+    """
+    folder = Path(cfg.run) / "checkpoints"
+    newest, requeued = newest_checkpoint(folder), int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    if cfg.resume == "auto" or (cfg.resume is not None and newest is not None and requeued):
         return newest
     if cfg.resume is not None:
-        if not Path(cfg.resume).is_file():
-            raise UserError(
-                f"there is no checkpoint {cfg.resume}: use resume=auto for the newest one in {cfg.run}"
-            )
+        _check_is_last(Path(cfg.resume), cfg.run)
         return Path(cfg.resume)
     if newest is not None:
         raise UserError(
@@ -52,6 +57,19 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
             "folder with run=..."
         )
     return None
+
+
+def _check_is_last(path: Path, run: str) -> None:
+    """Raise UserError unless `path` exists and the run's folder has no later checkpoints, or any others."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: use resume=auto for the newest one in {run}")
+    own = [other.resolve() for _, other in list_checkpoints(Path(run) / "checkpoints")]
+    later = own[own.index(path.resolve()) + 1 :] if path.resolve() in own else own
+    if later:
+        raise UserError(
+            f"{run} holds checkpoints that do not come before {path}, such as {later[-1].name}: choose "
+            "another run=FOLDER, or remove them, since resume=auto would continue from them later"
+        )
 
 
 def model_file_path(cfg: DictConfig) -> Path:
@@ -68,9 +86,13 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """Build Lightning's trainer with the run's callbacks and loggers, on the processes launched for it."""
     launch = launcher.detect()
     settings = launcher.apply_launcher(run_config.to_dict(cfg.trainer), launch)
+    device = trainer_device(settings["accelerator"])
     if settings["precision"] == "auto":
-        settings["precision"] = default_precision(settings["accelerator"])
-    plugins = [AtomicCheckpointIO(), launch.environment]
+        settings["precision"] = default_precision(device)
+    plugins: list[Any] = [AtomicCheckpointIO(), launch.environment]
+    if str(settings["precision"]) in ("16", "16-mixed") and device == "cpu":
+        settings["precision"] = None  # Lightning would train in bf16 instead
+        plugins.append(MixedPrecision("16-mixed", "cpu"))
     try:
         trainer: Trainer = instantiate({**settings, "_partial_": True})(
             callbacks=build_callbacks(cfg), logger=build_loggers(cfg), plugins=plugins
@@ -115,15 +137,6 @@ def build_stage(cfg: DictConfig) -> Stage:
     return stage
 
 
-def default_precision(accelerator: str) -> str:
-    """Return bf16 autocast where the device has native bf16, else fp32."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
-
-
 def raise_open_files_limit() -> None:
     """Raise the limit on open files: the usual 1,024 are too few for shards and the workers' batches."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,7 +160,7 @@ def silence_lightning() -> None:
 
 
 def print_summary(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:
-    """Print parameters, batch size, steps, learning rate, device and folder; save and log the config."""
+    """Print parameters, batch size, steps, learning rate, device and folder."""
     trained = sum(p.numel() for p in stage.averaged_parameters().values())
     total = sum(p.numel() for p in stage.model.parameters())
     if not trainer.is_global_zero:
@@ -160,8 +173,18 @@ def print_summary(cfg: DictConfig, trainer: Trainer, stage: Stage) -> None:
         f"{trainer.accelerator.__class__.__name__} in {trainer.precision}, writing to {cfg.run}",
         flush=True,
     )
-    config = run_config.resolve_config(cfg)
-    for change in run_config.write(config, Path(cfg.run)):
-        print(f"changed since the run was last started: {change}", flush=True)
+
+
+def record_settings(cfg: DictConfig, trainer: Trainer, changes: Changes) -> None:
+    """Print what a resumed run has changed; save the config in the run's folder, loggers and checkpoints."""
+    if not trainer.is_global_zero:
+        return
+    for change in changes.printed:
+        print(change, flush=True)
+    config = run_config.resolve_config(cfg, str(trainer.precision)) | {"changes": changes.recorded}
+    run_config.write(config, Path(cfg.run))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            callback.metadata["config"] = config
     for logger in trainer.loggers:
         logger.log_hyperparams(config)

@@ -35,10 +35,26 @@ def test_resume_names_a_checkpoint(tmp_path):
     for step in (8, 12):
         (tmp_path / "checkpoints" / f"step{step:08d}.ckpt").touch()
     assert setup.find_checkpoint(config(f"run={tmp_path}", "resume=auto")).name == "step00000012.ckpt"
-    older = tmp_path / "checkpoints" / "step00000008.ckpt"
-    assert setup.find_checkpoint(config(f"run={tmp_path}", f"resume={older}")) == older
+    newest, elsewhere = tmp_path / "checkpoints" / "step00000012.ckpt", tmp_path / "best.ckpt"
+    assert setup.find_checkpoint(config(f"run={tmp_path}", f"resume={newest}")) == newest
+    elsewhere.touch()
+    assert setup.find_checkpoint(config(f"run={tmp_path}/new", f"resume={elsewhere}")) == elsewhere
     with pytest.raises(UserError, match=r"no checkpoint /nowhere\.ckpt: .*resume=auto"):
         setup.find_checkpoint(config("resume=/nowhere.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["run/checkpoints/step00000008.ckpt", "best.ckpt"])
+def test_checkpoints_that_resume_auto_would_prefer_are_in_the_way(tmp_path, monkeypatch, name):
+    folder, run = tmp_path / "run" / "checkpoints", f"run={tmp_path / 'run'}"
+    folder.mkdir(parents=True)
+    for path in (folder / "step00000008.ckpt", folder / "step00000012.ckpt", tmp_path / "best.ckpt"):
+        path.touch()
+    with pytest.raises(UserError, match=rf"do not come before \S*{name}, such as step00000012.ckpt: .*run=F"):
+        setup.find_checkpoint(config(run, f"resume={tmp_path / name}"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # the same command in a requeued job
+    assert setup.find_checkpoint(config(run, f"resume={tmp_path / name}")) == folder / "step00000012.ckpt"
+    new = config(f"run={tmp_path / 'new'}", f"resume={tmp_path / name}")
+    assert setup.find_checkpoint(new) == tmp_path / name, "it was requeued before its first checkpoint"
 
 
 def test_the_trainer_has_the_runs_callbacks(tmp_path):
@@ -84,16 +100,12 @@ def test_stage_2_has_its_own_model_file():
     assert setup.model_file_path(cfg).as_posix() == "runs/debug_text/latent_diffusion.safetensors"
 
 
-def test_the_default_precision_is_native_to_the_device(monkeypatch):
-    for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda n=native: n)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert setup.default_precision("cpu") == expected
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: not n)
-        assert setup.default_precision("auto") == ("32-true" if native else "bf16-mixed")
-        assert setup.default_precision("cpu") == expected
-        monkeypatch.undo()
+def test_fp16_on_a_cpu_is_not_replaced_by_bf16(tmp_path):
+    for name in ("16-mixed", "16"):
+        trainer = setup.build_trainer(config(f"run={tmp_path}", f"trainer.precision={name}"))
+        assert trainer.precision == "16-mixed"
+        with trainer.precision_plugin.forward_context():
+            assert torch.get_autocast_dtype("cpu") == torch.float16 and torch.is_autocast_enabled("cpu")
 
 
 def test_the_summary_of_a_run(tmp_path, capsys):
