@@ -11,13 +11,15 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from ldm.callbacks.checkpoint import list_checkpoints
-from ldm.errors import InvalidValue, UserError
+from ldm.errors import Diverged, InvalidValue, UserError
 from ldm.stages.base import Stage
-from ldm.typing import Batch, NonNegativeInt, PositiveFloat, PositiveInt
+from ldm.typing import Batch, NonNegativeInt, PositiveFloat, PositiveInt, Proportion
 
 LOG = logging.getLogger(__name__)
 LISTED_STEPS = 8
 """Number of skipped steps, the latest ones, that a warning lists."""
+RECENT_STEPS = 1000
+"""Number of steps over which the recent share of skipped ones is a running mean."""
 
 
 class SkipBadSteps(Callback):
@@ -35,6 +37,11 @@ class SkipBadSteps(Callback):
         window: number of steps over which the mean is taken.
         patience: number of consecutive skipped steps that ends the run.
         every_n_steps: steps between warnings, and between checks of `patience`.
+        max_share: largest share of skipped steps, of all steps and of the latest, with which a finished run
+            counts as trained; else it ends with `Diverged` after its files are written. 1 accepts any.
+
+    Steps are numbered as in metrics.csv. The counts are in the checkpoint: they are of the whole run, also if
+    it was resumed.
     """
 
     def __init__(
@@ -45,15 +52,18 @@ class SkipBadSteps(Callback):
         window: PositiveInt = 100,
         patience: PositiveInt = 50,
         every_n_steps: PositiveInt = 50,
+        max_share: Proportion = 0.1,
     ) -> None:
-        if factor <= 1 or min(window, patience, every_n_steps) < 1 or warmup < 0:
+        if factor <= 1 or min(window, patience, every_n_steps) < 1 or warmup < 0 or not 0 <= max_share <= 1:
             raise InvalidValue(
-                "skip_bad_steps needs factor > 1, window, patience and every_n_steps >= 1, and warmup >= 0, "
-                f"not {factor=}, {window=}, {patience=}, {every_n_steps=}, {warmup=}"
+                "skip_bad_steps needs factor > 1, window, patience and every_n_steps >= 1, warmup >= 0 and "
+                f"max_share in [0, 1], not {factor=}, {window=}, {patience=}, {every_n_steps=}, {warmup=}, "
+                f"{max_share=}"
             )
         self.folder, self.factor, self.warmup, self.window = Path(folder), factor, warmup, window
-        self.patience, self.every_n_steps = patience, every_n_steps
+        self.patience, self.every_n_steps, self.max_share = patience, every_n_steps, max_share
         self.state: dict[str, Tensor] = {}
+        self._position: Tensor | int = 0
         self._step = self._batch_size = self._num_reported = 0
 
     def on_fit_start(self, trainer: Trainer, stage: Stage) -> None:
@@ -65,8 +75,10 @@ class SkipBadSteps(Callback):
                 " or callbacks.skip_bad_steps=null to train without it"
             )
         zeros = torch.zeros(len(optimizers))
-        initial = {"log_mean": zeros, "seen": zeros, "skipped": zeros[0], "in_a_row": zeros[0]}
-        initial["steps"] = torch.zeros(LISTED_STEPS, dtype=torch.int64)
+        counts = dict.fromkeys(("skipped", "in_a_row", "share"), zeros[0])
+        latest = torch.zeros(LISTED_STEPS, dtype=torch.int64)  # steps, and the first position of each
+        initial = {"log_mean": zeros, "seen": zeros, **counts}
+        initial |= {"first": latest[0], "steps": latest, "positions": latest}
         self.state = {
             name: self.state.get(name, value).to(stage.device, copy=True) for name, value in initial.items()
         }
@@ -87,44 +99,72 @@ class SkipBadSteps(Callback):
         slots = torch.arange(LISTED_STEPS, device=is_bad.device)
         next_slot = is_bad & (slots == self.state["skipped"] % LISTED_STEPS)
         self.state["steps"].masked_fill_(next_slot, self._step)
+        self.state["positions"].masked_fill_(next_slot, self._position)
+        self.state["first"].masked_fill_(is_bad & (self.state["skipped"] == 0), self._step)
         self.state["skipped"] += is_bad
         self.state["in_a_row"].add_(1).mul_(is_bad)
+        self.state["share"].lerp_(is_bad.to(torch.float32), 1 / min(max(self._step, 1), RECENT_STEPS))
         return is_bad.to(torch.float32)
 
     def on_train_batch_start(self, trainer: Trainer, stage: Stage, batch: Batch, _: int) -> None:
         """Log the number of skipped steps."""
-        self._step, self._batch_size = trainer.global_step, len(batch["position"]) * trainer.world_size
+        positions = batch["position"]
+        self._step, self._position = trainer.global_step + 1, positions[0]
+        self._batch_size = len(positions) * trainer.world_size
         if stage.logs_this_step:
             stage.extra_metrics["train/skipped_steps"] = self.state["skipped"]
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Warn about skipped steps; end the run if the last `patience` steps were all skipped."""
         if trainer.global_step % self.every_n_steps == 0:
-            in_a_row, skipped = map(
-                int, torch.stack([self.state["in_a_row"], self.state["skipped"]]).tolist()
-            )
-            if skipped > self._num_reported and trainer.is_global_zero:
-                LOG.warning("%s", self._describe(skipped))
-            self._num_reported = skipped
+            self._warn(trainer)
+            in_a_row = int(self.state["in_a_row"])
             if in_a_row >= self.patience:
-                raise UserError(self._explain_end(trainer.global_step, in_a_row))
+                raise Diverged(self._explain_end(trainer.global_step, in_a_row))
+
+    def on_train_end(self, trainer: Trainer, stage: Stage) -> None:
+        """Warn about the steps skipped since the last warning."""
+        self._warn(trainer)
+
+    def on_fit_end(self, trainer: Trainer, stage: Stage) -> None:
+        """Raise Diverged if too many steps were skipped; model file and checkpoint are written by then."""
+        skipped, step = int(self.state["skipped"]), trainer.global_step
+        recent = float(self.state["share"]) if step > RECENT_STEPS else 0.0
+        if max(skipped / max(step, 1), recent) > self.max_share and trainer.is_global_zero:
+            raise Diverged(self._explain_share(step, skipped))
+
+    def _warn(self, trainer: Trainer) -> None:
+        skipped = int(self.state["skipped"])
+        if skipped > self._num_reported and trainer.is_global_zero:
+            LOG.warning("%s", self._describe(skipped))
+        self._num_reported = skipped
 
     def _describe(self, skipped: int) -> str:
         """Return a warning about newly skipped steps, with the positions of their samples."""
-        steps = self.state["steps"].tolist()
+        steps, positions = self.state["steps"].tolist(), self.state["positions"].tolist()
         first = max(self._num_reported, skipped - LISTED_STEPS)
-        latest = [int(steps[n % LISTED_STEPS]) for n in range(first, skipped)]
-        size = self._batch_size
-        listed = ", ".join(f"{s} (positions {s * size} to {(s + 1) * size - 1})" for s in latest)
+        latest = [(steps[n % LISTED_STEPS], positions[n % LISTED_STEPS]) for n in range(first, skipped)]
+        listed = ", ".join(f"{s} (positions {p} to {p + self._batch_size - 1})" for s, p in latest)
         return f"skipped {skipped - self._num_reported} step(s), {skipped} in all; the latest: {listed}"
 
     def _explain_end(self, step: int, in_a_row: int) -> str:
-        good = [path for number, path in list_checkpoints(self.folder) if number <= step - in_a_row]
-        start = f"resume from the last good checkpoint, resume={good[-1]}," if good else "start again"
+        return f"the last {in_a_row} steps up to {step} were skipped{self._advise(step - in_a_row)}"
+
+    def _explain_share(self, step: int, skipped: int) -> str:
+        first, last = int(self.state["first"]), int(self.state["steps"].max())
+        recent = f"{float(self.state['share']):.0%} of the latest; " if step > RECENT_STEPS else ""
         return (
-            f"the last {in_a_row} steps up to {step} were skipped, since their gradient norms were not finite"
-            f" or above {self.factor:g} times the mean: {start} with a lower optimizer.lr or"
-            " trainer.precision=32-true"
+            f"{skipped:,} of {step:,} steps were skipped ({recent}the first was {first:,}, the last {last:,})"
+            f", more than callbacks.skip_bad_steps.max_share={self.max_share:g}{self._advise(first - 1)}"
+        )
+
+    def _advise(self, last_good_step: int) -> str:
+        """Return the reason and what to do."""
+        good = [path for number, path in list_checkpoints(self.folder) if number <= last_good_step]
+        start = f"resume from the last good one, resume={good[-1]} run=FOLDER," if good else "start again"
+        return (
+            f", since their gradient norms were not finite or above {self.factor:g} times the mean: {start}"
+            " with a lower optimizer.lr or trainer.precision=32-true"
         )
 
     def state_dict(self) -> dict[str, Any]:

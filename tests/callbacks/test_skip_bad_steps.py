@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ldm.callbacks.checkpoint import Checkpoint
+from ldm.callbacks.loggers.csv import CSVLogger
 from ldm.callbacks.skip_bad_steps import SkipBadSteps
-from ldm.errors import UserError
+from ldm.errors import Diverged, UserError
 from ldm.losses.adversary import Adversary
 from ldm.losses.regularizers import LeCam
 from ldm.networks.autoencoder import Autoencoder
@@ -59,7 +60,7 @@ def stage_with_lecam_and_codebook():
     ids=["lecam and codebook", "first", "second"],
 )
 def test_a_step_on_nan_changes_nothing_and_training_continues(stage, tmp_path):
-    poison, skipper, rows = PoisonAndRecord(2), SkipBadSteps(str(tmp_path)), []
+    poison, skipper, rows = PoisonAndRecord(2), SkipBadSteps(str(tmp_path), max_share=0.2), []
     stage = stage()
     stage.log_row = lambda values: rows.append(float(values["train/skipped_steps"]))
     tiny.fit(stage, [tiny.batch(2, first=2 * i) for i in range(5)], [skipper, poison])
@@ -81,19 +82,19 @@ def test_warnings_list_skipped_steps_and_their_positions(tmp_path, caplog):
     tiny.fit(
         tiny.first_stage(optimizer=FUSED),
         batches,
-        [SkipBadSteps(str(tmp_path), every_n_steps=3), PoisonTwice(1)],
+        [SkipBadSteps(str(tmp_path), every_n_steps=3, max_share=0.4), PoisonTwice(1)],
     )
     assert [r.getMessage() for r in caplog.records if r.name == "ldm.callbacks.skip_bad_steps"] == [
-        "skipped 1 step(s), 1 in all; the latest: 1 (positions 2 to 3)",
-        "skipped 1 step(s), 2 in all; the latest: 4 (positions 8 to 9)",
+        "skipped 1 step(s), 1 in all; the latest: 2 (positions 2 to 3)",
+        "skipped 1 step(s), 2 in all; the latest: 5 (positions 8 to 9)",
     ]
 
 
 def skipper_with_state(**options) -> SkipBadSteps:
     skipper = SkipBadSteps("nowhere", **options)
-    skipper.state = {"log_mean": torch.zeros(2), "seen": torch.zeros(2)}
-    skipper.state |= {"skipped": torch.tensor(0.0), "in_a_row": torch.tensor(0.0)}
-    skipper.state["steps"] = torch.zeros(8, dtype=torch.int64)
+    trainer, stage = tiny.trainer(1), tiny.first_stage(adversary=tiny.adversary(), optimizer=FUSED)
+    trainer.strategy.optimizers = [FUSED(stage.model.parameters()), FUSED(stage.adversary.parameters())]
+    skipper.on_fit_start(trainer, stage)
     return skipper
 
 
@@ -109,6 +110,7 @@ def test_a_spike_is_measured_against_the_geometric_mean():
     assert skipper.state["skipped"] == 1 and skipper.state["in_a_row"] == 0
     assert decisions(skipper, (float("nan"), 1), (1, float("inf")), (1e9, 1)) == [1, 1, 1]
     assert skipper.state["skipped"] == 4 and skipper.state["in_a_row"] == 3
+    assert skipper.state["log_mean"].isfinite().all()
 
 
 def test_a_discriminator_that_is_not_trained_does_not_enter_the_mean():
@@ -134,7 +136,7 @@ def test_too_many_in_a_row_end_the_run_and_name_the_last_good_checkpoint(tmp_pat
 
     stage = tiny.first_stage(optimizer=FUSED)
     with pytest.raises(
-        UserError, match="last 3 steps up to 6 were skipped.*resume=.*step00000002.ckpt"
+        Diverged, match="last 3 steps up to 6 were skipped.*resume=.*step00000002.ckpt"
     ) as caught:
         tiny.fit(stage, [tiny.batch(1)] * 9, [skipper, PoisonAlways(3), saver])
     assert "optimizer.lr" in str(caught.value)
@@ -158,7 +160,79 @@ def test_needs_a_fused_optimizer(tmp_path):
         tiny.fit(tiny.first_stage(), [tiny.batch(1)], [SkipBadSteps(str(tmp_path))])
 
 
-@pytest.mark.parametrize("options", [{"factor": 1}, {"window": 0}, {"patience": 0}, {"warmup": -1}])
+class PoisonFrom(Poison):
+    """NaN weights in these steps, counted from 0."""
+
+    def __init__(self, bad: range) -> None:
+        super().__init__(-1)
+        self.bad = bad
+
+    def on_train_batch_start(self, trainer, stage, *_) -> None:
+        self.step = trainer.global_step if trainer.global_step in self.bad else -1
+        super().on_train_batch_start(trainer, stage)
+
+
+def test_a_finished_run_that_skipped_most_steps_has_diverged_but_wrote_its_checkpoint(
+    tmp_path, caplog, monkeypatch
+):
+    """Fewer skipped steps than `patience`, and none at a step where warnings are due. Loggers hear of it."""
+    ends = []
+    monkeypatch.setattr(CSVLogger, "finalize", lambda self, status: ends.append(status))
+    saver = Checkpoint(str(tmp_path), every_n_steps=2, keep=9)
+    callbacks = [SkipBadSteps(str(tmp_path)), PoisonFrom(range(4, 9)), saver]
+    expected = (
+        r"^5 of 10 steps were skipped \(the first was 5, the last 9\), more than callbacks.skip_bad_steps"
+        r".max_share=0.1, since .*: resume from the last good one, resume=\S*step00000004.ckpt run="
+    )
+    trainer = tiny.trainer(10, callbacks, tmp_path / "metrics.csv")
+    with pytest.raises(Diverged, match=expected):
+        trainer.fit(tiny.first_stage(optimizer=FUSED), tiny.data(tmp_path / "shards", 10))
+    assert ends == ["failed"], "as W&B shows the run"
+    assert (tmp_path / "step00000010.ckpt").is_file()
+    assert "skipped 5 step(s), 5 in all" in caplog.text, "also the steps after the last warning"
+
+
+def test_a_finished_run_that_skipped_few_steps_has_not_diverged(tmp_path):
+    skipper = SkipBadSteps(str(tmp_path))
+    tiny.fit(tiny.first_stage(optimizer=FUSED), [tiny.batch(1)] * 10, [skipper, PoisonFrom(range(4, 5))])
+    assert int(skipper.state["skipped"]) == 1, "a tenth"
+
+
+def test_a_long_run_has_diverged_if_it_skipped_most_of_its_latest_steps(monkeypatch):
+    """150 of 10,000 steps, all of them among the last 1,000, and never 50 in a row; then none for long."""
+    skipper, trainer, stage = skipper_with_state(), tiny.trainer(1), tiny.first_stage()
+    monkeypatch.setattr(type(trainer), "global_step", 10_000)
+    for step in range(9001, 10_001):
+        skipper._step = step
+        skipper.check_norms(torch.tensor([float("nan") if step > 9700 and step % 2 else 1.0, 1.0]))
+    with pytest.raises(Diverged, match=r"^150 of 10,000 steps .*\(13% of the latest; the first was 9,701"):
+        skipper.on_fit_end(trainer, stage)
+    for _ in range(300):
+        skipper.check_norms(torch.ones(2))
+    skipper.on_fit_end(trainer, stage)
+
+
+def test_a_resumed_run_counts_the_steps_skipped_before(tmp_path):
+    """Its own steps are all good; a run that is already finished reports the same again."""
+    shards, saver = tmp_path / "shards", partial(Checkpoint, str(tmp_path), every_n_steps=9)
+
+    def train(max_steps: int, resume: str | None, *callbacks) -> None:
+        trainer = tiny.trainer(max_steps, [SkipBadSteps(str(tmp_path)), *callbacks, saver()])
+        stage = tiny.second_stage(optimizer=FUSED)
+        trainer.fit(stage, tiny.data(shards, max_steps), ckpt_path=resume, weights_only=True)
+
+    for steps, resume, poison in ((4, None, range(2, 4)), (4, "4", ()), (19, "4", ())):
+        path = None if resume is None else str(tmp_path / f"step{int(resume):08d}.ckpt")
+        with pytest.raises(
+            Diverged, match=rf"^2 of {steps} steps were skipped \(the first was 3, the last 4"
+        ):
+            train(steps, path, PoisonFrom(poison))
+    train(20, str(tmp_path / "step00000019.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"factor": 1}, {"window": 0}, {"patience": 0}, {"warmup": -1}, {"max_share": 1.1}]
+)
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="needs factor > 1, .*, not "):
         SkipBadSteps("nowhere", **options)

@@ -14,7 +14,7 @@ from ldm.cli.config.compose import compose, options
 from ldm.cli.config.instantiate import instantiate
 from ldm.cli.config.messages import nearest
 from ldm.diffusion.times import trailing
-from ldm.errors import UserError
+from ldm.errors import Diverged, UserError
 from tests.support.command_line import check_error, run_command
 
 FILES = {
@@ -216,6 +216,13 @@ def test_a_handled_user_error_does_not_hide_a_bug(run):
 
     with pytest.raises(KeyError):
         run(main)
+
+
+def test_training_that_diverged_has_its_own_status(run):
+    def main(cfg: DictConfig) -> None:
+        raise Diverged("9 of 9 steps were skipped")
+
+    assert run(main) == (3, "", "error: 9 of 9 steps were skipped\n")
 
 
 def test_ctrl_c(run):
