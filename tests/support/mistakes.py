@@ -61,7 +61,7 @@ NUMBERS = [
     ),
     Mistake("no devices", [*AE, "trainer.devices=0"], ["trainer.devices", "auto", "not 0"]),
     Mistake(
-        "half precision", [*AE, "trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "=bf16-mixed"]
+        "weights in half precision", [*AE, "trainer.precision=16-true"], ["=16-true", "16-mixed", "32-true"]
     ),
     Mistake("double precision", [*AE, "trainer.precision=64"], ["trainer.precision=64 ", "float32"]),
     Mistake(
@@ -171,10 +171,12 @@ RESUMING = [
     Mistake(
         "another model",
         [*RESUME, "adversary.discriminator.channels=8"],
-        ["step00000005.ckpt", " tensors", "run=FOLDER"],
+        ["step00000005.ckpt", "adversary.discriminator.channels=8", "run=FOLDER", "allow_changes=["],
     ),
     Mistake(
-        "the other stage", [*WITH_FIRST_STAGE, f"resume={CHECKPOINT}"], [CHECKPOINT, " tensors", "run=FOLDER"]
+        "the other stage",
+        [*WITH_FIRST_STAGE, f"resume={CHECKPOINT}"],
+        [CHECKPOINT, "AutoencoderStage", "run=FOLDER"],
     ),
     Mistake("another seed", [*RESUME, "seed=1"], ["seed=0", "seed=1"]),
     Mistake(
@@ -183,6 +185,37 @@ RESUMING = [
         ["data.global_batch_size=4", "data.global_batch_size=6"],
     ),
     Mistake("other shards", [*RESUME, "data.shards={files}/captionless"], ["data.shards", "data.order"]),
+    Mistake(
+        "another model of the same shape",
+        [*RESUME, "perceptual.seed=1", "allow_changes=[adversary]"],
+        ["perceptual.seed=0", "perceptual.seed=1", "allow_changes=[perceptual.seed]"],
+    ),
+    Mistake(
+        "a model of another shape that is allowed",
+        [*RESUME, "adversary.discriminator.channels=8", "allow_changes=[adversary]"],
+        ["step00000005.ckpt", " tensors", "run=FOLDER"],
+    ),
+    Mistake(
+        "a permission for no setting",
+        [*RESUME, "data.size=32", "allow_changes=[data.sise]"],
+        ["allow_changes", "data.sise", "data.size"],
+    ),
+    Mistake(
+        "an optimizer of another state",
+        [*RESUME, "+optimizer.amsgrad=true"],
+        ["step00000005.ckpt", "optimizer=Adam", "max_exp_avg_sq", "run=FOLDER"],
+    ),
+    Mistake("initial weights for a resumed run", [*RESUME, f"init={FIRST_STAGE}"], ["init=", "run=FOLDER"]),
+    Mistake(
+        "another batch size with an order by batches",
+        [*RESUME, "data.global_batch_size=6", "data.order.lanes=2", "allow_changes=[data]"],
+        ["data.global_batch_size", "data.order.lanes", "run=FOLDER"],
+    ),
+    Mistake(
+        "a checkpoint into a folder with others",
+        [*AE, "run={files}/ae", f"resume={FIRST_STAGE}"],
+        ["{files}/ae", "step00000005.ckpt", "run=FOLDER"],
+    ),
 ]
 
 DATA = [
@@ -225,7 +258,7 @@ DATA = [
     Mistake(
         "shards without captions",
         ["experiment=debug/text", "data.shards={files}/captionless", f"first_stage={FIRST_STAGE}"],
-        ["{files}/captionless", "captions (.txt)", "conditioner=..."],
+        ["{files}/captionless", "a caption in .txt", "data.captions=", "conditioner=..."],
     ),
     Mistake("no first stage", [*TEXT, "first_stage=null"], ["stage 2", "first_stage="]),
     Mistake(
@@ -243,10 +276,22 @@ DATA = [
         [*WITH_FIRST_STAGE, "autoencoder.encoder.channels=16"],
         [FIRST_STAGE, " tensors"],
     ),
+    Mistake(
+        "a first stage with NaN in it",
+        [*TEXT, "first_stage={files}/nan.safetensors"],
+        ["{files}/nan.safetensors", "NaN or infinity in latent_mean", "optimizer.lr"],
+    ),
+    Mistake(
+        "initial weights with NaN in them",
+        [*AE, "init={files}/nan.safetensors"],
+        ["{files}/nan.safetensors", "NaN or infinity in latent_mean", "optimizer.lr"],
+    ),
 ]
 
 MACHINE = [
     Mistake("no GPU", [*AE, "trainer=gpu"], ["no GPU", "trainer=cpu"]),
+    Mistake("an unknown accelerator", [*AE, "trainer.accelerator=tpu"], ["=tpu", "gpu or mps"]),
+    Mistake("no Apple GPU", [*AE, "trainer=mps"], ["no Apple GPU", "trainer=auto"]),
     Mistake(
         "more devices than GPUs",
         [*AE, "trainer=gpu", "trainer.devices=4"],
@@ -349,6 +394,7 @@ SAMPLING = [
                 ("a size of three numbers", ["size=[64,64,3]"], ["size=[64, 64, 3]"]),
                 ("a crop of one number", ["crop=8"], ["crop=8", "crop=[64,96]"]),
                 ("an unknown device", ["device=gpu"], ["device", "gpu", "cuda"]),
+                ("an Apple GPU on another machine", ["device=mps"], ["device=mps", "device=cpu"]),
                 (
                     "a scale without a condition",
                     ["guidance=nested", "guidance.scales=1.5"],
@@ -356,8 +402,84 @@ SAMPLING = [
                 ),
                 ("a file as the output folder", ["out={files}/file"], ["out={files}/file", "is a file"]),
                 ("an output folder that cannot be written", ["out=/proc/x"], ["out=/proc/x", "not writable"]),
+                (
+                    "samples of other settings in the output folder",
+                    ["out={files}/samples"],
+                    ["out={files}/samples", "other settings", "out=FOLDER", "overwrite=true"],
+                ),
+                (
+                    "an input that would be deleted",
+                    [
+                        "out={files}/samples",
+                        "overwrite=true",
+                        "task=img2img",
+                        "task.image={files}/samples/0000_000000.png",
+                    ],
+                    ["task.image={files}/samples/0000_000000.png", "deletes", "out=FOLDER"],
+                ),
+                ("overwriting without a folder", ["overwrite=true"], ["overwrite=true", "out=FOLDER"]),
+                (
+                    "no strength",
+                    ["task=img2img", "task.image=a", "task.strength=null"],
+                    ["task.strength", "null"],
+                ),
+                (
+                    "a bracket that is not closed",
+                    ["negative=(red", "prompt_weights=true"],
+                    ["character 1 ", r"\("],
+                ),
+                (
+                    "a weight that is not a number",
+                    ["negative='(red:1,3)'", "prompt_weights=true"],
+                    ["'1,3'", "(word:1.3)"],
+                ),
             ]
         ),
+    ]
+]
+
+PACK = [
+    *[
+        Mistake(title, [*words, "out={files}/x"], phrases, "python -m ldm.cli.pack")
+        for title, words, phrases in [
+            (
+                "a folder of images that does not exist",
+                ["source=folder", "source.path={files}/nowhere"],
+                ["{files}/nowhere", "source.path"],
+            ),
+            (
+                "a background that does not exist",
+                ["source.path={files}/samples", "background=red"],
+                ["background", "checker", "red"],
+            ),
+            (
+                "a folder without images",
+                ["source.path={files}/captionless"],
+                ["{files}/captionless", "holds no images", ".tar"],
+            ),
+            (
+                "an unknown encoding",
+                ["source.path={files}/images", "source.encoding=ansi"],
+                ["source.encoding=ansi", "cp1252"],
+            ),
+            *[
+                (title, ["source=table", f"source.path={{files}}/{file}"], [f"{{files}}/{file}", *phrases])
+                for title, file, phrases in [
+                    ("a caption with an unquoted comma", "comma.csv", ["line 2", "3 cells", "in quotes"]),
+                    ("a row with too few cells", "short.csv", ["line 2", "2 cells", "header 3"]),
+                    ("a quote that is not closed", "quote.csv", ["line 3", "unbalanced quotes"]),
+                    ("two columns of one name", "twice.csv", ["two columns 'caption'"]),
+                    ("a table without rows", "header.csv", ["no rows", "path and caption"]),
+                    (
+                        "a table with other columns",
+                        "other.csv",
+                        ["'path'", "file, text", "source.path_column"],
+                    ),
+                    ("a table of another kind", "latin.txt", [".csv", ".parquet"]),
+                    ("a table that does not exist", "nowhere.csv", ["source.path=FILE"]),
+                ]
+            ],
+        ]
     ]
 ]
 
@@ -367,12 +489,6 @@ OTHER_COMMANDS = [
         [f"first_stage={FIRST_STAGE}", "shards={files}/images", "out={files}/images", "size=64"],
         ["{files}/images", "out=FOLDER"],
         "python -m ldm.cli.encode_latents",
-    ),
-    Mistake(
-        "a folder of images that does not exist",
-        ["source=folder", "source.path={files}/nowhere", "out={files}/x"],
-        ["{files}/nowhere", "source.path"],
-        "python -m ldm.cli.pack",
     ),
     Mistake(
         "a run without metrics",
@@ -414,6 +530,7 @@ SECTIONS = {
     "GPUs and processes": MACHINE,
     "Submitting to SLURM": SUBMIT,
     "Sampling": SAMPLING,
+    "Packing images": PACK,
     "Other commands": OTHER_COMMANDS,
     "Overrides": OVERRIDES,
 }
