@@ -34,8 +34,8 @@ def main(cfg: DictConfig) -> None:
     )
     if report.without_size is not None:
         print(
-            f"{report.without_size:,} samples without a width and height, which data.order.buckets leaves out, "
-            f"{report.without_score or 0:,} without a score"
+            f"{report.without_size:,} samples without a width and height, which data.order.buckets leaves "
+            f"out, {report.without_score or 0:,} without a score"
         )
     for problem in report.corrupt.values():
         print(cache.name_urls(problem))

@@ -71,9 +71,7 @@ class ShiftedTimes:
     For a rectified flow this multiplies sigma/alpha by s, as recommended for s times the resolution.
     """
 
-    def __init__(
-        self, times: Callable[[Tensor], Tensor], num_steps: Timesteps, shift: Shift = 3.0
-    ) -> None:
+    def __init__(self, times: Callable[[Tensor], Tensor], num_steps: Timesteps, shift: Shift = 3.0) -> None:
         _check_num_steps(num_steps)
         if shift <= 0:
             raise InvalidValue(f"shifted times need shift > 0, not {shift}")

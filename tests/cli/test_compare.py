@@ -80,7 +80,12 @@ def test_the_plot_path(shell, runs):
     status, _, err = shell(runs / "a", "--out", runs / "t.csv")
     assert status == 2 and "--out" in err and "t.csv" in err and ".png, .pdf, .svg" in err
     status, _, err = shell(runs / "a", "--out", "/proc/t.png")
-    assert status == 2 and "/proc/t.csv cannot be written" in err and "choose another path" in err and err.count("\n") == 1
+    assert (
+        status == 2
+        and "/proc/t.csv cannot be written" in err
+        and "choose another path" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_a_disabled_callback_is_one_column(shell, runs):

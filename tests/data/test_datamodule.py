@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.latents import LatentHeader
+from ldm.data.prepare.index_shards import index_shards
 from ldm.data.prepare.write_latents import write_latents
 from ldm.data.prepare.write_shards import write_shard
-from ldm.data.shards.reader import Shards
+from ldm.data.shards.reader import Shards, find_shards
 from ldm.errors import UserError
 from ldm.typing import Batch
+from tests.data.conftest import png
 
 
 def make_module(folder: Path, **changes: object) -> ShardDataModule:
@@ -142,3 +144,56 @@ def test_lightning_resumes_at_the_next_batch(pack: Callable[..., Shards], tmp_pa
     assert module.positions == [0, 4, 8, 12, 16]
     again, _ = fit(tmp_path, steps=9, resume=tmp_path / "5.ckpt")
     assert again.positions == [20, 24, 28, 32]
+
+
+def captioned(
+    folder: Path, members: Mapping[str, bytes], uncaptioned: int = 0, manifest: bool = True
+) -> None:
+    """Write a shard of uncaptioned images, and one of images with these members beside them."""
+    (folder / "shards").mkdir()
+    image = {"png": png((1, 1, 1))}
+    write_shard(folder / "shards" / "0.tar", [(f"0{row}", image) for row in range(uncaptioned)])
+    write_shard(folder / "shards" / "1.tar", [(f"1{row}", {**image, **members}) for row in range(4)])
+    if manifest:
+        index_shards(find_shards(str(folder / "shards")))
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("uncaptioned", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ({"txt": b"a cat"}, None),
+        ({"txt": b"a cat"}, {"txt": 1, "json.long": 3}),
+        ({"json": b'{"long": "a cat"}'}, {"json.long": 1}),
+        ({"json": b'{"long": ["a cat", ""]}'}, {"txt": 1, "json.long": 1}),
+    ],
+)
+def test_captions_are_found_where_the_config_names_them(
+    tmp_path: Path, manifest: bool, uncaptioned: int, members: dict[str, bytes], captions: dict | None
+) -> None:
+    captioned(tmp_path, members, uncaptioned, manifest)
+    module = make_module(tmp_path, captions=captions, steps=4)
+    module.check_captions()
+    batches = list(module.train_dataloader())
+    found = {c for b in batches for k, c in zip(b["key"], b["caption"], strict=True) if k[0] == "1"}
+    assert found == {"a cat"} and {k[0] for b in batches for k in b["key"]} == set("01"[not uncaptioned :])
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize(
+    ("members", "captions", "where"),
+    [
+        ({"json": b'{"long": "a cat"}'}, None, ".txt"),
+        ({"json": b'{"long": ""}'}, {"json.long": 1}, "json.long"),
+        ({"txt": b"a cat"}, {"json.long": 1}, "json.long"),
+        ({"txt": b""}, {"txt": 2, "json.long": 1}, ".txt and json.long"),
+        ({}, None, ".txt"),
+    ],
+)
+def test_shards_without_such_captions_are_refused(
+    tmp_path: Path, manifest: bool, members: dict[str, bytes], captions: dict | None, where: str
+) -> None:
+    captioned(tmp_path, members, manifest=manifest)
+    with pytest.raises(UserError, match=f"none of the first 1,000 samples .* has a caption in {where}, but"):
+        make_module(tmp_path, captions=captions).check_captions()

@@ -26,6 +26,7 @@ from ldm.cli import compare, encode_latents, pack, submit
 from ldm.cli.training import run_lock
 from ldm.data.demo.scenes import DemoScenes
 from ldm.data.prepare.write_shards import write_shard, write_shards
+from ldm.interop import model_file
 from tests.support.command_line import run_command
 from tests.support.mistakes import SECTIONS, Mistake
 
@@ -48,6 +49,14 @@ COMMANDS: dict[str, Callable[[], None]] = {
 }
 NEW_RUN = ("train.py", "python -m ldm.cli.submit")
 """Commands that write into a run's folder."""
+TABLES = {
+    "comma": "path,caption\na.jpg,a red circle, left of a blue square\n",
+    "short": "path;caption;source\na.jpg;a red circle\n",
+    "quote": 'path,caption\na.jpg,a red circle\nb.jpg,"a blue square\n',
+    "twice": "path,caption,caption\na.jpg,a circle,a red circle\n",
+    "header": "path,caption\n",
+    "other": "file,text\na.jpg,a red circle\n",
+}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -62,6 +71,12 @@ def prepare_files(root: Path) -> None:
     (root / "text.ckpt").write_text("not this")
     (root / "latin.txt").write_bytes("ein grüner Kreis".encode("latin-1"))
     torch.save({"weight": torch.zeros(2)}, root / "foreign.ckpt")
+    tensors, config, header = model_file.load(root / "ae" / "autoencoder.safetensors", "autoencoder")
+    tensors["latent_mean"][0] = float("nan")
+    model_file.save(root / "nan.safetensors", tensors, config, "autoencoder", header)
+    (root / "samples").mkdir()
+    (root / "samples" / "samples.json").write_text('{"scale": 2.0}')
+    Image.new("RGB", (64, 64)).save(root / "samples" / "0000_000000.png")
     (root / "empty").mkdir()
     (root / "file").touch()
     image = BytesIO()
@@ -69,6 +84,8 @@ def prepare_files(root: Path) -> None:
     (root / "captionless").mkdir()
     samples = [(f"{i:09d}", {"png": image.getvalue()}) for i in range(8)]
     write_shard(root / "captionless" / "00000.tar", samples)
+    for name, rows in TABLES.items():
+        (root / f"{name}.csv").write_text(rows)
 
 
 def run_mistake(mistake: Mistake, files: Path, run: Path) -> tuple[int, str]:
