@@ -76,10 +76,10 @@ def index_shards(
     if not os.access(folder, os.W_OK) or (remote and out is None):
         raise UserError(f"{folder} cannot be written: give out=FOLDER here and data.index=FOLDER in training")
     report, entries = IndexReport(shards=len(paths)), list[ShardEntry]()
-    with parallel_map(num_workers) as map_shards:
-        update = partial(_update_remote_index, cache=remote) if remote else _update_index
-        task = partial(update, out=out, metadata=metadata, checksums=checksums, score=score)
-        results = tqdm(map_shards(task, paths), "indexing", len(paths), unit=" shards")
+    update = partial(_update_remote_index, cache=remote) if remote else _update_index
+    task = partial(update, out=out, metadata=metadata, checksums=checksums, score=score)
+    with parallel_map(task, num_workers) as map_shards:
+        results = tqdm(map_shards(paths), "indexing", len(paths), unit=" shards")
         for path, (is_new, problem) in zip(paths, results, strict=True):
             entries.append(report.add(path, is_new, problem, out))
     if report.corrupt and not leave_out:

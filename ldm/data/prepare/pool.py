@@ -1,36 +1,37 @@
 """A pool of worker processes that ends at once, without leaving a process or a temporary file."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from ldm.data.loading.workers import exit_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_has_ended = False
+TERMINATED = 143
+_task: Callable[[Any], Any]
+_is_busy = False
 
 
 @contextmanager
-def parallel_map(num_workers: int) -> Iterator[Callable[..., Any]]:
-    """Yield a `map` over this many processes that keeps the order; 0 maps in this process.
+def parallel_map(
+    task: Callable[[Item], Result], num_workers: int
+) -> Iterator[Callable[[Iterable[Item]], Iterator[Result]]]:
+    """Yield a function that maps items by `task` in this many processes, in order; 0 maps in this process.
 
-    If the block raises, as for Ctrl-C, the items that workers are busy with are not waited for.
+    Each process gets the task once. If the block raises, as for Ctrl-C, the items that workers are busy with
+    are not waited for.
     """
     if num_workers == 0:
-        yield map
+        yield lambda items: map(task, items)
         return
-    pool = ProcessPoolExecutor(num_workers, initializer=init_pool_worker)
-
-    def map_items(task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        return pool.map(partial(_run, task), items, chunksize=8)
-
+    pool = ProcessPoolExecutor(num_workers, initializer=_init_worker, initargs=(task,))
     try:
-        yield map_items
+        yield lambda items: pool.map(_run, items, chunksize=8)
     except BaseException:
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -39,22 +40,33 @@ def parallel_map(num_workers: int) -> Iterator[Callable[..., Any]]:
         pool.shutdown(cancel_futures=True)
 
 
-def init_pool_worker() -> None:
+def _init_worker(task: Callable[[Any], Any]) -> None:
     """Set up a worker: it ignores Ctrl-C, removes its temporary files on SIGTERM, exits with its parent."""
+    global _task
+    _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     exit_with_parent()
 
 
-def _end(*_: Any) -> NoReturn:
-    """End the current item; the executor catches the exception, so later items have to look at the flag."""
-    global _has_ended
-    _has_ended = True
+def _end(*_: Any) -> None:
+    """End the item that is in work, if there is one, so that its files are removed; then the process.
+
+    The executor would catch the exception and wait for the next item, for ever if another worker ended while
+    it held the lock of the queue: so the process ends here, or in `_run`.
+    """
+    if not _is_busy:
+        os._exit(TERMINATED)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal of files
-    raise SystemExit
+    raise SystemExit(TERMINATED)
 
 
-def _run(task: Callable[[Item], Result], item: Item) -> Result:
-    if _has_ended:
-        raise SystemExit
-    return task(item)
+def _run(item: Any) -> Any:
+    global _is_busy
+    try:
+        _is_busy = True
+        return _task(item)
+    except SystemExit:
+        os._exit(TERMINATED)
+    finally:
+        _is_busy = False

@@ -74,9 +74,9 @@ def verify(
     """Read and decode every sample of these shards; remote ones, in `cache`, are fetched one at a time."""
     header = read_header(paths)
     total = VerifyReport()
-    with parallel_map(num_workers) as map_shards:
-        task = partial(verify_shard, index_folder=index_folder, header=header, cache=cache)
-        for report in tqdm(map_shards(task, paths), "verifying", len(paths), unit=" shards"):
+    task = partial(verify_shard, index_folder=index_folder, header=header, cache=cache)
+    with parallel_map(task, num_workers) as map_shards:
+        for report in tqdm(map_shards(paths), "verifying", len(paths), unit=" shards"):
             total.merge(report)
     return total
 

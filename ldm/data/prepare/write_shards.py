@@ -7,8 +7,6 @@ the shards that are missing, incomplete, or whose files have changed.
 
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +28,7 @@ from ldm.data.prepare.pack_folder import (
     write_json,
 )
 from ldm.data.prepare.pack_report import PackReport
-from ldm.data.prepare.pool import init_pool_worker
+from ldm.data.prepare.pool import parallel_map
 from ldm.data.prepare.sample_json import sample_json
 from ldm.data.shards.index import SCORE, build_index, load_index, save_index
 from ldm.data.shards.manifest import ShardEntry, write_manifest
@@ -71,7 +69,7 @@ def write_shards(
     if isinstance(source, FileSource):
         report.add_ignored(source.ignored)
     with (
-        _encoders(RecordEncoder(source, format, size, channels, background), num_workers) as encode,
+        parallel_map(RecordEncoder(source, format, size, channels, background), num_workers) as encode,
         tqdm(total=len(source), desc="packing", unit=" images", smoothing=0.05) as bar,
     ):
         for first in range(0, len(source), shard_size):
@@ -115,34 +113,6 @@ def write_shard(
                     tar.addfile(info, BytesIO(data))
         save_index(build_index(temporary, score, checksums=True).with_header(source=source), path)
     return count
-
-
-@contextmanager
-def _encoders(
-    encoder: RecordEncoder, num_workers: int
-) -> Iterator[Callable[[range], Iterator[EncodedRecord | SkippedRecord]]]:
-    """Yield a function that encodes rows in order, in this process or in a pool that gets the source once."""
-    if num_workers == 0:
-        yield lambda rows: map(encoder, rows)
-        return
-    pool = ProcessPoolExecutor(num_workers, initializer=_init_worker, initargs=(encoder,))
-    try:
-        yield lambda rows: pool.map(_encode_row, rows, chunksize=8)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_encoder_of_worker: RecordEncoder
-
-
-def _init_worker(encoder: RecordEncoder) -> None:
-    global _encoder_of_worker
-    _encoder_of_worker = encoder
-    init_pool_worker()
-
-
-def _encode_row(row: int) -> EncodedRecord | SkippedRecord:
-    return _encoder_of_worker(row)
 
 
 def _count_items(

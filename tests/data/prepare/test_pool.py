@@ -25,15 +25,16 @@ def write_slowly(folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_results_are_in_order(num_workers: int) -> None:
-    with parallel_map(num_workers) as map_items:
-        assert list(map_items(square, range(50))) == [x * x for x in range(50)]
+    with parallel_map(square, num_workers) as map_items:
+        assert list(map_items(range(50))) == [x * x for x in range(50)]
     assert not multiprocessing.active_children()
 
 
 def test_after_an_exception_no_item_is_waited_for_and_nothing_is_left(tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), parallel_map(2) as map_items:
-        map_items(partial(write_slowly, tmp_path), range(50))
+    task = partial(write_slowly, tmp_path)
+    with pytest.raises(KeyboardInterrupt), parallel_map(task, 2) as map_items:
+        map_items(range(50))
         while len(os.listdir(tmp_path)) < 2:
             time.sleep(0.01)
         for worker in multiprocessing.active_children():
@@ -42,3 +43,22 @@ def test_after_an_exception_no_item_is_waited_for_and_nothing_is_left(tmp_path: 
         raise KeyboardInterrupt
     assert time.monotonic() - start < 30 and os.listdir(tmp_path) == []
     assert not multiprocessing.active_children()
+
+
+def sleep_at_zero(x: int) -> None:
+    time.sleep(60 if x == 0 else 0)
+
+
+@pytest.mark.parametrize("signalled", [1, 2])
+def test_a_worker_never_waits_for_the_lock_of_one_that_has_ended(signalled: int) -> None:
+    """SIGTERM reaches some or all processes of a job; the idle one ends with the lock of the queue."""
+    start = time.monotonic()
+    with pytest.raises(SystemExit), parallel_map(sleep_at_zero, 2) as map_items:
+        map_items(range(8))  # one chunk, so that the other worker is idle
+        time.sleep(0.5)
+        for worker in multiprocessing.active_children()[:signalled]:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.2)
+        raise SystemExit
+    assert time.monotonic() - start < 30 and not multiprocessing.active_children()
