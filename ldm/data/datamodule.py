@@ -84,8 +84,7 @@ class ShardDataModule(LightningDataModule):
         self.shards, self.val_shards = shards, val_shards
         self.global_batch_size, self.steps = global_batch_size, steps
         self.size, self.channels = size, channels
-        self.seed = seed
-        self.num_workers = num_workers
+        self.seed, self.num_workers = seed, num_workers
         self.random_crop, self.flip = random_crop, flip
         self.val_batches = val_batches
         self.order = order or OrderOptions()

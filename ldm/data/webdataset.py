@@ -5,7 +5,7 @@ a resumed run continues with other samples, and an epoch's worth of samples miss
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ldm.data.shards.local import IndexFolder
 from ldm.data.shards.reader import BadSample, Sample, find_shards
 from ldm.data.shards.remote import Cache
 from ldm.errors import UserError
-from ldm.typing import Channels, Pixels, PositiveInt, Proportion, Seed, Workers
+from ldm.typing import Channels, Pixels, PositiveFloat, PositiveInt, Proportion, Seed, Workers
 
 MAX_BAD_SAMPLES = 100
 """A run stops after this many bad samples in one batch."""
@@ -141,6 +141,7 @@ class ResampledDataModule(ShardDataModule):
         flip: bool = False,
         val_batches: PositiveInt = 1,
         buffer: PositiveInt = 1000,
+        captions: Mapping[str, PositiveFloat] | None = None,
         extra_fields: Sequence[Field] = (),
         spatial_fields: Sequence[Callable[[ImageField], Field]] = (),
         derived_fields: Sequence[DerivedField] = (),
@@ -149,17 +150,12 @@ class ResampledDataModule(ShardDataModule):
         val_index: IndexFolder = None,
         cache: Cache | None = None,
     ) -> None:
+        batches = (global_batch_size, size, steps, seed, num_workers, random_crop, flip, val_batches)
         super().__init__(
             shards,
             val_shards,
-            global_batch_size,
-            size,
-            steps,
-            seed,
-            num_workers,
-            random_crop,
-            flip,
-            val_batches,
+            *batches,
+            captions=captions,
             extra_fields=extra_fields,
             spatial_fields=spatial_fields,
             derived_fields=derived_fields,

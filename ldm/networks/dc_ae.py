@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
 from ldm.networks.attention import check_levels
-from ldm.networks.autoencoder import DecoderBase, EncoderBase, ResolutionLevel
+from ldm.networks.autoencoder import DecoderBase, EncoderBase
 from ldm.networks.blocks import GroupNorm, conv3x3
+from ldm.networks.levels import ResolutionLevel
 from ldm.networks.tiling import Box, Map, Tiles, forward_tiled, spatial_size
 from ldm.typing import Channels, Multipliers, NonNegativeInt, Pixels, Range
 

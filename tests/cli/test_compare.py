@@ -25,7 +25,9 @@ def runs(tmp_path):
             writer.writeheader()
             writer.writerows(rows)
         stage = {"optimizer": {"lr": lr}, "seed": 0}
-        run_config.write({"run": str(run), "name": name, "optimizer": {"lr": lr}, "stage": stage}, run)
+        changes = ["optimizer.lr: 1 -> 0.1 after step 30"] if name == "a" else []
+        config = {"run": str(run), "name": name, "optimizer": {"lr": lr}, "stage": stage, "changes": changes}
+        run_config.write(config, run)
     return tmp_path
 
 
@@ -49,6 +51,7 @@ def test_the_best_comes_first_with_the_settings_that_differ(shell, runs):
     status, text, _ = shell(*(runs / n for n in "abc"), "--out", out)
     assert status == 0
     header, *rows = text.splitlines()[:4]
+    assert "c: optimizer" not in text and f"{runs / 'a'}: optimizer.lr: 1 -> 0.1 after step 30\n" in text
     assert header.split("  ")[0] == "run" and "optimizer.lr" in header and "stage.optimizer.lr" not in header
     assert [row.split()[0][-1] for row in rows] == ["b", "a", "c"], "NaN comes last"
     with open(out.with_suffix(".csv"), newline="") as file:

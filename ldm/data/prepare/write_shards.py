@@ -73,22 +73,33 @@ def write_shards(
         tqdm(total=len(source), desc="packing", unit=" images", smoothing=0.05) as bar,
     ):
         for first in range(0, len(source), shard_size):
-            path = out / f"{first // shard_size:05d}.tar"
             rows = range(first, min(first + shard_size, len(source)))
-            stats, inputs = load_stats(path), hash_inputs(source, rows)
-            if stats is None or stats.get("inputs", "") != inputs:
-                report.changed_shards += stats is not None
-                items = _count_items(encode(rows), bar.update)
-                stats = _pack_shard(path, items, len(str(shard_size - 1)), inputs)
-            else:
-                bar.initial += len(rows)  # packed earlier: the speed does not count them
-                bar.update(len(rows))
-            report.add_shard(stats["successes"], stats["skipped"], stats.get("notes", {}))
+            path, digits = out / f"{first // shard_size:05d}.tar", len(str(shard_size - 1))
+            _update_shard(path, source, rows, encode, digits, report, bar)
     report.removed_shards = remove_shards(out, -(-len(source) // shard_size))
-    paths = sorted(out.glob("*.tar"))
-    write_manifest(out, [ShardEntry.from_index(path, load_index(path)) for path in paths])
+    write_manifest(out, [ShardEntry.from_index(path, load_index(path)) for path in sorted(out.glob("*.tar"))])
     write_json(out / "report.json", asdict(report))
     return report
+
+
+def _update_shard(
+    path: Path,
+    source: Source,
+    rows: range,
+    encode: Callable[[range], Iterator[EncodedRecord | SkippedRecord]],
+    digits: int,
+    report: PackReport,
+    bar: tqdm,
+) -> None:
+    """Pack the records of these rows, unless an earlier run did, and count them."""
+    stats, inputs = load_stats(path), hash_inputs(source, rows)
+    if stats is None or stats.get("inputs", "") != inputs:
+        report.changed_shards += stats is not None
+        stats = _pack_shard(path, _count_items(encode(rows), bar.update), digits, inputs)
+    else:
+        bar.initial += len(rows)  # packed earlier: the speed does not count them
+        bar.update(len(rows))
+    report.add_shard(stats["successes"], stats["skipped"], stats.get("notes", {}))
 
 
 def write_shard(

@@ -1,12 +1,13 @@
 """Stage 1 refuses images that its losses do not support, with the stage on a real device or on meta."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from ldm.cli.training.model_checks import check_model_and_data
+from ldm.cli.training.model_checks import check_checkpoint, check_model_and_data
 from ldm.data.order.filters import AspectBuckets
 from ldm.data.order.options import OrderOptions
 from ldm.errors import UserError
@@ -64,3 +65,14 @@ def test_images_of_the_minimum_size_pass_and_the_stage_does_not_change(tmp_path,
     data.order = OrderOptions(buckets=AspectBuckets([[60, 60], [120, 40]]))
     with pytest.raises(UserError, match="of 48x16, .* shrinks 120x40"):
         check_model_and_data(stage, data, max_steps=100)
+
+
+def test_a_resumed_run_has_the_first_stage_of_its_checkpoint():
+    """Another one would be replaced by the checkpoint's without a word; trained weights may differ."""
+    stage = tiny.second_stage(first_stage_weights="b.safetensors")
+    checkpoint = {"state_dict": tiny.snapshot(stage)}
+    torch.nn.init.normal_(stage.model.denoiser.conv_out.weight)
+    check_checkpoint(checkpoint, Path("a.ckpt"), stage)
+    stage.model.first_stage.latent_std[1] = 2.0
+    with pytest.raises(UserError, match="first_stage=b.safetensors differs from the first stage in a.ckpt, "):
+        check_checkpoint(checkpoint, Path("a.ckpt"), stage)

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import re
 from collections import Counter
 from functools import cache, partial
 from pathlib import Path
@@ -69,7 +70,7 @@ def change_each(cfg: DictConfig, every: int) -> Counter[str]:
         if matches(key, NEVER) or not matches(key, APPLIED + NO_EFFECT):
             with pytest.raises(UserError) as caught:
                 find(before, now)
-            assert f" {key}=" in str(caught.value), key
+            assert re.search(rf"(^| ){re.escape(key)}(=| cannot)", str(caught.value)), key
             counts["refused"] += 1
             continue
         found, applied = find(before, now), matches(key, APPLIED)
@@ -88,7 +89,8 @@ def test_each_setting_is_announced_or_refused_by_name(experiment):
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_each_setting_of_each_experiment_is_announced_or_refused_by_name(experiment):
-    assert change_each(config("first_stage=null", experiment=experiment), every=1).total() > 100
+    words = "first_stage=null", "trainer.precision=32-true"
+    assert change_each(config(*words, experiment=experiment), every=1).total() > 100
 
 
 def test_nothing_has_changed():
