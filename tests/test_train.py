@@ -140,7 +140,7 @@ def test_both_stages_from_images_to_a_score(images, tmp_path):
     ckpt, out_folder = second / "latent_diffusion.safetensors", tmp_path / "samples"
     words = (f"ckpt={ckpt}", f"prompts=['{CAPTION}']", "n=2", "steps=2", f"out={out_folder}")
     status, out, err = run_command(sample.main, *words)
-    assert status == 0 and "wrote 2 images" in out, err
+    assert status == 0 and "wrote 2 of 2 images" in out, err
     assert Image.open(out_folder / "0000_000001.png").size == (64, 64)
 
     words = (f"ckpt={ckpt}", "n=2", "steps=2", "batch_size=2", f"out={tmp_path / 'score'}")

@@ -189,7 +189,7 @@ class Stage(LightningModule, ABC):
         which it does not count.
         """
         values = torch.stack(norms)
-        skip = torch.zeros((), device=self.device)
+        skip = torch.zeros((), dtype=torch.float32, device=self.device)  # what fused optimizers read
         if self.loss_scale is not None:
             skip = self.overflow = self.loss_scale.update(values)
             values = torch.where(skip > 0, 0, values)

@@ -93,7 +93,7 @@ def test_weights_that_are_missing(run_doctor):
     [
         ("data.size=60", "model and data", "data.size=60"),
         ("trainer.precision=fp8", "trainer", "'fp8'"),
-        ("callbacks.ema.decay=2", "trainer", "callbacks.ema"),
+        ("trainer.strategy=abc", "trainer", "abc"),
     ],
 )
 def test_what_train_would_refuse_is_reported(run_doctor, word, line, key):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.accelerators.mps import MPSAccelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -109,9 +110,11 @@ def apple_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Emulate a Mac with an Apple GPU within the block."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(platform, "processor", lambda: "arm")
+    MPSAccelerator.is_available.cache_clear()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(x, device=...) then passes through the mode
     try:
         with EmulatedGPU():
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
+        MPSAccelerator.is_available.cache_clear()

@@ -425,7 +425,7 @@ SAMPLING = [
                 ),
                 (
                     "a bracket that is not closed",
-                    ["negative=(red", "prompt_weights=true"],
+                    ['negative="(red"', "prompt_weights=true"],
                     ["character 1 ", r"\("],
                 ),
                 (

@@ -233,6 +233,7 @@ CASES: dict[str, Case] = {
     "ldm.data.order.options.OrderOptions": Case(),
     "ldm.data.shards.remote.Cache": Case({"folder": "x"}),
     "ldm.cli.benchmark_data.DataBenchmark": Case({"size": 32, "images": 1, "seconds": 0.1}),
+    "ldm.cli.sampling.tasks.conditional.Class": Case({"labels": 0}),
     "ldm.cli.sampling.tasks.conditional.InpaintingModel": Case({"image": "x", "mask": "x"}),
     "ldm.cli.sampling.tasks.conditional.SuperResolution": Case({"image": "x"}),
     "ldm.cli.sampling.tasks.img2img.Img2Img": Case({"image": "x"}),

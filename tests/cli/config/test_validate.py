@@ -19,7 +19,6 @@ MISTAKES = [
     (["crop=null"], ["crop=None: expected [top, left]"]),
     (["also=depth"], ["also=depth ", "+task@also.NAME=depth"]),
     (["guidance=nested", "guidance.scales={depth: a}"], ["guidance.scales must be numbers", "'a'"]),
-    (["out="], ["out is empty"]),
 ]
 
 

@@ -172,7 +172,11 @@ MISTAKES = [
     ("class", ["task=class", "task.labels=[12]"], ["task.labels=12", "0 to 11"]),
     ("class", ["task=class", "task.labels=[]"], ["task.labels=[]", "task.labels=[0,1]"]),
     ("class", ["task=class", "task.labels=12"], ["task.labels=12", "0 to 11"]),
-    ("class", ["task=class", "task.labels=circle"], ["task.labels=circle", "task.labels=[0,1]"]),
+    (
+        "class",
+        ["task=class", "task.labels=circle"],
+        ["task.labels must be a whole number", "not circle"],
+    ),
     ("class", ["task=class", "task.labels=3", "negative=a"], ["negative", "uses caption"]),
     ("unconditional", ["task=unconditional", "size=36"], ["multiples of 16", "size=[32,32]"]),
     ("five_channels", ["task=img2img", "task.image={colours}"], ["task.image:", "5 channels"]),
@@ -185,7 +189,7 @@ MISTAKES = [
     (
         "upscaler",
         ["task=super_resolution", "task.image={colours}", "task.noise_level=0"],
-        ["task.noise_level=0", "1 to 350"],
+        ["task.noise_level must be a whole number", "not 0"],
     ),
     ("class", ["task=semantic", "task.map={labels}"], ["uses segmentation", "only label, coordinates"]),
     ("semantic", ["task=semantic", "task.map={wide}"], ["task.map=", "64x32", "32x32", "size=[32,64]"]),

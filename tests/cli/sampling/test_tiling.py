@@ -80,7 +80,7 @@ def read_moments(folder: Path) -> np.ndarray:
 def test_an_invalid_tile_is_refused_before_sampling(used_tiles, trained, tile):
     overrides = (f"ckpt={trained[2]}", "prompts=[a]", "device=cpu", f"tile={tile}")
     status, _, err = run_command(sample.main, *overrides)
-    check_error(status, err, [f"tile={tile} must be"])
+    check_error(status, err, [f"tile must be a whole number in 1..16384, or null, not {tile}"])
     assert err.count("\n") == 1
     assert not used_tiles
 

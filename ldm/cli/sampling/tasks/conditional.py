@@ -29,7 +29,7 @@ from ldm.conditioning.low_resolution import LowResolution
 from ldm.conditioning.spatial import Mask, SemanticMap
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
-from ldm.typing import Batch, FiniteFloat, PositiveInt
+from ldm.typing import Batch, FiniteFloat, NonNegativeInt, PositiveInt
 
 C = TypeVar("C", bound=Conditioner)
 D = TypeVar("D", bound=Conditioner)
@@ -91,7 +91,7 @@ class Class(Conditional):
         labels: class indices, a list or one; UserError for anything else.
     """
 
-    def __init__(self, labels: int | Sequence[int]) -> None:
+    def __init__(self, labels: NonNegativeInt | Sequence[NonNegativeInt]) -> None:
         self.labels = [labels] if isinstance(labels, int) else list(labels)
         if not self.labels or any(type(label) is not int for label in self.labels):
             raise UserError(f"task.labels={labels}: expected class indices, for example task.labels=[0,1]")
