@@ -12,4 +12,5 @@ if sys.platform == "win32":  # before modules that exist only on Unix are import
 
 from ldm.cli.config.process import report_interrupt  # noqa: E402
 
-sys.excepthook = report_interrupt  # the libraries that a command imports take seconds
+if sys.excepthook is sys.__excepthook__:  # a worker has one of its own
+    sys.excepthook = report_interrupt  # the libraries that a command imports take seconds

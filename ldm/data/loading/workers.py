@@ -27,7 +27,7 @@ def start_fork_server() -> None:
     signals; one that arrives meanwhile is delivered afterwards. The tracker comes first, because its start
     unblocks SIGTERM.
     """
-    forkserver.set_forkserver_preload(["ldm.data.loading.loader"])
+    forkserver.set_forkserver_preload(["ldm.data.loading.fork_server"])
     signals = {getattr(signal, name) for name in SIGNALS}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
