@@ -44,6 +44,10 @@ def main(cfg: DictConfig) -> None:
             f"{num_corrupt} of {report.shards} shards are corrupt: fetch or pack them again, or set "
             "leave_out=true to train without them"
         )
+    if cfg.score is not None and report.samples and report.without_score == report.samples:
+        raise UserError(
+            f"no json in {cfg.shards} has a number {cfg.score!r}: name the key of the score with score=KEY"
+        )
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def test_the_score_is_read_under_another_key_and_kept(shell: Shell, folder: Path
     for words_again in (words, [*words, "facts=true"], [*words, "sums=true"], [*words, "score=aesthetic"]):
         assert "0 of them new" in shell(index.main, *words_again)[1] and stored()[:5] == [0, 1, 2, 3, 4]
     assert "2 of them new" in shell(index.main, *words, "score=score")[1] and stored()[-1] == 9
+    status, _, err = shell(index.main, *words, "score=aestetic")
+    assert status == 2 and "has a number 'aestetic': name the key" in err.splitlines()[-1]
 
 
 def test_a_new_score_keeps_the_checksums_of_the_original(shell: Shell, folder: Path) -> None:
@@ -78,7 +80,8 @@ def test_a_new_score_keeps_the_checksums_of_the_original(shell: Shell, folder: P
         file.seek(520)
         file.write(b"\xff")
     os.utime(folder / "00002.tar", ns=(time.st_atime_ns, time.st_mtime_ns))  # damage leaves the time as it is
-    assert "3 of them new" in shell(index.main, f"shards={folder}", "score=likes")[1]
+    status, out, err = shell(index.main, f"shards={folder}", "score=likes")
+    assert status == 2 and "3 of them new" in out and "no json in" in err
     status, out, _ = shell(verify.main, f"shards={folder}")
     assert status == 2 and "1 changed since it was indexed" in out
 
