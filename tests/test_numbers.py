@@ -19,7 +19,7 @@ from tests.support.probes import NOT_SET, Case
 
 ARGUMENTS = {key: hint for key, hint in arguments().items() if key not in NOT_SET}
 PROBED = [key for key in ARGUMENTS if key[0] not in COMMANDS and key[0] not in LIBRARIES]
-SAMPLE = PROBED[::16]
+SAMPLE = PROBED[::24]
 
 
 def node(target: str, name: str, value: Any) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_lists_of_remote_and_local_folders(
 def test_the_commands_of_the_guide_can_be_parsed() -> None:
     """Its patterns and commands have the quotes that Hydra needs."""
     guide = (Path(__file__).parents[2] / "docs" / "guide" / "data.md").read_text()
-    commands = re.findall(r"^python train.py experiment=NAME (.*data.shards=.*)$", guide, re.MULTILINE)
+    commands = re.findall(r"^python train.py experiment=ldm_f8_text (.*data.shards=.*)$", guide, re.MULTILINE)
     words = [["experiment=debug/ae", *shlex.split(command)] for command in commands]
     shards = [compose("train", each).data.shards for each in words]
     assert len(shards) == 4 and shards[1].endswith("/images/{00000..00999}.tar")
@@ -201,7 +201,7 @@ def test_encoding_from_a_url_and_training_on_remote_latents(
     check_equal(remote, from_pipe)
 
 
-@pytest.mark.parametrize("form", sampled("http", "pipe"))
+@pytest.mark.parametrize("form", sampled("http"))
 def test_index_and_verify(server: Server, root: Path, tmp_path: Path, form: str) -> None:
     """The index is the one that pack wrote; it is written to a folder here, with which training starts."""
     words = [f"shards={quoted(spec(form, server, root))}", "workers=1", "facts=true", "sums=true"]
@@ -285,6 +285,7 @@ def test_doctor_reads_remote_shards_and_submit_does_not(server: Server, root: Pa
         assert status == 2 and "/nowhere has no manifest.npy" in out + err
 
 
+@pytest.mark.slow
 def test_submit_leaves_shards_that_it_cannot_reach_to_the_job(server: Server, tmp_path: Path) -> None:
     words = ["experiment=debug/ae", f"run={tmp_path / 'run'}", f"data.cache.folder={tmp_path / 'c'}"]
     job = ["dry=true", "gpus=0", "tasks=1"]

@@ -97,7 +97,10 @@ def trained(name: str, **options):
     return stage
 
 
-@pytest.mark.parametrize(("name", "micro_batch_size"), [("first", 2), ("r1", 0), ("lecam", 0), ("second", 2)])
+@pytest.mark.parametrize(
+    ("name", "micro_batch_size"),
+    [("first", 2), ("r1", 0), ("lecam", 0), pytest.param("second", 2, marks=pytest.mark.slow)],
+)
 def test_the_unscaled_gradient_is_that_of_fp32(name, micro_batch_size):
     exact = gradients(trained(name, micro_batch_size=micro_batch_size), "32-true")
     scaled = gradients(trained(name, micro_batch_size=micro_batch_size), "16-mixed")
@@ -167,7 +170,7 @@ def test_bad_gradients_are_the_guards_business_at_scale_1_only(factor, overflows
     assert all(value.isfinite().all() for value in scale.weights[-1].values())
 
 
-@pytest.mark.parametrize("build", [first_stage, second_stage])
+@pytest.mark.parametrize("build", [first_stage, pytest.param(second_stage, marks=pytest.mark.slow)])
 def test_a_resumed_run_continues_with_the_same_scale_bit_for_bit(build, tmp_path, monkeypatch):
     monkeypatch.setattr(loss_scale, "INITIAL", 2.0**20)
     data, weights = tiny.data(tmp_path, 10), []
