@@ -118,7 +118,8 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     model_config = run_config.to_dict(cfg.stage.model)
     callbacks.append(Export(str(model_file_path(cfg)), model_config, model_kind(cfg), every))
     # The checkpoint comes last: once it is there, so is the model file of the same step, also after a kill.
-    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    # Before it comes the one that saves after a signal: that checkpoint has the averages of its step, too.
+    callbacks.sort(key=lambda c: 2 if isinstance(c, Checkpoint) else int(isinstance(c, Preemption)))
     return callbacks
 
 

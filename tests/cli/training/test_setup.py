@@ -9,6 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from ldm.callbacks.checkpoint import Checkpoint
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.export import Export
+from ldm.callbacks.posthoc_ema import PostHocEMA
+from ldm.callbacks.preemption import Preemption
 from ldm.cli.config.compose import compose
 from ldm.cli.training import setup
 from ldm.errors import UserError
@@ -65,6 +67,12 @@ def test_the_trainer_has_the_runs_callbacks(tmp_path):
     assert export.path == tmp_path / "autoencoder.safetensors" and export.kind == "autoencoder"
     assert export.every_n_steps == 4 and export.config["_target_"] == "ldm.networks.autoencoder.Autoencoder"
     assert trainer.logger.path == tmp_path / "metrics.csv" and trainer.max_steps == 8
+
+
+def test_a_checkpoint_after_a_signal_has_the_averages_of_its_step():
+    cfg = config("callbacks=post_hoc", "callbacks.post_hoc.every_n_steps=2")
+    kinds = [type(callback) for callback in setup.build_callbacks(cfg)]
+    assert kinds[-2:] == [Preemption, Checkpoint] and {PostHocEMA, EMA, Export} <= {*kinds[:-2]}
 
 
 def test_null_disables_a_callback(tmp_path):
