@@ -1,6 +1,7 @@
 """The base class of callbacks that write a file every so many steps."""
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning import Callback, Trainer
@@ -11,7 +12,7 @@ from ldm.stages.base import Stage
 LOG = logging.getLogger(__name__)
 
 
-class PeriodicWriter(Callback):
+class PeriodicWriter(Callback, ABC):
     """Call `save` every `every_n_steps` and at the end of training, on rank 0.
 
     A file that cannot be written, as on a full disk, is reported by a warning: older files stay, training
@@ -24,9 +25,9 @@ class PeriodicWriter(Callback):
     problem = ""
     """Why the latest file could not be written; empty if it was."""
 
+    @abstractmethod
     def save(self, trainer: Trainer, stage: Stage) -> None:
         """Write the file of this step."""
-        raise NotImplementedError
 
     def on_train_batch_end(self, trainer: Trainer, stage: Stage, *_: Any) -> None:
         """Save every `every_n_steps`."""

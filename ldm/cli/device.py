@@ -41,7 +41,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def trainer_device(accelerator: str) -> DeviceType:
-    """Return the type of device that `trainer.accelerator` stands for on this machine; or raise UserError."""
+    """Return the type of device that `trainer.accelerator` selects here; UserError if there is none."""
     chosen: dict[str, DeviceType] = {"cpu": "cpu", "cuda": "cuda", "mps": "mps"}
     chosen |= dict.fromkeys(("auto", "gpu"), available_device())
     if accelerator not in chosen:

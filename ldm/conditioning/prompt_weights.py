@@ -40,7 +40,7 @@ class WeightedText:
 
 
 _COLON = WeightedText(":", 1.0)
-"""A colon without a backslash, told apart by its identity."""
+"""The one object for a colon without a backslash; `is` distinguishes it from a colon that is text."""
 
 
 def parse(prompt: str) -> list[WeightedText]:

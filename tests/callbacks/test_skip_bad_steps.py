@@ -175,7 +175,7 @@ class PoisonFrom(Poison):
 def test_a_finished_run_that_skipped_most_steps_has_diverged_but_wrote_its_checkpoint(
     tmp_path, caplog, monkeypatch
 ):
-    """Fewer skipped steps than `patience`, and none at a step where warnings are due. Loggers hear of it."""
+    """Fewer skipped steps than `patience`, none of them at a step where warnings are due."""
     ends = []
     monkeypatch.setattr(CSVLogger, "finalize", lambda self, status: ends.append(status))
     saver = Checkpoint(str(tmp_path), every_n_steps=2, keep=9)

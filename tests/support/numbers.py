@@ -89,7 +89,7 @@ PAGE = CONFIGS.parent / "docs" / "guide" / "ranges.md"
 HEADER = """# Ranges of the numbers in the configs
 
 The numbers that each class, function and command takes, with the least and the most. A value outside ends
-the command before any work with one sentence that names the key. The ranges stand in the types of the
+the command before any work with one sentence that names the key. The ranges are in the types of the
 arguments, those of commands, optimizers and the trainer in `ldm/cli/config/key_types.py`. Some numbers also
 depend on each other, such as `sigma_min < sigma_max`; their class refuses what does not fit.
 

@@ -17,7 +17,7 @@ class TooManyPixels(Unreadable):
 
 
 class TooLongForJpeg(Unreadable):
-    """An image with a side that a JPEG cannot have."""
+    """An image with a side longer than JPEG allows."""
 
     reason = "too long for a JPEG"
 

@@ -77,7 +77,7 @@ def _number_rows(text: str, delimiter: str, file: str) -> Iterator[tuple[int, li
 
 
 def _parse_column(rows: list[dict[str, Any]], name: str) -> None:
-    """Replace the texts of a column by what they stand for, if all of them are numbers, lists or objects."""
+    """Parse the cells of a column if all of them are numbers, lists or objects."""
     try:
         values = [_parse_cell(row[name]) for row in rows if name in row]
     except ValueError:
