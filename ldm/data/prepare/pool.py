@@ -5,13 +5,16 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ldm.data.loading.workers import exit_with_parent
+from ldm.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 TERMINATED = 143
 _task: Callable[[Any], Any]
 _is_busy = False
@@ -30,8 +33,17 @@ def parallel_map(
         yield lambda items: map(task, items)
         return
     pool = ProcessPoolExecutor(num_workers, initializer=_init_worker, initargs=(task,))
+
+    def map_items(items: Iterable[Item]) -> Iterator[Result]:
+        with _without_interrupts():  # this starts the workers
+            return pool.map(_run, items, chunksize=8)
+
     try:
-        yield lambda items: pool.map(_run, items, chunksize=8)
+        yield map_items
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, as it is when memory runs out: use fewer workers (workers=N)"
+        ) from error
     except BaseException:
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -40,12 +52,27 @@ def parallel_map(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM to the end of the block, also for the processes that it starts.
+
+    While a process is forked, libraries run functions in it whose exceptions Python prints and drops, and
+    with them the one of a signal.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(task: Callable[[Any], Any]) -> None:
     """Set up a worker: it ignores Ctrl-C, removes its temporary files on SIGTERM, exits with its parent."""
     global _task
     _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
     exit_with_parent()
 
 

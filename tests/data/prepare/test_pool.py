@@ -11,6 +11,7 @@ import pytest
 
 from ldm.atomic import write_atomically
 from ldm.data.prepare.pool import parallel_map
+from ldm.errors import UserError
 
 
 def square(x: int) -> int:
@@ -62,3 +63,48 @@ def test_a_worker_never_waits_for_the_lock_of_one_that_has_ended(signalled: int)
         time.sleep(0.2)
         raise SystemExit
     assert time.monotonic() - start < 30 and not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_reported_in_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"a worker process was killed, .*: use fewer workers \(workers=N\)"):
+        with parallel_map(sleep_at_zero, 2) as map_items:
+            results = map_items(range(8))
+            multiprocessing.active_children()[0].kill()
+            list(results)
+    assert not multiprocessing.active_children()
+
+
+HOOKS = {
+    "before": [],
+    "after_in_child": [],
+}  # a function that is called at a fork stays until the process ends
+for _name, _functions in HOOKS.items():
+    os.register_at_fork(**{_name: lambda functions=_functions: [function() for function in functions]})
+
+
+def test_ctrl_c_while_a_worker_is_forked_is_not_lost(capfd) -> None:
+    """Libraries run functions then, whose exceptions Python prints and drops."""
+    HOOKS["before"].append(lambda: HOOKS["before"].clear() or os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), parallel_map(square, 2) as map_items:
+        list(map_items(range(50)))
+    assert capfd.readouterr().err == "" and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_does_not_run_its_parents_handlers(number: int, capfd) -> None:
+    """It ignores Ctrl-C, and ends without a word by SIGTERM, also right after it was forked."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(number, leave)
+    HOOKS["after_in_child"].append(lambda: os.kill(os.getpid(), number))
+    try:
+        with parallel_map(square, 2) as map_items:
+            assert list(map_items(range(50))) == [x * x for x in range(50)] and number == signal.SIGINT
+    except UserError:
+        assert number == signal.SIGTERM
+    finally:
+        HOOKS["after_in_child"].clear()
+        signal.signal(number, before)
+    assert capfd.readouterr().err == "" and not multiprocessing.active_children()
