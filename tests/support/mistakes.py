@@ -465,7 +465,7 @@ PACK = [
             *[
                 (title, ["source=table", f"source.path={{files}}/{file}"], [f"{{files}}/{file}", *phrases])
                 for title, file, phrases in [
-                    ("a caption with an unquoted comma", "comma.csv", ["line 2", "3 cells", "in quotes"]),
+                    ("a caption with an unquoted comma", "comma.csv", ["line 2", "3 cells", "quotes"]),
                     ("a row with too few cells", "short.csv", ["line 2", "2 cells", "header 3"]),
                     ("a quote that is not closed", "quote.csv", ["line 3", "unbalanced quotes"]),
                     ("two columns of one name", "twice.csv", ["two columns 'caption'"]),

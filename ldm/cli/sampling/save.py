@@ -20,8 +20,8 @@ from ldm.model import LatentDiffusion
 RECORDED_KEYS = ("negative", "steps", "scale", "weak", "task", "also", "original_size", "crop", "aesthetic",
     "negative_aesthetic", "prompt_chunks", "prompt_weights")  # fmt: skip
 """Config keys of sample.py whose values are saved unchanged in every PNG."""
-GRID_COLUMNS, GRID_IMAGES, GRID_PIXELS = 32, 256, 2**26
-"""The most images per row of the grid, images in all, and pixels, above which the images are reduced."""
+GRID_COLUMNS, GRID_IMAGES_PER_PROMPT, GRID_IMAGES, GRID_PIXELS = 8, 32, 256, 2**26
+"""The most images per row of the grid, per prompt and in all, and pixels, above which images are reduced."""
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """The last bytes of a complete PNG."""
 
@@ -74,19 +74,23 @@ def _write(path: Path, x: Tensor, parameters: dict[str, Any]) -> None:
 
 
 def _save_grid(plan: SamplingPlan, folder: Path, scale: int) -> str:
-    """Write the grid, one row per title, of a bounded number of images; return what it shows."""
-    rows = dict[str, list[str]]()
+    """Write the grid, each title with a bounded number of its images; return what it shows."""
+    images = dict[str, list[str]]()
     for (title, _), name in zip(plan.titles_and_seeds, plan.names, strict=True):
-        rows.setdefault(title, []).append(name)
-    longest = max(map(len, rows.values()))
-    columns = min(longest, GRID_COLUMNS)
-    shown = list(islice(rows.items(), GRID_IMAGES // columns))
-    size, scale = _fit(folder / f"{plan.names[0]}.png", columns * len(shown), scale)
-    images = [
-        (title, [_open(folder / f"{name}.png", size) for name in row[:columns]]) for title, row in shown
+        images.setdefault(title, []).append(name)
+    most = max(map(len, images.values()))
+    limit = min(most, GRID_IMAGES_PER_PROMPT)
+    shown = list(islice(images.items(), GRID_IMAGES // limit))
+    columns = min(most, GRID_COLUMNS)
+    rows = [
+        (title if start == 0 else "", names[:limit][start : start + columns])
+        for title, names in shown
+        for start in range(0, len(names[:limit]), columns)
     ]
-    write_png(folder / GRID_FILE, labelled_grid(images, scale))
-    limits = {"images per row": (columns, longest), "rows": (len(shown), len(rows))}
+    size, scale = _fit(folder / f"{plan.names[0]}.png", columns * len(rows), scale)
+    opened = [(label, [_open(folder / f"{name}.png", size) for name in names]) for label, names in rows]
+    write_png(folder / GRID_FILE, labelled_grid(opened, scale))
+    limits = {"images per prompt": (limit, most), "prompts": (len(shown), len(images))}
     parts = [f"the first {few} of {all_:,} {what}" for what, (few, all_) in limits.items() if few < all_]
     return f", and {GRID_FILE}" + (f" with {' and '.join(parts)}" if parts else "")
 

@@ -15,9 +15,9 @@ from ldm.data.sources.text import NOT_UTF8
 
 
 def sample_json(key: str, item: EncodedRecord) -> tuple[bytes, list[str]]:
-    """Return the json of a sample, and the names of its metadata that JSON has no value for.
+    """Return the json of a sample, and the names of the metadata left out of it.
 
-    Those, such as NaN, infinity and bytes, are left out. Raises SkippedRecord for text that is not Unicode.
+    JSON cannot store NaN, infinity and bytes. Raises SkippedRecord for text that is not Unicode.
     """
     fields, left_out = {"key": key, "caption": item.caption}, list[str]()
     for name, value in item.metadata.items():

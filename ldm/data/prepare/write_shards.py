@@ -36,7 +36,7 @@ from ldm.data.sources import FileSource, SkippedRecord, Source
 from ldm.data.sources.text import printable
 from ldm.errors import UserError
 
-LEFT_OUT = "without metadata that JSON has no value for, such as NaN"
+LEFT_OUT = "with metadata left out, since JSON cannot store it (such as NaN)"
 FLAT = "of one flat colour"
 
 

@@ -10,7 +10,7 @@ from ldm.errors import UserError
 
 csv.field_size_limit(2**31 - 1)  # the default, 128 KB, is less than a long text
 DELIMITERS = (",", ";", "\t")
-NAMES = {"\t": "tab"}
+NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 def read_csv(text: str, file: str, path_column: str, text_columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -39,9 +39,9 @@ def read_csv(text: str, file: str, path_column: str, text_columns: Sequence[str]
 
 
 def _refuse_row(cells: int, columns: int, line: str, delimiter: str) -> NoReturn:
-    sign = NAMES.get(delimiter, delimiter)
+    sign = NAMES[delimiter]
     advice = (
-        f'write a text that contains a {sign} in quotes, as in "a circle{delimiter} left of a square"'
+        f'put quotes around a text that contains a {sign}, as in "a circle{delimiter} left of a square"'
         if cells > columns
         else "add those that are missing"
     )

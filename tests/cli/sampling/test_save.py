@@ -155,15 +155,16 @@ def test_only_the_batches_with_missing_images_are_sampled_and_as_a_whole(tmp_pat
 @pytest.mark.parametrize(
     ("n", "titles", "shown", "size"),
     [
-        (40, ["a"] * 40, " with the first 32 of 40 images per row", (32, 1)),
-        (300, [f"p{i}" for i in range(300)], " with the first 256 of 300 rows", (1, 256)),
+        (40, ["a"] * 40, " with the first 32 of 40 images per prompt", (8, 4)),
+        (300, [f"p{i}" for i in range(300)], " with the first 256 of 300 prompts", (1, 256)),
         (
             400,
             [f"p{i // 40}" for i in range(400)],
-            " with the first 32 of 40 images per row and the first 8 of 10 rows",
-            (32, 8),
+            " with the first 32 of 40 images per prompt and the first 8 of 10 prompts",
+            (8, 32),
         ),
         (4, ["a", "b", "a", "b"], "", (2, 2)),
+        (11, ["a"] * 9 + ["b"] * 2, "", (8, 3)),
     ],
 )  # fmt: skip
 def test_the_grid_shows_a_bounded_number_of_images(tmp_path, capsys, n, titles, shown, size):

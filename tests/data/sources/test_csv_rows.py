@@ -28,8 +28,10 @@ def test_the_separator_is_the_one_that_names_the_path() -> None:
 def test_a_row_of_another_length_is_rejected(sign: str, line: str, count: int) -> None:
     """An unquoted separator in a caption would cut it."""
     text = f'path;caption\n\nb.jpg;"two\nlines"\n{line}\n'.replace(";", sign)
-    name = {"\t": "tab"}.get(sign, sign)
-    advice = "add those that are missing" if count == 1 else f"write a text that contains a {name} in quotes"
+    name = {",": "comma", ";": "semicolon", "\t": "tab"}[sign]
+    advice = (
+        "add those that are missing" if count == 1 else f"put quotes around a text that contains a {name}"
+    )
     with pytest.raises(UserError, match=rf"^line 5 of t.csv has {count} cells? and the header 2: {advice}"):
         read(text)
 
