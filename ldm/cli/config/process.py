@@ -42,13 +42,11 @@ def open_closed_streams() -> None:
     """Connect standard streams that are closed to /dev/null.
 
     Otherwise the next file that is opened gets their number, and what a library prints would go into it.
+    Where a library has opened such a file already, Python's stream gets another number.
     """
-    for number, name in enumerate(STREAMS):
+    for name in STREAMS:
         if getattr(sys, name) is None:
-            with suppress(OSError):
-                os.fstat(number)
-                continue  # open, but not for Python
-            handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number: that of this stream
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number
             setattr(sys, name, open(handle, "r" if name == "stdin" else "w", closefd=False))
 
 

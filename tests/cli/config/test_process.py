@@ -126,3 +126,13 @@ def test_a_pipe_without_a_reader(monkeypatch):
         os.close(saved)
         os.close(writer)
     assert exit.value.code == 141
+
+
+def test_a_closed_stream_whose_number_a_library_has_taken(monkeypatch):
+    """Its file is left alone, and what Python prints is dropped."""
+    library_file = os.fstat(1)
+    monkeypatch.setattr(sys, "stdout", None)
+    process.open_closed_streams()
+    print("dropped")
+    assert not sys.stdout.isatty() and sys.stdout.fileno() > 2 and os.fstat(1) == library_file
+    os.close(sys.stdout.fileno())
