@@ -1,9 +1,12 @@
 """Loaders: yield a stream's batches in the training process, with step and position as their whole state."""
 
+import atexit
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,6 +27,19 @@ CONFIG_KEYS = {
 }
 """Config keys of each name in a loader's state."""
 ALWAYS_LOGGED, LOG_INTERVAL, MIN_SAMPLES = 5, 60.0, 1000
+_ITERATORS: WeakSet[Any] = WeakSet()
+"""Iterators over batches that have workers."""
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers that are left when Python exits, as those of an iterator that an exception still holds.
+
+    Registered after multiprocessing's own function and so called before it, which would wait for ever: it ends
+    workers by SIGTERM, which they ignore.
+    """
+    for iterator in [*_ITERATORS]:
+        iterator._shutdown_workers()
 
 
 class BadSampleBudget:
@@ -85,8 +101,11 @@ class BatchLoader(DataLoader):
     def __iter__(self) -> Iterator[Batch]:
         if self.start_method == "forkserver":
             workers.start_fork_server()
+        iterator = super().__iter__()
+        if self.num_workers:
+            _ITERATORS.add(iterator)
         item: BatchAndErrors | UserError
-        for item in super().__iter__():
+        for item in iterator:
             if isinstance(item, UserError):
                 raise item
             batch, errors = item

@@ -47,3 +47,24 @@ def test_workers_ignore_signals_and_exit_with_the_training_process(tmp_path: Pat
             time.sleep(0.1)
         assert not any(map(is_alive, children))
         assert "Traceback" not in reader.stderr.read()
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_ends_with_an_error_ends_its_workers(tmp_path: Path) -> None:
+    """They ignore SIGTERM, by which Python would end them, and wait."""
+    write_shards(RECORDS, tmp_path, shard_size=16)
+    command = [sys.executable, "-m", "tests.support.reads_forever", str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None and reader.stderr is not None
+        children = [int(word) for word in reader.stdout.readline().split()]
+        reader.stdout.close()
+        try:
+            assert reader.wait(30) != 0 and "BrokenPipeError" in reader.stderr.read()
+        finally:
+            reader.kill()
+        deadline = time.monotonic() + 20
+        while any(map(is_alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(is_alive, children))
