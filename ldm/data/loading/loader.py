@@ -33,10 +33,10 @@ _ITERATORS: WeakSet[Any] = WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """End the workers that are left when Python exits, as those of an iterator that an exception still holds.
+    """End the workers that are left when Python exits, such as those of an iterator that an exception holds.
 
-    Registered after multiprocessing's own function and so called before it, which would wait for ever: it ends
-    workers by SIGTERM, which they ignore.
+    Registered after multiprocessing's own function and so called before it, which would wait for ever: it
+    ends workers by SIGTERM, which they ignore.
     """
     for iterator in [*_ITERATORS]:
         iterator._shutdown_workers()
