@@ -54,7 +54,7 @@ def has_reader() -> bool:
     """Return whether no standard stream is a pipe whose reader has gone, as that of `| head -1` does."""
     poller = select.poll()
     for number in (1, 2):
-        poller.register(number, 0)  # 0: errors alone
+        poller.register(number)
     return not any(events & select.POLLERR for _, events in poller.poll(0))
 
 
@@ -97,7 +97,7 @@ def exit_with(message: str, status: int) -> NoReturn:
     _discard_unwritable_output()
     if message:
         with suppress(OSError):
-            print(message, file=sys.stderr, flush=True)
+            print(message, file=sys.stderr)
     sys.exit(status)
 
 
