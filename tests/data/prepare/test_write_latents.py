@@ -1,10 +1,13 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.data.fields.captions import CaptionField
@@ -16,6 +19,7 @@ from ldm.data.prepare.write_latents import write_latents
 from ldm.data.prepare.write_shards import write_shard
 from ldm.data.shards.index import load_index, save_index
 from ldm.data.shards.reader import Shards, open_shards
+from ldm.data.shards.tar import MOMENTS
 from ldm.errors import UserError
 from tests.data.conftest import png
 from tests.data.prepare.test_write_shards import content
@@ -32,13 +36,26 @@ def encode(image: Tensor) -> Tensor:
 def test_written_moments_are_read_back_with_their_captions(
     pack: Callable[..., Shards], tmp_path: Path
 ) -> None:
-    write_latents(pack(5, 3), tmp_path / "latents", HEADER, encode, batch_size=2)
-    shards = open_shards(str(tmp_path / "latents"))
+    write_latents(pack(5, 3), tmp_path / "new" / "latents", HEADER, encode, batch_size=2)
+    shards = open_shards(str(tmp_path / "new" / "latents"))
     assert read_header(shards.paths) == HEADER and HEADER.shape == (4, 2, 2)
     batches = list(sequential_loader(shards, [*HEADER.fields(0), CaptionField()], batch_size=8))
     assert batches[0]["key"][5] == "000010000" and batches[0]["caption"][6] == "s1 r1"
     assert batches[0]["moments"].dtype == torch.float16
     assert batches[0]["moments"][6, :, 0, 0].tolist() == [1, 1, 99.5, 99.25]
+
+
+def test_a_mirrored_image_is_the_second_variant(tmp_path: Path) -> None:
+    image, file = Image.new("RGB", (8, 8)), BytesIO()
+    image.paste((200, 100, 50), (0, 0, 4, 8))  # the left half
+    image.save(file, "PNG")
+    (tmp_path / "images").mkdir()
+    write_shard(tmp_path / "images" / "0.tar", [("a", {"png": file.getvalue()})])
+    header = replace(HEADER, flip=True)
+    write_latents(open_shards(str(tmp_path / "images")), tmp_path / "z", header, encode, batch_size=1)
+    moments = np.load(BytesIO(open_shards(str(tmp_path / "z"))[0].sample(0).read(MOMENTS)))
+    assert moments.shape == (2, 4, 2, 2) and moments[0, 0].tolist() == [[200, 0], [200, 0]]
+    assert np.array_equal(moments[1], moments[0, :, :, ::-1])
 
 
 @pytest.mark.parametrize("metadata", [{}, {"width": 24, "height": 16}, {"width": 16, "height": 24}])

@@ -58,8 +58,9 @@ def test_sizes_and_scores_are_read_where_they_are_given(tmp_path: Path) -> None:
         b'{"width": "many"}',
     ]
     members = [m for i, text in enumerate(metadata) for m in ((f"{i}.jpg", b"1"), (f"{i}.json", text))]
+    members += [("5.jpg", b"1")]
     rows = build_index(tar(tmp_path / "0.tar", members), score="aesthetic").rows
-    assert rows["width"].tolist() == [640, 0, 0, 0, 0] and rows["height"][0] == 480
+    assert rows["width"].tolist() == [640, 0, 0, 0, 0, 0] and rows["height"].tolist() == [480, 0, 0, 0, 0, 0]
     assert rows["score"][0] == 5.5 and np.isnan(rows["score"][1:]).all()
 
 
