@@ -258,6 +258,7 @@ def test_verify_names_the_url_of_what_is_wrong(server: Server, root: Path, tmp_p
     words = [f"shards={server.url}/broken", "workers=1", f"out={tmp_path}/report.json"]
     status, out, err = run_command(verify.main, *words)
     check_error(status, err, ["errors in", f"{server.url}/broken"])
+    assert "3 samples in 2 shards" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["unreachable shard"] == [f"{server.url}/broken/00000.tar: 403 Forbidden"]
     assert any(

@@ -1,5 +1,6 @@
 """What `verify` finds beside the damaged images and captions of tests/data/test_bad_input.py."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from ldm.data.fields.arrays import to_npy
 from ldm.data.latents import TEXT, LatentHeader, write_header
-from ldm.data.prepare.verify import verify
+from ldm.data.prepare.verify import VerifyReport, verify, write_report
 from ldm.data.prepare.write_shards import write_shard
+from ldm.data.shards.index import build_index, save_index
 from ldm.data.shards.reader import find_shards
 from ldm.data.shards.tar import MOMENTS
 from tests.data.conftest import png
@@ -30,6 +32,23 @@ def test_latents_and_embeddings_that_are_not_finite(tmp_path: Path, value: float
     else:
         (finding,) = report.findings["unusable latents or text embeddings"]
         assert f"{kind} of sample b in" in finding and report.num_errors == 1
+
+
+def test_samples_without_a_checksum_are_not_compared(tmp_path: Path) -> None:
+    shard = tmp_path / "0.tar"
+    write_shard(shard, [(key, {"png": png((1, 1, 1)), "txt": b"1"}) for key in "abc"])
+    index = build_index(shard, checksums=True)
+    assert index.checksums is not None
+    index.checksums[:] = [0, index.checksums[1], 5]
+    save_index(index, shard)
+    assert verify([shard]).findings == {"changed since it was indexed": [f"sample number 2 of {shard}"]}
+
+
+def test_the_report_is_json_in_plain_text(tmp_path: Path) -> None:
+    write_report(VerifyReport(2, 3, 4, {"without a caption": ["Zürich"]}), tmp_path / "report.json")
+    text = (tmp_path / "report.json").read_text("utf-8")
+    assert json.loads(text) == {"shards": 2, "samples": 3, "bytes": 4, "without a caption": ["Zürich"]}
+    assert "Zürich" in text
 
 
 @pytest.mark.parametrize("text", [b"half {", b"[]", b"{}", b""])
