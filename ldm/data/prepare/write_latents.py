@@ -132,8 +132,7 @@ def _copied_members(sample: Sample, header: LatentHeader) -> dict[str, bytes]:
     members = {kind: data for kind, data in sample.members.items() if kind in header.copied_extensions}
     metadata, (height, width) = read_json(sample), image_size(sample)
     if (metadata.get("height"), metadata.get("width")) != (height, width):
-        sized = {**metadata, "height": height, "width": width}
-        members["json"] = json.dumps(sized, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        members["json"] = json.dumps({**metadata, "height": height, "width": width}).encode()
     return members
 
 
