@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias, TypedDict
 
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 Image: TypeAlias = Float[Tensor, "b c h w"]
@@ -78,6 +78,8 @@ class Batch(TypedDict, total=False):
     caption: list[str]
     text: Float[Tensor, "b l d"]
     """Cached embeddings of the caption from a frozen text encoder."""
+    text_mask: Float[Tensor, "b l"]
+    """1 for the embeddings of tokens, 0 for those of padding."""
     ids: Tokens
     """The caption's token ids, if the data workers tokenize."""
     label: Int64[Tensor, " b"]
@@ -106,12 +108,14 @@ class Batch(TypedDict, total=False):
     """Aesthetic score of the image, usually 1..10."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Conditioning:
     """Conditions by where they enter the denoiser; absent ones are None."""
 
     context: Float[Tensor, "b l d"] | None = None
     """Keys and values of cross-attention."""
+    context_mask: Bool[Tensor, "b l"] | None = None
+    """True for the tokens that may be attended to, at least one per sample; None for all."""
     vector: Float[Tensor, "b e"] | None = None
     """Added to the time embedding."""
     concat: Float[Tensor, "b k h w"] | None = None

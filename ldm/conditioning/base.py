@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -209,6 +209,12 @@ class Compose(nn.Module):
         return list(self.conditioners.items())  # type: ignore[arg-type]
 
 
+def repeat_samples(cond: Conditioning, n: int) -> Conditioning:
+    """Return the condition of one sample for n samples, without a copy."""
+    values = {field.name: getattr(cond, field.name) for field in fields(Conditioning)}
+    return Conditioning(**{k: None if v is None else v.expand(n, *v.shape[1:]) for k, v in values.items()})
+
+
 def _format_size(size: Size | None) -> str:
     return "of unknown size" if size is None else f"{size[0]}x{size[1]}"
 
@@ -223,14 +229,25 @@ def _drop(cond: Conditioning, null: Conditioning, drop: Bool[Tensor, " b"]) -> C
         mask = drop.to(value.device).view(-1, *[1] * (value.ndim - 1))
         return torch.where(mask, null_value.to(value.dtype), value)
 
-    return Conditioning(*(select(getattr(cond, f.name), getattr(null, f.name)) for f in fields(Conditioning)))
+    values = {f.name: select(getattr(cond, f.name), getattr(null, f.name)) for f in fields(Conditioning)}
+    return Conditioning(**values)
 
 
 def _merge(parts: list[Conditioning]) -> Conditioning:
-    """Concatenate the parts field by field."""
+    """Concatenate the parts field by field; a context without a mask gets one where another has a mask."""
 
     def concatenate(field: str) -> Tensor | None:
         values = [value for part in parts if (value := getattr(part, field)) is not None]
         return torch.cat(values, dim=1) if values else None
 
-    return Conditioning(*(concatenate(f.name) for f in fields(Conditioning)))
+    if any(part.context_mask is not None for part in parts):
+        parts = [_with_mask(part) for part in parts]
+    return Conditioning(**{f.name: concatenate(f.name) for f in fields(Conditioning)})
+
+
+def _with_mask(cond: Conditioning) -> Conditioning:
+    """Return the condition with a mask for its context, if it has one: by default all of its tokens."""
+    if cond.context is None or cond.context_mask is not None:
+        return cond
+    mask = torch.ones(cond.context.shape[:2], dtype=torch.bool, device=cond.context.device)
+    return replace(cond, context_mask=mask)

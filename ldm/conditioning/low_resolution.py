@@ -1,6 +1,7 @@
 """A low-resolution image as a condition, for super-resolution."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class LowResolution(SpatialConditioner):
         level, noise = values[1].to(self.device), values[2].to(self.device)
         s = level.float()
         cond = self.encode_map(self.schedule.alpha(s) * x + self.schedule.sigma(s) * noise)
-        return Conditioning(cond.context, self.embed_noise_level(level), cond.concat)
+        return replace(cond, vector=self.embed_noise_level(level))
 
     def embed_noise_level(self, level: Int64[Tensor, " b"]) -> Float[Tensor, "b e"]:
         """Return the vector for a noise level."""

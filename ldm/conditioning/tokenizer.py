@@ -6,7 +6,8 @@ from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ldm.conditioning.prompt_weights import parse
@@ -94,6 +95,11 @@ class ClipTokenizer:
             for chunk, part in zip(weights[i], values.split(self.length - 2), strict=False):
                 chunk[1 : 1 + len(part)] = part
         return self._arrange([[t for t, _ in row] for row in tokens], texts), weights.flatten(1)
+
+    def text_mask(self, tokens: Tokens) -> Bool[Tensor, "b l"]:
+        """Return where the tokens are no padding: up to each chunk's first end token."""
+        ends = rearrange(tokens, "b (c l) -> b c l", c=self.chunks) == self.end
+        return (ends.cumsum(2) - ends.long() == 0).flatten(1)
 
     @property
     def max_tokens(self) -> int:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ldm.conditioning.base import Size
+from ldm.conditioning.base import Size, repeat_samples
 from ldm.conditioning.prompt_weights import weigh
 from ldm.conditioning.text import TextEncoder
 from ldm.conditioning.tokenizer import ClipTokenizer
@@ -58,8 +58,10 @@ class TransformerText(TextEncoder):
         pooled: whether the mean over all tokens but the padding is the vector, too.
         head_channels: channels per attention head; None divides `width` by `num_heads`.
         bias: of queries, keys and values.
+        mask_padding: whether the denoiser attends to the text alone, and not to the zeros of the padding.
     """
 
+    tokenizer: ClipTokenizer
     chunks_are_fixed = True
 
     def __init__(
@@ -73,6 +75,7 @@ class TransformerText(TextEncoder):
         batch_key: str = "caption",
         head_channels: Channels | None = None,
         bias: bool = True,
+        mask_padding: bool = False,
     ) -> None:
         super().__init__(batch_key, dropout)
         if head_channels is None and width % num_heads:
@@ -82,7 +85,7 @@ class TransformerText(TextEncoder):
                 f"TransformerText takes 1 chunk, not {tokenizer.chunks}: set tokenizer.chunks=1 and a larger "
                 "tokenizer.length"
             )
-        self.tokenizer, self.pooled = tokenizer, pooled
+        self.tokenizer, self.pooled, self.mask_padding = tokenizer, pooled, mask_padding
         self.token_embedding = nn.Embedding(tokenizer.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(tokenizer.length, width))
         channels = width // num_heads if head_channels is None else head_channels
@@ -103,13 +106,16 @@ class TransformerText(TextEncoder):
     def encode(self, tokens: Tokens) -> Conditioning:
         """Encode token ids."""
         tokens = tokens.to(self.position_embedding.device)  # b l
-        ends = tokens == self.tokenizer.end
-        mask = ends.cumsum(1) - ends.long() == 0  # b l  up to the first end: it may be the padding, too
+        mask = self.tokenizer.text_mask(tokens)  # b l
         x = self.token_embedding(tokens) + self.position_embedding  # b l d
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x) * mask[..., None]  # b l d
-        return Conditioning(context=x, vector=x.sum(1) / mask.sum(1, keepdim=True) if self.pooled else None)
+        return Conditioning(
+            context=x,
+            context_mask=mask if self.mask_padding else None,
+            vector=x.sum(1) / mask.sum(1, keepdim=True) if self.pooled else None,
+        )
 
     def set_chunks(self, chunks: int) -> None:
         if chunks > 1:
@@ -122,5 +128,4 @@ class TransformerText(TextEncoder):
     def null(self, n: int, size: Size | None = None) -> Conditioning:
         """Return the encoding of the empty text."""
         empty = self([""])
-        vector = None if empty.vector is None else empty.vector.expand(n, -1)
-        return Conditioning(context=empty.context.expand(n, -1, -1), vector=vector)
+        return repeat_samples(empty, n)

@@ -8,7 +8,7 @@ result (at scale 1, or outside the interval) is not computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -161,7 +161,7 @@ def instruct_pix2pix_cfg(
             "guidance=instruct_pix2pix needs a condition that is concatenated to the latent, but this model "
             "has none: use guidance=cfg"
         )
-    image = Conditioning(null.context, null.vector, prediction.cond.concat)
+    image = replace(null, concat=prediction.cond.concat)
     return nested_cfg(prediction, scale, [image], [image_scale])
 
 

@@ -71,10 +71,16 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_channels, 2 * channels, bias=False)
         self.out = nn.Linear(channels, channels)
 
-    def forward(self, x: Float[Tensor, "b l c"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l c"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b l c"],
+        context: Float[Tensor, "b m e"],
+        mask: Bool[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b l c"]:
+        """Return the attended context; `mask` is true for its tokens that may be attended to."""
         q = rearrange(self.q(x), "b l (n d) -> b n l d", n=self.num_heads)
         k, v = rearrange(self.kv(context), "b m (two n d) -> two b n m d", two=2, n=self.num_heads)
-        return self.out(attend(q, k, v))
+        return self.out(attend(q, k, v, mask))
 
 
 class FeedForward(nn.Module):
@@ -111,10 +117,15 @@ class TransformerBlock(nn.Module):
         self.norm3 = LayerNorm(channels)
         self.feed_forward = FeedForward(channels)
 
-    def forward(self, x: Float[Tensor, "b l c"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l c"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b l c"],
+        context: Float[Tensor, "b m e"],
+        mask: Bool[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b l c"]:
         h = self.norm1(x)
-        x = x + (self.first_attention(h, context) if self.cross_only else self.self_attention(h))
-        x = x + self.cross_attention(self.norm2(x), context)
+        x = x + (self.first_attention(h, context, mask) if self.cross_only else self.self_attention(h))
+        x = x + self.cross_attention(self.norm2(x), context, mask)
         return x + self.feed_forward(self.norm3(x))
 
 
@@ -140,11 +151,14 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_init(nn.Linear(channels, channels))
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m e"]
+        self,
+        x: Float[Tensor, "b c h w"],
+        context: Float[Tensor, "b m e"],
+        mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, mask)
         return x + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=x.shape[2])
 
 

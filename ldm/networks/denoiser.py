@@ -107,6 +107,8 @@ class Denoiser(nn.Module):
             raise InvalidValue(
                 f"z_t and cond.concat have {channels} channels, but {self.title} takes {self.in_channels}"
             )
+        if cond.context_mask is not None:
+            assert cond.context is not None and cond.context_mask.shape == cond.context.shape[:2]
         slots = (
             ("context", cond.context, self.context_channels),
             ("vector", cond.vector, self.vector_channels),

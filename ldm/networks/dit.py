@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
@@ -53,13 +53,17 @@ class DiTBlock(Checkpointed):
         self.fc1, self.fc2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
 
     def compute(
-        self, x: Float[Tensor, "b l c"], e: Float[Tensor, "b c"], context: Float[Tensor, "b m d"] | None
+        self,
+        x: Float[Tensor, "b l c"],
+        e: Float[Tensor, "b c"],
+        context: Float[Tensor, "b m d"] | None,
+        mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b l c"]:
         """Run the block; e is silu(time + vector)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(e).chunk(6, dim=1)  # b c each
         x = x + gate1[:, None] * self.self_attention(modulate(x, shift1, scale1))
         if self.cross_attention is not None:
-            x = x + self.cross_attention(x, context)
+            x = x + self.cross_attention(x, context, mask)
         h = F.gelu(self.fc1(modulate(x, shift2, scale2)), approximate="tanh")
         return x + gate2[:, None] * self.fc2(h)
 
@@ -119,7 +123,7 @@ class DiT(Denoiser):
             e = e + self.vector_embedding(cond.vector)
         e = F.silu(e)
         for block in self.blocks:
-            x = block(x, e, cond.context)
+            x = block(x, e, cond.context, cond.context_mask)
         x = self.patches_out(modulate(x, *self.modulation_out(e).chunk(2, dim=1)))
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
 

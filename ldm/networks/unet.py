@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm.errors import InvalidValue
@@ -24,6 +24,9 @@ Embedding: TypeAlias = Float[Tensor, "b e"]
 Context: TypeAlias = Float[Tensor, "b l d"]
 """Tokens for cross-attention."""
 
+Mask: TypeAlias = Bool[Tensor, "b l"]
+"""Which of the tokens may be attended to."""
+
 
 class Block(Checkpointed):
     """A residual block, followed by attention at the levels that have it."""
@@ -32,11 +35,11 @@ class Block(Checkpointed):
         super().__init__(recompute)
         self.residual, self.attention = residual, attention
 
-    def compute(self, h: Map, e: Embedding, context: Context | None) -> Map:
+    def compute(self, h: Map, e: Embedding, context: Context | None, mask: Mask | None) -> Map:
         h = self.residual(h, e)
         if self.attention is None:
             return h
-        return self.attention(h) if context is None else self.attention(h, context)
+        return self.attention(h) if context is None else self.attention(h, context, mask)
 
 
 def apply_resample(h: Map, layer: nn.Module, e: Embedding) -> Map:
@@ -51,11 +54,11 @@ class DownLevel(nn.Module):
         super().__init__()
         self.blocks, self.downsample = nn.ModuleList(blocks), downsample
 
-    def forward(self, h: Map, e: Embedding, context: Context | None) -> list[Map]:
+    def forward(self, h: Map, e: Embedding, context: Context | None, mask: Mask | None) -> list[Map]:
         """Return the output of every layer; all are skip connections, and the last is the level's output."""
         outputs = []
         for block in self.blocks:
-            h = block(h, e, context)
+            h = block(h, e, context, mask)
             outputs.append(h)
         return outputs if self.downsample is None else [*outputs, apply_resample(h, self.downsample, e)]
 
@@ -67,10 +70,12 @@ class UpLevel(nn.Module):
         super().__init__()
         self.blocks, self.upsample = nn.ModuleList(blocks), upsample
 
-    def forward(self, h: Map, skips: list[Map], e: Embedding, context: Context | None) -> Map:
+    def forward(
+        self, h: Map, skips: list[Map], e: Embedding, context: Context | None, mask: Mask | None
+    ) -> Map:
         """Return the level's output; its skip connections are popped from `skips`."""
         for block in self.blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), e, context)
+            h = block(torch.cat([h, skips.pop()], dim=1), e, context, mask)
         return apply_resample(h, self.upsample, e)
 
 
@@ -247,14 +252,14 @@ class UNet(Denoiser):
         """Return the prediction y; t is `schedule.network_time(t)`."""
         h = self.conv_in(self.concat_inputs(z_t, cond))
         e = self.embed(t, cond)  # b e
-        skips = [h]
+        tokens, skips = (cond.context, cond.context_mask), [h]
         for level in self.down:
-            skips += level(skips[-1], e, cond.context)
+            skips += level(skips[-1], e, *tokens)
         h = skips[-1]  # b c h/2^n w/2^n
         for block in self.middle:
-            h = block(h, e, cond.context)
+            h = block(h, e, *tokens)
         for level in self.up:
-            h = level(h, skips, e, cond.context)
+            h = level(h, skips, e, *tokens)
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def embed(self, t: Float[Tensor, " b"], cond: Conditioning) -> Embedding:

@@ -117,7 +117,9 @@ def test_outside_the_interval_no_second_pass_is_made(inner) -> None:  # noqa: AN
     schedule, network = ScaledLinear(), Recording()
     times = [1.0, 100.0, 500.0, 900.0, 1000.0]
     ratio = [(schedule.sigma(t) / schedule.alpha(t)).item() for t in torch.tensor(times).split(1)]
-    conds = [Conditioning(torch.full((2, 3, 4), v), None, torch.full((2, 1, 4, 4), v)) for v in (2.0, 1.0)]
+    conds = [
+        Conditioning(context=torch.full((2, 3, 4), v), concat=torch.full((2, 1, 4, 4), v)) for v in (2.0, 1.0)
+    ]
     denoise = guide(
         interval_cfg, network, schedule, Eps(), *conds, 4.0, low=ratio[1], high=ratio[3], guidance=inner
     )
@@ -155,12 +157,15 @@ def test_image_and_text_have_a_scale_each(scale: float, image_scale: float, samp
     """Brooks et al. (2023), eq. 3, written out; what it does not need is not computed."""
     image, nothing = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4)
     text, no_text = torch.full((2, 3, 4), 2.0), torch.zeros(2, 3, 4)
-    both, null = Conditioning(text, None, image), Conditioning(no_text, None, nothing)
+    both, null = (
+        Conditioning(context=text, concat=image),
+        Conditioning(context=no_text, concat=nothing),
+    )
     network, at = Recording(), (ScaledLinear(), Eps())
     got = prediction(guide(instruct_pix2pix_cfg, network, *at, both, null, scale, image_scale=image_scale))
     y_null, y_image, y_both = (
         prediction(guide(classifier_free_guidance, Recording(), *at, c))
-        for c in (null, Conditioning(no_text, None, image), both)
+        for c in (null, Conditioning(context=no_text, concat=image), both)
     )
     want = y_null + image_scale * (y_image - y_null) + scale * (y_both - y_image)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -200,10 +205,13 @@ def test_nested_with_two_conditions_is_that_of_image_and_text() -> None:
     """Brooks et al. (2023), eq. 3: the image first, then the text."""
     image, nothing = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4)
     text, no_text = torch.full((2, 3, 4), 2.0), torch.zeros(2, 3, 4)
-    both, null = Conditioning(text, None, image), Conditioning(no_text, None, nothing)
+    both, null = (
+        Conditioning(context=text, concat=image),
+        Conditioning(context=no_text, concat=nothing),
+    )
     at = (ScaledLinear(), Eps(), both, null, 7.5)
     theirs = prediction(guide(instruct_pix2pix_cfg, Recording(), *at, image_scale=1.5))
-    ours = NestedCFG({"image": 1.5}).with_conditions([Conditioning(no_text, None, image)])
+    ours = NestedCFG({"image": 1.5}).with_conditions([Conditioning(context=no_text, concat=image)])
     assert torch.equal(prediction(guide(ours, Recording(), *at)), theirs)
 
 

@@ -92,7 +92,11 @@ def test_it_starts_at_zero_and_every_block_as_the_identity() -> None:
     model = small(context_channels=12, vector_channels=10)
     x = torch.randn(2, 16, 32)
     assert torch.equal(model.blocks[0](x, torch.randn(2, 32), torch.randn(2, 5, 12)), x)
-    y = model(torch.randn(2, 4, 8, 8), torch.ones(2), Conditioning(torch.randn(2, 5, 12), torch.randn(2, 10)))
+    y = model(
+        torch.randn(2, 4, 8, 8),
+        torch.ones(2),
+        Conditioning(context=torch.randn(2, 5, 12), vector=torch.randn(2, 10)),
+    )
     assert torch.equal(y, torch.zeros(2, 4, 8, 8))
 
 
@@ -135,7 +139,11 @@ def test_every_slot_reaches_the_output_of_its_own_sample(slot: str) -> None:
     changed = {k: v.clone() for k, v in inputs.items()}
     changed[slot][1] += 1
     before, after = (
-        model(z_t, values["t"], Conditioning(values["context"], values["vector"], values["concat"]))
+        model(
+            z_t,
+            values["t"],
+            Conditioning(context=values["context"], vector=values["vector"], concat=values["concat"]),
+        )
         for values in (inputs, changed)
     )
     assert torch.allclose(before[0], after[0], atol=1e-5) and not torch.allclose(

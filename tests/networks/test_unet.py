@@ -92,7 +92,8 @@ def assert_parity(
         model.requires_grad_(weights)
         z = z_t.clone().requires_grad_()
         inputs = [None if x is None else x.clone().requires_grad_() for x in (cond.context, cond.vector)]
-        y = ours(z, t, Conditioning(*inputs)) if model is ours else call_peer(theirs, z, t, *inputs)
+        named = dict(zip(("context", "vector"), inputs, strict=True))
+        y = ours(z, t, Conditioning(**named)) if model is ours else call_peer(theirs, z, t, *inputs)
         y.backward(direction)
         gradients = [x.grad[:, :vector_columns] for x in inputs if x is not None and x.grad is not None]
         results.append([y, z.grad, *gradients])
@@ -178,7 +179,7 @@ def test_it_equals_diffusers_sdxl() -> None:
         return theirs(z_t, t, context, added_cond_kwargs=added).sample
 
     vector = torch.cat([torch.randn(2, 10), sinusoidal_embedding(sizes.flatten(), 8).view(2, 48)], dim=1)
-    cond = Conditioning(torch.randn(2, 5, 12), vector)
+    cond = Conditioning(context=torch.randn(2, 5, 12), vector=vector)
     assert_parity(ours, theirs, torch.randn(2, 4, 8, 8), cond, call_sdxl, vector_columns=10)
 
 
@@ -202,7 +203,11 @@ def test_it_equals_diffusers_upscaler() -> None:
         return theirs(z_t, t, context, class_labels=vector[:, 0].long()).sample
 
     assert_parity(
-        ours, theirs, torch.randn(2, 7, 8, 8), Conditioning(torch.randn(2, 5, 12), labels), call_labelled
+        ours,
+        theirs,
+        torch.randn(2, 7, 8, 8),
+        Conditioning(context=torch.randn(2, 5, 12), vector=labels),
+        call_labelled,
     )
 
 
@@ -277,7 +282,9 @@ def test_every_slot_reaches_the_output_of_its_own_sample(slot: str) -> None:
 
     def output(inputs: dict[str, Tensor]) -> Tensor:
         return model(
-            inputs["z_t"], inputs["t"], Conditioning(*(inputs[k] for k in ("context", "vector", "concat")))
+            inputs["z_t"],
+            inputs["t"],
+            Conditioning(**{k: inputs[k] for k in ("context", "vector", "concat")}),
         )
 
     changed = {k: v.clone() for k, v in inputs.items()}
@@ -293,13 +300,16 @@ def test_concat_comes_after_z_t() -> None:
     model.conv_in.weight.data[:, 4:] = 0
     t, context = torch.ones(1), torch.randn(1, 5, 12)
     assert torch.equal(
-        model(z, t, Conditioning(context, concat=extra)), model(z, t, Conditioning(context, concat=-extra))
+        model(z, t, Conditioning(context=context, concat=extra)),
+        model(z, t, Conditioning(context=context, concat=-extra)),
     )
 
 
 def test_gradients_reach_every_parameter() -> None:
     model = perturb(build(in_channels=7, vector_channels=10))
-    cond = Conditioning(torch.randn(2, 5, 12), torch.randn(2, 10), torch.randn(2, 3, 8, 8))
+    cond = Conditioning(
+        context=torch.randn(2, 5, 12), vector=torch.randn(2, 10), concat=torch.randn(2, 3, 8, 8)
+    )
     model(torch.randn(2, 4, 8, 8), torch.rand(2), cond).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -317,18 +327,18 @@ def test_activations_stay_bf16_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("size", "cond", "message"),
     [
-        ((4, 8, 7), Conditioning(torch.ones(1, 5, 12)), r"latents of \(8, 7\): .* 2"),
-        ((3, 8, 8), Conditioning(torch.ones(1, 5, 12)), "have 3 channels, .* 4"),
+        ((4, 8, 7), Conditioning(context=torch.ones(1, 5, 12)), r"latents of \(8, 7\): .* 2"),
+        ((3, 8, 8), Conditioning(context=torch.ones(1, 5, 12)), "have 3 channels, .* 4"),
         ((4, 8, 8), Conditioning(), "cond.context has None channels, .* 12"),
-        ((4, 8, 8), Conditioning(torch.ones(1, 5, 13)), "cond.context has 13 channels, .* 12"),
+        ((4, 8, 8), Conditioning(context=torch.ones(1, 5, 13)), "cond.context has 13 channels, .* 12"),
         (
             (4, 8, 8),
-            Conditioning(torch.ones(1, 5, 12), torch.ones(1, 3)),
+            Conditioning(context=torch.ones(1, 5, 12), vector=torch.ones(1, 3)),
             "cond.vector has 3 channels, .* None",
         ),
         (
             (2, 8, 8),
-            Conditioning(torch.ones(1, 5, 12), concat=torch.ones(1, 2, 4, 4)),
+            Conditioning(context=torch.ones(1, 5, 12), concat=torch.ones(1, 2, 4, 4)),
             r"cond.concat of \(4, 4\) .* \(8, 8\)",
         ),
     ],
@@ -356,7 +366,10 @@ def test_wrong_numbers_are_refused(numbers: dict, message: str) -> None:
 
 
 def test_recomputing_blocks_changes_no_gradient() -> None:
-    cond, z_t = Conditioning(torch.randn(2, 5, 12), torch.randn(2, 10)), torch.randn(2, 4, 8, 8)
+    cond, z_t = (
+        Conditioning(context=torch.randn(2, 5, 12), vector=torch.randn(2, 10)),
+        torch.randn(2, 4, 8, 8),
+    )
     plain = perturb(build(vector_channels=10, dropout=0.5))
     recomputed = build(vector_channels=10, dropout=0.5, activation_checkpointing=True)
     recomputed.load_state_dict(plain.state_dict())

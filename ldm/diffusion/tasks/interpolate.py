@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ldm.diffusion.guidance import Denoise
@@ -44,10 +44,21 @@ def interpolate_conditions(a: Conditioning, b: Conditioning, weight: Float[Tenso
         return torch.lerp(x, y, w) if linear else slerp(x, y, w[..., 0].expand(x.shape[:-1]))
 
     return Conditioning(
-        interpolate(a.context, b.context, False),
-        interpolate(a.vector, b.vector, False),
-        interpolate(a.concat, b.concat, True),
+        context=interpolate(a.context, b.context, False),
+        context_mask=_mask(a.context_mask, b.context_mask, weight),
+        vector=interpolate(a.vector, b.vector, False),
+        concat=interpolate(a.concat, b.concat, True),
     )
+
+
+def _mask(
+    a: Bool[Tensor, "b l"] | None, b: Bool[Tensor, "b l"] | None, weight: Float[Tensor, " b"]
+) -> Bool[Tensor, "b l"] | None:
+    """Return the tokens of either text, and at weight 0 or 1 those of a or b alone."""
+    if a is None or b is None:
+        return None  # both, since the context has been interpolated
+    w = weight.to(a.device)[:, None]
+    return torch.where(w == 0, a, torch.where(w == 1, b, a | b))
 
 
 def slerp_noise(

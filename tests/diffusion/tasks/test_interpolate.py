@@ -36,8 +36,10 @@ def test_slerp_preserves_the_std_of_noise() -> None:
 
 
 def test_conditions_are_interpolated_field_by_field() -> None:
-    a = Conditioning(normal(2, 3, 4), normal(2, 5, seed=1), normal(2, 1, 2, 2, seed=2))
-    b = Conditioning(normal(2, 3, 4, seed=3), normal(2, 5, seed=4), normal(2, 1, 2, 2, seed=5))
+    a = Conditioning(context=normal(2, 3, 4), vector=normal(2, 5, seed=1), concat=normal(2, 1, 2, 2, seed=2))
+    b = Conditioning(
+        context=normal(2, 3, 4, seed=3), vector=normal(2, 5, seed=4), concat=normal(2, 1, 2, 2, seed=5)
+    )
     interpolated = interpolate_conditions(a, b, torch.tensor([0.0, 1.0]).double())
     for field in ("context", "vector", "concat"):
         torch.testing.assert_close(getattr(interpolated, field)[0], getattr(a, field)[0])
@@ -47,11 +49,13 @@ def test_conditions_are_interpolated_field_by_field() -> None:
     token = slerp(a.context[1, 2], b.context[1, 2], torch.tensor(0.5).double())
     torch.testing.assert_close(half.context[1, 2], token)
     assert (
-        interpolate_conditions(Conditioning(a.context), Conditioning(b.context), torch.zeros(2)).vector
+        interpolate_conditions(
+            Conditioning(context=a.context), Conditioning(context=b.context), torch.zeros(2)
+        ).vector
         is None
     )
     with pytest.raises(ValueError, match="different fields"):
-        interpolate_conditions(a, Conditioning(b.context), torch.zeros(2))
+        interpolate_conditions(a, Conditioning(context=b.context), torch.zeros(2))
 
 
 def test_slerp_noise_starts_between_the_noises() -> None:
