@@ -142,6 +142,8 @@ def _remove_child(child: str, module: nn.Module, state: dict[str, Any], prefix: 
 
 
 def _add_child(child: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if getattr(module, child) is None:  # not loaded yet
+        return
     current: OrderedDict[str, Any] = getattr(module, child).state_dict(prefix=f"{prefix}{child}.")
     for key, value in current.items():
         state.setdefault(key, value)

@@ -1,6 +1,5 @@
 """Cache latents: `python -m ldm.cli.encode_latents first_stage=... shards=... out=... size=...`."""
 
-import json
 import os
 from pathlib import Path
 
@@ -13,11 +12,14 @@ from ldm.cli.config.command import command
 from ldm.cli.config.instantiate import instantiate
 from ldm.cli.device import default_precision
 from ldm.cli.sampling.first_stage import load_first_stage
-from ldm.data.latents import LatentHeader
+from ldm.conditioning.base import Compose
+from ldm.conditioning.text import cached_encoder, encoder_identity
+from ldm.data.latents import TEXT, TEXT_MASK, LatentHeader
 from ldm.data.prepare.write_latents import EncodeText, EncodingReport, write_latents
 from ldm.data.shards.reader import open_shards
 from ldm.errors import UserError
 from ldm.interop import model_file
+from ldm.typing import Conditioning
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -35,21 +37,23 @@ def load_encoder(config: DictConfig | None, device: torch.device) -> tuple[Encod
     """
     if config is None:
         return None, ""
-    encoder = instantiate(config)
-    if not encoder.describe_frozen_weights():
+    encoder: Compose = instantiate(config)
+    if cached_encoder(encoder) is None:
         raise UserError(
-            "this conditioner is trained together with the denoiser, so its embeddings cannot be cached: "
-            "choose a frozen one, e.g. conditioner=clip_vit_l14"
+            "only the states of one frozen text encoder without a pooled vector can be cached: choose one "
+            "such as conditioner=clip_vit_l14 or t5, or encode without a conditioner"
         )
     encoder.load_pretrained()
     encoder = encoder.to(device).eval()
 
     @torch.no_grad()
-    def encode_text(captions: list[str]) -> Float[Tensor, "b l d"]:
-        context: Tensor = encoder({"caption": captions}).context
-        return context
+    def encode_text(captions: list[str]) -> dict[str, Tensor]:
+        cond: Conditioning = encoder({"caption": captions})
+        assert cond.context is not None
+        masks = {} if cond.context_mask is None else {TEXT_MASK: cond.context_mask}
+        return {TEXT: cond.context, **masks}
 
-    return encode_text, json.dumps(encoder.describe_frozen_weights(), sort_keys=True)
+    return encode_text, encoder_identity(encoder)
 
 
 @command("encode_latents")
@@ -79,7 +83,9 @@ def main(cfg: DictConfig) -> None:
 
     encode_text, header.text = load_encoder(cfg.get("conditioner"), device)
     if encode_text is not None:
-        header.text_shape, header.caption = tuple(encode_text([""]).shape[1:]), cfg.caption
+        empty = encode_text([""])
+        header.text_shape, header.text_mask = tuple(empty[TEXT].shape[1:]), TEXT_MASK in empty
+        header.caption = cfg.caption
     shards, out = open_shards(cfg.shards, cfg.index, instantiate(cfg.cache)), Path(cfg.out)
     result = write_latents(
         shards, out, header, encode, cfg.batch_size, cfg.num_workers, rank, world_size, encode_text

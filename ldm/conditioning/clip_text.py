@@ -2,23 +2,24 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm import pretrained
 from ldm.conditioning import clip_tower
-from ldm.conditioning.base import Conditioner, Size
+from ldm.conditioning.base import Conditioner, Size, repeat_samples
 from ldm.conditioning.prompt_weights import weigh
-from ldm.conditioning.text import TextEncoder
+from ldm.conditioning.text import FrozenTextEncoder
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.errors import InvalidValue
 from ldm.typing import Conditioning, NonNegativeInt, Proportion, Tokens
 
 
-class ClipText(TextEncoder):
+class ClipText(FrozenTextEncoder):
     """c = the hidden states of CLIP's frozen text tower, one per token (Radford et al. 2021).
 
     The null is the encoding of the empty text, computed when the weights are loaded and stored in `empty`.
@@ -43,8 +44,11 @@ class ClipText(TextEncoder):
         skip_layers: number of blocks at the end that the hidden states skip.
         final_norm: whether to apply the tower's last layer norm to the hidden states.
         pooled: whether the projected encoding of the first chunk's end token is the vector.
+        mask_padding: whether the denoiser attends to the text alone; false as published, where it attends to
+            the padding, too.
     """
 
+    tokenizer: ClipTokenizer
     empty: Tensor
     empty_vector: Tensor | None
 
@@ -58,9 +62,11 @@ class ClipText(TextEncoder):
         skip_layers: NonNegativeInt = 0,
         final_norm: bool = True,
         pooled: bool = False,
+        mask_padding: bool = False,
     ) -> None:
         super().__init__(batch_key, dropout)
         self.tokenizer, self.name, self.weights = tokenizer, name, weights
+        self.mask_padding = mask_padding
         self.skip_layers, self.final_norm, self.pooled = skip_layers, final_norm, pooled
         self.tower = clip_tower.build_text_tower(name, projected=pooled).requires_grad_(False)
         tower = self.tower
@@ -88,13 +94,14 @@ class ClipText(TextEncoder):
         return self
 
     @torch.no_grad()
-    def forward(self, values: list[str]) -> Conditioning:
+    def encode(self, texts: Sequence[str]) -> Conditioning:
         """Encode texts."""
         weights: Float[Tensor, "b l"] | None = None
         if self.uses_weights:
-            tokens, weights = self.tokenizer.with_weights(values)
+            tokens, weights = self.tokenizer.with_weights(texts)
         else:
-            tokens = self.tokenizer(values)
+            tokens = self.tokenizer(texts)
+        mask = self.context_mask(tokens)
         tokens = tokens.to(self.empty.device)
         tokens = rearrange(tokens, "b (c l) -> (b c) l", c=self.tokenizer.chunks)
         states, last_states = self.hidden_states(tokens)  # (b c) l d
@@ -102,7 +109,11 @@ class ClipText(TextEncoder):
         context = context if weights is None else weigh(context, self.empty[None], weights)
         first_chunks = slice(None, None, self.tokenizer.chunks)
         vector = self.pool(last_states[first_chunks], tokens[first_chunks]) if self.pooled else None
-        return Conditioning(context=context, vector=vector)
+        return Conditioning(context=context, context_mask=mask, vector=vector)
+
+    def context_mask(self, tokens: Tokens) -> Bool[Tensor, "b l"] | None:
+        """Return which tokens the denoiser may attend to; None for all."""
+        return self.tokenizer.text_mask(tokens).to(self.empty.device) if self.mask_padding else None
 
     def hidden_states(self, tokens: Tokens) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
         """Return the hidden states for the context, and those of the last block."""
@@ -124,8 +135,10 @@ class ClipText(TextEncoder):
 
     def null(self, n: int, size: Size | None = None) -> Conditioning:
         """Return the stored encoding of the empty text."""
-        vector = None if self.empty_vector is None else self.empty_vector.expand(n, -1)
-        return Conditioning(context=self.empty.expand(n, -1, -1), vector=vector)
+        vector = None if self.empty_vector is None else self.empty_vector[None]
+        mask = self.context_mask(self.tokenizer([""])) if self.mask_padding else None
+        empty = Conditioning(context=self.empty[None], context_mask=mask, vector=vector)
+        return repeat_samples(empty, n)
 
     def set_chunks(self, chunks: int) -> None:
         length = self.tokenizer.length
@@ -163,6 +176,8 @@ class ClipTexts(Conditioner):
         lengths = {len(tower.empty) for tower in towers}
         if len(lengths) != 1:
             raise InvalidValue(f"the towers need the same number of tokens, not {sorted(lengths)}")
+        if len({tower.mask_padding for tower in towers}) != 1:
+            raise InvalidValue("the towers need the same mask_padding: set all to true or all to false")
         self.towers = nn.ModuleList(towers)
 
     def forward(self, values: list[str]) -> Conditioning:
@@ -174,13 +189,14 @@ class ClipTexts(Conditioner):
         empty = self.concatenate([tower.null(n) for tower in self._towers()])
         assert empty.context is not None
         vector = None if empty.vector is None else torch.zeros_like(empty.vector)
-        return Conditioning(context=torch.zeros_like(empty.context), vector=vector)
+        return replace(empty, context=torch.zeros_like(empty.context), vector=vector)
 
     def concatenate(self, parts: list[Conditioning]) -> Conditioning:
-        """Concatenate contexts and vectors along channels."""
+        """Concatenate contexts and vectors along channels; the mask is that of the first tower."""
         vectors = [part.vector for part in parts if part.vector is not None]
         context = torch.cat([part.context for part in parts], dim=2)
-        return Conditioning(context=context, vector=torch.cat(vectors, dim=1) if vectors else None)
+        vector = torch.cat(vectors, dim=1) if vectors else None
+        return Conditioning(context=context, context_mask=parts[0].context_mask, vector=vector)
 
     def load_pretrained(self) -> None:
         """Load every tower."""

@@ -16,7 +16,7 @@ from ldm.errors import UserError
 ENCODE_COMMAND = "`python -m ldm.cli.encode_latents`"
 HEADER_FILE = "latents.json"
 PREPROCESSING = "RGB on white, short side by antialiased bicubic, square crop, pixel / 127.5 - 1"
-TEXT = "text.npy"
+TEXT, TEXT_MASK = "text.npy", "text_mask.npy"
 
 
 @dataclass
@@ -39,6 +39,8 @@ class LatentHeader:
     """Name and hash of the frozen text encoder whose embeddings of the captions are stored; "" for none."""
     text_shape: tuple[int, ...] = ()
     """Shape of a caption's embeddings."""
+    text_mask: bool = False
+    """Whether the mask of the text's tokens is stored, 1 for tokens that are no padding."""
     image_channels: int = 3
     """Channels of the images."""
     caption: str = "txt"
@@ -65,7 +67,12 @@ class LatentHeader:
         moments: Field = ArrayField(MOMENTS, "moments", self.shape)
         if self.variants > 1:
             moments = VariantField(ArrayField(MOMENTS, "moments", (self.variants, *self.shape)), seed)
-        return [moments, ArrayField(TEXT, "text", self.text_shape)] if self.text_shape else [moments]
+        fields = [moments]
+        if self.text_shape:
+            fields.append(ArrayField(TEXT, "text", self.text_shape))
+        if self.text_mask:
+            fields.append(ArrayField(TEXT_MASK, "text_mask", self.text_shape[:1]))
+        return fields
 
     def image_fields(self) -> list[Field]:
         """Return the fields that read the crops to encode."""

@@ -50,6 +50,7 @@ FITTING = {
     "semantic": ["denoiser=ldm4_semantic", "autoencoder=vq_f4"],
     "semantic_tokens": ["denoiser=ldm4_semantic", "denoiser.context_channels=512", "autoencoder=vq_f4"],
     "super_resolution": ["denoiser=ldm4_super_resolution", "autoencoder=vq_f4"],
+    "t5": [],
     "transformer_text": ["denoiser.context_channels=512"],
     "transformer_text_1280": ["denoiser=ldm8_text"],
     "unconditional": ["denoiser=ldm4_faces", "autoencoder=vq_f4"],

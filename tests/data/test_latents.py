@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.fields.arrays import ArrayField
-from ldm.data.latents import LatentHeader, read_header
+from ldm.data.latents import TEXT, TEXT_MASK, LatentHeader, read_header
 from ldm.data.prepare.write_latents import write_latents
 from ldm.data.prepare.write_shards import write_shard
 from ldm.data.shards.reader import Shards, open_shards
@@ -56,11 +56,12 @@ def test_variants_are_chosen_by_position(pack: Callable[..., Shards], tmp_path: 
 
 
 def test_cached_text_states_are_read(pack: Callable[..., Shards], tmp_path: Path) -> None:
-    header = LatentHeader("0123", 8, 4, 2, text="an encoder", text_shape=(3, 2))
+    header = LatentHeader("0123", 8, 4, 2, text="an encoder", text_shape=(3, 2), text_mask=True)
 
-    def encode_text(captions: list[str]) -> Tensor:
-        """Return states (b 3 2) that all equal the row's number, the 3 of "s1 r3"."""
-        return torch.tensor([float(c[-1]) for c in captions])[:, None, None].expand(-1, 3, 2)
+    def encode_text(captions: list[str]) -> dict[str, Tensor]:
+        """Return states (b 3 2) of the row's number, the 3 of "s1 r3", and a mask of one token."""
+        states = torch.tensor([float(c[-1]) for c in captions])[:, None, None].expand(-1, 3, 2)
+        return {TEXT: states, TEXT_MASK: torch.arange(3).expand(len(captions), -1) < 1}
 
     write_latents(pack(3), tmp_path / "out", header, encode, 2, encode_text=encode_text)
     assert read_header([tmp_path / "out" / "00000.tar"]) == header
@@ -68,6 +69,7 @@ def test_cached_text_states_are_read(pack: Callable[..., Shards], tmp_path: Path
     states = batch["text"]  # type: ignore[typeddict-item]
     assert states.shape == (3, 3, 2) and states.dtype == torch.float16
     assert [f"s0 r{int(state[2, 1])}" for state in states] == batch["caption"]
+    assert batch["text_mask"].tolist() == [[1, 0, 0]] * 3  # type: ignore[typeddict-item]
 
 
 def test_a_header_of_another_version_is_refused(pack: Callable[..., Shards], tmp_path: Path) -> None:

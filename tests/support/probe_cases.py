@@ -214,6 +214,7 @@ CASES: dict[str, Case] = {
     "ldm.conditioning.rescalers.MaxPoolMask": Case(),
     "ldm.conditioning.rescalers.PixelUnshuffle": Case({"channels": 1, "factor": 2}),
     "ldm.conditioning.rescalers.Resize": Case({"mode": "nearest"}),
+    "ldm.conditioning.pretrained_text.PretrainedText": conditioner({"name": "x", "width": 4}),
     **cases("data.fields.degradations.BSRGANDegradation", Case({"factor": 2, "seed": 0}, run_field)),
     **cases("data.fields.degradations.Downsampled", Case({}, run_field)),
     "ldm.data.fields.degradations.NoiseAugmentation": Case({"max_noise_level": 5, "seed": 0}),

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from ldm.cli.config.validate import nearest_existing_path
 from ldm.conditioning.base import Conditioner
 from ldm.conditioning.spatial import Mask
+from ldm.conditioning.text import FrozenTextEncoder, cached_encoder, encoder_identity
 from ldm.data.datamodule import ShardDataModule
 from ldm.data.fields.masks import MaskedImage
 from ldm.errors import UserError
@@ -43,6 +44,7 @@ def check_model_and_data(stage: Stage, data: ShardDataModule, max_steps: int) ->
         stage.model.latent_shape(data.size, data.size)
         check_masks(stage.model, data.derived_fields)
         _check_conditions(stage.model, data)
+        _check_cached_text(stage.model, data)
         data.check_latents(stage.first_stage_hash())
 
 
@@ -111,6 +113,27 @@ def _check_conditions(model: LatentDiffusion, data: ShardDataModule) -> None:
             )
     if captioned:
         data.check_captions()
+
+
+def _check_cached_text(model: LatentDiffusion, data: ShardDataModule) -> None:
+    """Raise UserError where the cached states of captions are not those that the text encoder would give."""
+    header = data.header(data.shards)
+    parts = model.conditioner.conditioners.values()
+    if header is None or not header.text or not any(isinstance(part, FrozenTextEncoder) for part in parts):
+        return
+    encoder = cached_encoder(model.conditioner)
+    shape = None if encoder is None else tuple(encoder.null(1).context.shape[1:])  # type: ignore[union-attr]
+    sources = [*(data.captions or {"txt": 1.0})]
+    stored = {"text encoder": (header.text, encoder_identity(model.conditioner)),
+              "number of tokens and channels": (header.text_shape, shape),
+              "caption": ([header.caption], sources)}  # fmt: skip
+    for what, (cached, wanted) in stored.items():
+        if encoder is None or cached != wanted:
+            raise UserError(
+                f"{data.shards} holds cached states of captions with another {what} than this model's "
+                f"({cached}, not {wanted}): encode the latents again with the model's conditioner=... and "
+                "caption=..., or without a conditioner"
+            )
 
 
 def check_masks(model: LatentDiffusion, derived_fields: Sequence[object]) -> None:

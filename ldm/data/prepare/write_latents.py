@@ -16,7 +16,7 @@ from ldm.data.fields.arrays import to_npy
 from ldm.data.fields.captions import CaptionField
 from ldm.data.fields.metadata import read_json
 from ldm.data.fields.spatial import image_size
-from ldm.data.latents import TEXT, LatentHeader, read_folder_header, write_header
+from ldm.data.latents import LatentHeader, read_folder_header, write_header
 from ldm.data.loading.loader import BatchLoader, sequential_loader
 from ldm.data.prepare.write_shards import write_shard
 from ldm.data.shards.index import Index, load_index
@@ -28,8 +28,8 @@ from ldm.errors import UserError
 EncodeImages = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b two_z h w"]]
 """Returns the posterior mean and standard deviation of square images."""
 
-EncodeText = Callable[[list[str]], Float[Tensor, "b l d"]]
-"""Returns a frozen text encoder's embeddings of captions."""
+EncodeText = Callable[[list[str]], dict[str, Tensor]]
+"""Returns a frozen text encoder's embeddings of captions and their mask, by the member that stores them."""
 
 
 @dataclass
@@ -115,9 +115,8 @@ def _encode_samples(
             if encode_text is not None:
                 captions = [caption_field(sample, 0) for sample in samples]
                 report.without_caption += captions.count("")
-                columns[TEXT] = _to_fp16(
-                    encode_text(captions), samples, "the text embedding of", "the text encoder"
-                )
+                for kind, values in encode_text(captions).items():
+                    columns[kind] = _to_fp16(values, samples, "the text embedding of", "the text encoder")
             for i, sample in enumerate(samples):
                 arrays = {kind: to_npy(column[i]) for kind, column in columns.items()}
                 yield sample.key, {**_copied_members(sample, header), **arrays}

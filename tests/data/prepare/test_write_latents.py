@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.data.fields.captions import CaptionField
 from ldm.data.fields.image import ImageField
 from ldm.data.fields.spatial import BoxField, SegmentationField, SizeField
-from ldm.data.latents import LatentHeader, read_header
+from ldm.data.latents import TEXT, LatentHeader, read_header
 from ldm.data.loading.loader import sequential_loader
 from ldm.data.prepare.write_latents import write_latents
 from ldm.data.prepare.write_shards import write_shard
@@ -207,9 +207,9 @@ def test_an_output_that_does_not_fit_fp16_is_refused(
         is_second_shard = image[0, 0, 0, 0] == 1
         return spoil(encode(image)) if is_second_shard and not of_text else encode(image)
 
-    def encode_text(captions: list[str]) -> Tensor:
+    def encode_text(captions: list[str]) -> dict[str, Tensor]:
         states = torch.ones(len(captions), 2, 3)
-        return spoil(states) if captions[0].startswith("s1") and of_text else states
+        return {TEXT: spoil(states) if captions[0].startswith("s1") and of_text else states}
 
     what, name = ("text embedding", "text encoder") if of_text else ("latent", "autoencoder")
     with pytest.raises(
@@ -241,7 +241,7 @@ def test_embeddings_are_of_the_caption_that_the_header_names(tmp_path: Path) -> 
         header,
         encode,
         batch_size=2,
-        encode_text=lambda captions: torch.tensor([[float(len(caption))] for caption in captions]),
+        encode_text=lambda captions: {TEXT: torch.tensor([[float(len(c))] for c in captions])},
     )
     latents = open_shards(str(tmp_path / "latents"))
     assert read_header(latents.paths) == header and report.without_caption == 1
