@@ -11,6 +11,7 @@ from ldm.conditioning.base import Compose
 from ldm.conditioning.tokenizer import ClipTokenizer
 from ldm.conditioning.transformer_text import TransformerText
 from ldm.data.demo.scenes import caption, every_scene
+from ldm.errors import UserError
 
 WORDS = ["a", "red", "green", "circle", "square", "left", "of"]
 TEXTS = ["a red circle left of a green square", "red", ""]
@@ -128,6 +129,8 @@ def test_several_chunks_are_refused() -> None:
 def test_weights_change_the_tokens_of_their_words_only() -> None:
     model = encoder(pooled=True)
     plain, empty = model(["a red circle"]), model([""])
+    with pytest.raises(UserError, match="'.' in 'a .red:2. circle' is not one of the 7 words"):
+        model(["a (red:2) circle"])  # brackets are text, as in training
     model.uses_weights = True
     assert torch.equal(model(["(a red circle:1)"]).context, plain.context)
     weighed = model(["a (red:2) circle"])

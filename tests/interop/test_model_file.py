@@ -104,7 +104,8 @@ def test_truncated(file, keep):
 
 
 @pytest.mark.parametrize(
-    "content", [b"PK\x03\x04 a pickle in a zip", b"<html>not found</html>", b"\x80\x02}q\x00." * 9]
+    "content",
+    [b"PK\x03\x04 a pickle in a zip", b"<html>not found</html>", b"ten bytes.", b"\x80\x02}q\x00." * 9],
 )
 def test_not_safetensors(file, content):
     file.write_bytes(content)

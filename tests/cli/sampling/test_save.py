@@ -174,6 +174,13 @@ def test_the_grid_shows_a_bounded_number_of_images(tmp_path, capsys, n, titles, 
     assert (width - 190, height - 4) == (size[0] * 12, size[1] * 12)
 
 
+def test_the_grid_states_a_title_beside_the_first_of_its_rows(tmp_path):
+    write(plan_for(random_images(10)), tmp_path, "grid_scale=3")
+    grid = Image.open(tmp_path / "grid.png")
+    first, second = (grid.crop((0, top, 190, top + 24)) for top in (4, 4 + 28))
+    assert len(first.getcolors()) > 1 and len(second.getcolors()) == 1
+
+
 def test_the_images_of_a_large_grid_are_reduced(tmp_path, monkeypatch):
     monkeypatch.setattr(save, "GRID_PIXELS", 4 * 6 * 6)
     write(plan_for(random_images(4)), tmp_path, "grid_scale=5")

@@ -34,6 +34,13 @@ def test_a_value_that_is_not_finite_makes_a_bad_sample(value: float, where: tupl
             variants(sample(np.stack([np.ones_like(array), array])), position)
 
 
+def test_every_variant_is_chosen_at_some_position() -> None:
+    variants = VariantField(ArrayField("moments.npy", "moments", (3, 2)), seed=0)
+    array = np.array([[0, 0], [1, 1], [2, 2]], np.float16)
+    chosen = [tuple(variants(sample(array), position).tolist()) for position in range(30)]
+    assert set(chosen) == {(0, 0), (1, 1), (2, 2)}
+
+
 @pytest.mark.parametrize(
     "array", [np.ones((2, 3), np.float32), np.ones((3, 2), np.float16), np.ones((2, 4), np.float16)]
 )
