@@ -57,13 +57,20 @@ def _without_interrupts() -> Iterator[None]:
     """Delay Ctrl-C and SIGTERM to the end of the block, also for the processes that it starts.
 
     While a process is forked, libraries run functions in it whose exceptions Python prints and drops, and
-    with them the one of a signal.
+    with them the one of a signal. Blocked signals would still reach another thread, and from there the
+    handlers in this one, so those wait as well. The processes that are started inherit what is blocked.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    received = list[int]()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    handlers = {n: signal.signal(n, lambda number, _: received.append(number)) for n in INTERRUPTS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    for signal_number in received:
+        signal.raise_signal(signal_number)
 
 
 def _init_worker(task: Callable[[Any], Any]) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -82,12 +83,20 @@ for _name, _functions in HOOKS.items():
     os.register_at_fork(**{_name: lambda functions=_functions: [function() for function in functions]})
 
 
-def test_ctrl_c_while_a_worker_is_forked_is_not_lost(capfd) -> None:
-    """Libraries run functions then, whose exceptions Python prints and drops."""
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_ctrl_c_while_a_worker_is_forked_is_not_lost(has_thread: bool, capfd) -> None:
+    """Libraries run functions then, whose exceptions Python prints and drops. A thread may get the signal."""
+    end = threading.Event()
+    if has_thread:
+        threading.Thread(target=end.wait).start()
     HOOKS["before"].append(lambda: HOOKS["before"].clear() or os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt), parallel_map(square, 2) as map_items:
-        list(map_items(range(50)))
+    try:
+        with pytest.raises(KeyboardInterrupt), parallel_map(square, 2) as map_items:
+            list(map_items(range(50)))
+    finally:
+        end.set()
     assert capfd.readouterr().err == "" and not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
