@@ -145,6 +145,6 @@ def test_a_caption_with_an_unquoted_comma_is_refused_before_any_work(
     assert pack(monkeypatch, "source=table", f"source.path={images}/t.csv", f"out={out}") == 2
     assert not out.exists()
     assert capsys.readouterr().err == (
-        f"error: line 2 of {images}/t.csv has 3 cells and the header 2: write a text that contains a , in "
-        'quotes, as in "a circle, left of a square"\n'
+        f"error: line 2 of {images}/t.csv has 3 cells and the header 2: put quotes around a text that "
+        'contains a comma, as in "a circle, left of a square"\n'
     )
