@@ -114,6 +114,7 @@ def train_here(monkeypatch, *words: str) -> None:
     train.main()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_sigterm_and_sigkill_to_one_rank(images, tmp_path, monkeypatch):
     """SIGTERM to one rank and its loader: all save and exit for requeueing. SIGKILL to one rank: all end."""

@@ -86,17 +86,18 @@ for _name, _functions in HOOKS.items():
 @pytest.mark.parametrize("has_thread", [False, True])
 def test_ctrl_c_while_a_worker_is_forked_is_not_lost(has_thread: bool, capfd) -> None:
     """Libraries run functions then, whose exceptions Python prints and drops. A thread may get the signal."""
-    end = threading.Event()
+    before, end = signal.signal(signal.SIGINT, signal.default_int_handler), threading.Event()
     if has_thread:
         threading.Thread(target=end.wait).start()
     HOOKS["before"].append(lambda: HOOKS["before"].clear() or os.kill(os.getpid(), signal.SIGINT))
     try:
         with pytest.raises(KeyboardInterrupt), parallel_map(square, 2) as map_items:
             list(map_items(range(50)))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         end.set()
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "" and not multiprocessing.active_children()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
